@@ -1,0 +1,40 @@
+"""Heterogeneous self-supervised learning and siamese image modeling in the Hugging Face ecosystem.
+
+The public names are loaded on first use, so that the command line answers at once. Using any of them makes the models known
+to transformers' `AutoConfig`, `AutoModel` and `AutoModelForPreTraining`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.export import export_backbone
+    from hssl_hf.modeling_hssl import HSSLForPreTraining, HSSLOutput
+
+_HOMES = {
+    "HSSLConfig": "hssl_hf.configuration_hssl",
+    "HSSLForPreTraining": "hssl_hf.modeling_hssl",
+    "HSSLOutput": "hssl_hf.modeling_hssl",
+    "export_backbone": "hssl_hf.export",
+}
+__all__ = ["HSSLConfig", "HSSLForPreTraining", "HSSLOutput", "export_backbone", "register"]
+
+
+def register() -> None:
+    """Make the models known to transformers' Auto classes; safe to call twice."""
+    from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+    from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.modeling_hssl import HSSLForPreTraining
+
+    AutoConfig.register("hssl", HSSLConfig, exist_ok=True)
+    AutoModel.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
+    AutoModelForPreTraining.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hssl_hf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    register()
+    return getattr(import_module(_HOMES[name]), name)

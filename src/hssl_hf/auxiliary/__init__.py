@@ -1,0 +1,24 @@
+"""Auxiliary heads: shallow networks of another architecture behind the base model.
+
+A family is a block `Block(width, *, grid, layer, shortcut, drop_path)` from (B, h, w, C) to (B, h, w, C). To add one, write its
+file and name it here.
+"""
+
+from hssl_hf.auxiliary.convnext import ConvNeXtBlock
+from hssl_hf.auxiliary.head import AuxiliaryHead
+from hssl_hf.auxiliary.poolformer import PoolFormerBlock
+from hssl_hf.auxiliary.resmlp import ResMLPBlock
+from hssl_hf.auxiliary.resnet import ResNetBlock
+from hssl_hf.auxiliary.swin import SwinBlock
+from hssl_hf.auxiliary.vit import ViTBlock
+
+BLOCKS = {
+    "convnext": ConvNeXtBlock,
+    "poolformer": PoolFormerBlock,
+    "resmlp": ResMLPBlock,
+    "resnet": ResNetBlock,
+    "swin": SwinBlock,
+    "vit": ViTBlock,
+}
+
+__all__ = ["BLOCKS", "AuxiliaryHead"]

@@ -1,0 +1,65 @@
+"""The auxiliary head: features of the base model -> blocks of another architecture -> tokens of its own."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hssl_hf.tokens import Tokens
+
+
+class AuxiliaryHead(nn.Module):
+    """A stack of blocks of one family, whose first residual shortcut is removed.
+
+    Without that shortcut the head cannot pass the base's features on, so it has to describe the image in its own way. The
+    image-level representation is the mean of the head's output map, for every family alike.
+
+    Args:
+        block: the block class.
+        width: channels C of the base's features.
+        depth: number of blocks D, at least 1.
+        grid: (h, w) of a global view.
+        first_shortcut: keep the first shortcut (an ablation).
+        inner_width: channels inside the head, None for C; projected in and out linearly where it differs.
+        rates: drop-path rate of every block.
+    Source: HSSL, section 3 and Table 15; released code for pooling, norm and drop path.
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        width: int,
+        depth: int,
+        grid: tuple[int, int],
+        *,
+        first_shortcut: bool = False,
+        inner_width: int | None = None,
+        rates: list[float] | None = None,
+    ):
+        super().__init__()
+        inner, rates = inner_width or width, rates or [0.0] * depth
+        self.enter = nn.Identity() if inner == width else nn.Linear(width, inner)
+        self.blocks = nn.ModuleList(
+            block(inner, grid=grid, layer=i, shortcut=first_shortcut or i > 0, drop_path=rates[i]) for i in range(depth)
+        )
+        self.leave = nn.Identity() if inner == width else nn.Linear(inner, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.grad_checkpointing = False
+        self.apply(_init_weights)
+
+    def forward(self, features: Tensor) -> Tokens:
+        """(B, h, w, C) patch features before the base's final norm -> cls (B, C) and patches (B, h, w, C)."""
+        hidden = self.enter(features)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, use_reentrant=False)
+            else:
+                hidden = block(hidden)
+        hidden = self.leave(hidden)
+        return Tokens(self.norm(hidden.mean((1, 2))), self.norm(hidden))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

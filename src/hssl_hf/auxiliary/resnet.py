@@ -1,0 +1,31 @@
+"""ResNet (arXiv 1512.03385): bottleneck convolutions; one residual, then a ReLU."""
+
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from hssl_hf.heads import BatchNorm
+
+
+class ResNetBlock(nn.Module):
+    """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the statistics of all processes, in the teacher those of its own batch."""
+
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
+        super().__init__()
+        inner = width // 4
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, inner, 1, bias=False),
+            BatchNorm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            BatchNorm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, width, 1, bias=False),
+            BatchNorm(width),
+        )
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return F.relu(x + self.drop_path(y) if self.shortcut else y)

@@ -1,0 +1,83 @@
+"""Swin (arXiv 2103.14030): self-attention in windows, shifted in every second block, then an MLP."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from hssl_hf.auxiliary.vit import attention_heads
+
+WINDOW = 7
+
+
+class SwinBlock(nn.Module):
+    """Blocks 1, 3, ... shift their windows by half a window.
+
+    A grid no larger than a window is one window of its own size, unshifted; a grid that windows do not divide is padded, and
+    padding is never attended to. All window sizes read one table of relative positions.
+    """
+
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
+        super().__init__()
+        self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
+        nn.init.trunc_normal_(self.relative_bias, std=0.02)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4 * width)
+        self.drop_path = DropPath(drop_path)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._attend(self.norm1(x))
+        x = x + self.drop_path(y) if self.shortcut else y
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        window = (min(WINDOW, height), min(WINDOW, width))
+        shift = (0, 0) if min(height, width) <= WINDOW else (self.shift, self.shift)
+        padded = [-(-size // side) * side for size, side in zip((height, width), window, strict=True)]
+        regions = _regions((height, width), padded, window, shift, x.device)
+        x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
+        windows = _partition(x.roll((-shift[0], -shift[1]), (1, 2)), window)  # (B, n, wh * ww, C)
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        strangers = regions[:, None, :, None] != regions[:, None, None, :]  # (n, 1, wh * ww, wh * ww)
+        bias = self._position_bias(window).to(q.dtype).masked_fill(strangers, float("-inf"))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        out = self.project(out.transpose(2, 3).flatten(3))
+        out = _merge(out, window, padded).roll(shift, (1, 2))
+        return out[:, :height, :width]
+
+    def _position_bias(self, window: tuple[int, int]) -> Tensor:
+        """(heads, wh * ww, wh * ww) biases of one window."""
+        rows, columns = (torch.arange(side, device=self.relative_bias.device) for side in window)
+        rows, columns = (i[:, None] - i[None, :] + WINDOW - 1 for i in (rows, columns))
+        bias = self.relative_bias[:, rows[:, None, :, None], columns[None, :, None, :]]
+        return bias.flatten(3).flatten(1, 2)
+
+
+def _partition(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (B, windows, wh * ww, C)."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window[0], window[0], width // window[1], window[1], channels)
+    return x.transpose(2, 3).reshape(batch, -1, window[0] * window[1], channels)
+
+
+def _merge(x: Tensor, window: tuple[int, int], size: list[int]) -> Tensor:
+    """The inverse of `_partition`."""
+    rows, columns = size[0] // window[0], size[1] // window[1]
+    return x.view(len(x), rows, columns, *window, x.shape[-1]).transpose(2, 3).reshape(len(x), *size, x.shape[-1])
+
+
+def _regions(size, padded, window, shift, device) -> Tensor:
+    """(windows, wh * ww) numbers: patches may attend to each other only where these agree (same side of a wrap, no padding)."""
+    sides = []
+    for axis in (0, 1):
+        index = torch.arange(padded[axis], device=device)
+        wrapped = (index < shift[axis]).long()
+        sides.append(torch.where(index < size[axis], wrapped, 2).roll(-shift[axis]))
+    regions = sides[0][:, None] * 3 + sides[1][None, :]
+    return _partition(regions[None, :, :, None], window)[0, :, :, 0]

@@ -1,0 +1,164 @@
+"""The base model: any timm model -> tokens.
+
+A final norm that timm applies inside `forward_features` is taken out and applied here, because the auxiliary head reads the
+features in front of it. Vision transformers run block by block, so that patches can be masked or left out.
+"""
+
+import difflib
+
+import timm
+import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hssl_hf.positions import resample_positions
+from hssl_hf.tokens import Tokens
+
+
+class Backbone(nn.Module):
+    """A timm model without classifier.
+
+    Args:
+        name: any name that `timm.create_model` knows.
+        image_size: side of the global views in pixels; other sizes pass too wherever the architecture allows them.
+        kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, ...).
+        drop_path: stochastic depth at the end of the whole network, base and auxiliary head together.
+        following_blocks: blocks of the auxiliary head, which share the linear rise of the drop path with the base.
+        mask_token: whether patches can be masked (vision transformers only).
+    Raises:
+        ValueError: if timm has no such model, the size does not suit it, or it cannot be masked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        kwargs: dict | None = None,
+        drop_path: float = 0.0,
+        following_blocks: int = 0,
+        mask_token: bool = False,
+    ):
+        super().__init__()
+        self.model = create_timm_model(name, image_size, kwargs or {}, drop_path)
+        self.width = self.model.num_features
+        self.is_transformer = isinstance(self.model, VisionTransformer) and self.model.num_prefix_tokens == 1
+        self.stride = self.model.feature_info[-1]["reduction"]
+        self.grid = (max(1, image_size // self.stride),) * 2
+        self.norm = nn.Identity()
+        if isinstance(getattr(self.model, "norm", None), nn.Module):
+            self.norm, self.model.norm = self.model.norm, nn.Identity()
+        self.rates = share_drop_path(self.model, drop_path, following_blocks)
+        self.mask_token = None
+        if mask_token:
+            if not self.is_transformer:
+                raise ValueError(
+                    f"masks need a vision transformer with a class token as backbone, got {name!r}; choose the objective "
+                    "'dino' or 'moco_v3' for it"
+                )
+            self.mask_token = nn.Parameter(torch.zeros(1, self.width))
+
+    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> tuple[Tokens, Tensor]:
+        """
+        Args:
+            pixels: (B, 3, H, W) normalised images.
+            masks: (B, h, w) bool, True = replaced by the mask token.
+        Returns:
+            normalised tokens with cls (B, C) and patches (B, h, w, C), and the patches before the final norm.
+        """
+        if self.is_transformer:
+            patches = self.embed(pixels)
+            if masks is not None:
+                patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
+            grid = patches.shape[1:3]
+            hidden = self.run_blocks((patches + self.positions(grid)).flatten(1, 2))
+            tokens = self.norm(hidden)
+            return Tokens(tokens[:, 0], tokens[:, 1:].unflatten(1, grid)), hidden[:, 1:].unflatten(1, grid)
+        features = self.model.forward_features(pixels)
+        normed = self.norm(features)
+        cls = self.model.forward_head(normed, pre_logits=True)
+        return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
+
+    def visible(self, pixels: Tensor, kept: Tensor) -> Tokens:
+        """Encode some of the patches only; the others never enter the transformer.
+
+        Args:
+            pixels: (B, 3, H, W) normalised images.
+            kept: (B, K) row-major positions of the patches to encode.
+        Returns:
+            normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`.
+        """
+        patches = self.embed(pixels)
+        patches = (patches + self.positions(patches.shape[1:3])).flatten(1, 2)
+        tokens = self.norm(self.run_blocks(patches.gather(1, kept[..., None].expand(-1, -1, self.width))))
+        return Tokens(tokens[:, 0], tokens[:, 1:])
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h, w, C) patch embeddings without positions."""
+        patch = self.model.patch_embed.patch_size
+        if pixels.shape[-2] % patch[0] or pixels.shape[-1] % patch[1]:
+            raise ValueError(f"images of {tuple(pixels.shape[-2:])} pixels do not divide into patches of {tuple(patch)}")
+        return self.model.patch_embed.proj(pixels).permute(0, 2, 3, 1)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """(h, w, C) positions of the patches of a grid."""
+        own = self.model.patch_embed.grid_size
+        return resample_positions(self.model.pos_embed[0, 1:].unflatten(0, own), tuple(grid))
+
+    def run_blocks(self, patches: Tensor) -> Tensor:
+        """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""
+        cls = (self.model.cls_token + self.model.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        hidden = torch.cat([cls.to(patches.dtype), patches], dim=1)
+        for block in self.model.blocks:
+            if self.model.grad_checkpointing and self.training and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, use_reentrant=False)
+            else:
+                hidden = block(hidden)
+        return hidden
+
+    def timm_state_dict(self) -> dict[str, Tensor]:
+        """The weights under timm's own names, without the mask token."""
+        state = self.model.state_dict()
+        return {**state, **{f"norm.{key}": value for key, value in self.norm.state_dict().items()}}
+
+    def _to_map(self, features: Tensor, pixels: Tensor) -> Tensor:
+        """Features in the layout of their architecture -> (B, h, w, C)."""
+        if features.ndim == 3:
+            grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
+            return features[:, getattr(self.model, "num_prefix_tokens", 0) :].unflatten(1, grid)
+        return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+
+def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float) -> nn.Module:
+    """`timm.create_model` without classifier, at our image size, with errors that help."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    sizes = {}
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        sizes["img_size"] = image_size
+    if "swin" in name:
+        sizes["strict_img_size"] = False
+    patch = kwargs.get("patch_size")
+    if patch and image_size % patch:
+        raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
+    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **sizes, **kwargs)
+
+
+def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> list[float]:
+    """Let the drop path rise linearly from 0 over the model's blocks and the blocks that follow behind it.
+
+    Returns:
+        the rates left for the following blocks.
+    Source: released HSSL code: one linspace over depth + auxiliary depth values.
+    """
+    owners = [m for m in model.modules() if any(isinstance(child, DropPath) for child in m.children())]
+    rates = {child.drop_prob for owner in owners for child in owner.children() if isinstance(child, DropPath)}
+    depth = len(owners) + (1 if len(rates) > 1 or len(owners) == 1 else 0)  # a first block with rate 0 has no DropPath
+    shared = torch.linspace(0, last, depth + following_blocks, device="cpu").tolist()
+    for owner, rate in zip(owners, shared[depth - len(owners) :], strict=False):
+        for child in owner.children():
+            if isinstance(child, DropPath):
+                child.drop_prob = rate
+    return shared[depth:]

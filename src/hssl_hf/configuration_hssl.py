@@ -1,0 +1,111 @@
+"""Configuration of `HSSLForPreTraining`: backbone × auxiliary head × objective, and who teaches whom."""
+
+import difflib
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+BRANCHES = ("base", "auxiliary")
+
+
+@strict
+class HSSLConfig(PreTrainedConfig):
+    """Heterogeneous self-supervised learning of one base model with one auxiliary head.
+
+    Who teaches whom is a list of arrows "teacher->learner" between the branches "base" and "auxiliary". The teacher side is
+    the momentum network, the learner side the student. A method without auxiliary head is `auxiliary=None` with arrows
+    "base->base".
+
+    Args:
+        backbone: name of a timm model.
+        backbone_kwargs: further arguments of that model, such as `embed_dim` or `patch_size`.
+        image_size: side of the global views in pixels.
+        drop_path: stochastic depth at the last block, rising linearly from 0 over base and head together.
+        auxiliary: family of the auxiliary head (convnext, poolformer, resmlp, resnet, swin, vit), or None.
+        auxiliary_depth: its number of blocks.
+        auxiliary_shortcut: keep its first shortcut (an ablation).
+        auxiliary_width: its channels; None for those of the backbone.
+        objective: dino, ibot or moco_v3.
+        cls_supervision: arrows of the image level.
+        patch_supervision: arrows of the patch level (ibot).
+        reduction: how the terms of several arrows combine.
+        shared_projection: one projection for both branches instead of one each (Table 16).
+        projection_hidden, projection_size: widths of the projection heads.
+        num_prototypes: prototypes K (dino, ibot).
+        learned_prototype_length: learn the length of every prototype (`norm_last_layer false` in iBOT).
+        student_temperature: tau_s (dino, ibot).
+        center_momentum: momentum of the centre (dino, ibot).
+        contrastive_temperature: T (moco_v3).
+    Raises:
+        ValueError: for arrows, families, or combinations that do not exist.
+    Source: HSSL, Tables 14-20; released code for the defaults.
+    Differs: equations 1 and 2 add the terms of the branches, the released code averages them (`reduction="mean"`).
+    """
+
+    model_type = "hssl"
+
+    backbone: str = "vit_small_patch16_224"
+    backbone_kwargs: dict | None = None
+    image_size: int = 224
+    drop_path: float = 0.1
+    auxiliary: str | None = "convnext"
+    auxiliary_depth: int = 3
+    auxiliary_shortcut: bool = False
+    auxiliary_width: int | None = None
+    objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
+    cls_supervision: list[str] | tuple[str, ...] = ("auxiliary->base", "auxiliary->auxiliary")
+    patch_supervision: list[str] | tuple[str, ...] = ("base->base",)
+    reduction: Literal["mean", "sum"] = "mean"
+    shared_projection: bool = False
+    projection_hidden: int = 2048
+    projection_size: int = 256
+    num_prototypes: int = 8192
+    learned_prototype_length: bool = False
+    student_temperature: float = 0.1
+    center_momentum: float = 0.9
+    contrastive_temperature: float = 0.2
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        from hssl_hf.auxiliary import BLOCKS  # the families are code; a config is read without torch where that is enough
+
+        if self.auxiliary is not None and self.auxiliary not in BLOCKS:
+            near = difflib.get_close_matches(self.auxiliary, BLOCKS, n=1)
+            raise ValueError(
+                f"there is no auxiliary head {self.auxiliary!r}; expected one of {sorted(BLOCKS)} or null."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        if not self.cls_supervision:
+            raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
+        if self.objective != "ibot" and self.patch_supervision:
+            raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
+        for name in ("cls_supervision", "patch_supervision"):
+            self._check_arrows(name, parse_arrows(getattr(self, name)))
+
+    def _check_arrows(self, name: str, arrows: list[tuple[str, str]]) -> None:
+        branches = {branch for arrow in arrows for branch in arrow}
+        if self.auxiliary is None and "auxiliary" in branches:
+            raise ValueError(f"{name}={list(getattr(self, name))} needs an auxiliary head, but auxiliary is null")
+        learners = {learner for _, learner in parse_arrows([*self.cls_supervision, *self.patch_supervision])}
+        for teacher in branches - learners:
+            if not self.shared_projection:
+                raise ValueError(
+                    f"in {name} the branch {teacher!r} teaches but learns nowhere, so that its projection would stay random; "
+                    f"add an arrow to {teacher!r} or set shared_projection"
+                )
+
+
+def parse_arrows(arrows) -> list[tuple[str, str]]:
+    """["auxiliary->base", ...] -> [("auxiliary", "base"), ...]: (teacher, learner).
+
+    Raises:
+        ValueError: if an arrow is not of the form "branch->branch".
+    """
+    pairs = []
+    for arrow in arrows:
+        teacher, _, learner = (part.strip() for part in arrow.partition("->"))
+        if teacher not in BRANCHES or learner not in BRANCHES:
+            raise ValueError(f"expected an arrow such as 'auxiliary->base' between {BRANCHES}, got {arrow!r}")
+        pairs.append((teacher, learner))
+    return pairs

@@ -1,0 +1,33 @@
+"""The teacher: an exponential moving average of the student, parameter by parameter."""
+
+import torch
+from torch import nn
+
+
+def trainable_pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Pair every teacher parameter with the student's of the same name.
+
+    Parameters that only the student has (mask token, prediction heads) take no part.
+
+    Raises:
+        ValueError: if the teacher has a parameter that the student lacks.
+    """
+    ours = dict(student.named_parameters())
+    lonely = [name for name, _ in teacher.named_parameters() if name not in ours]
+    if lonely:
+        raise ValueError(f"the teacher has parameters that the student lacks: {lonely}")
+    return [(ours[name], parameter) for name, parameter in teacher.named_parameters()]
+
+
+@torch.no_grad()
+def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, in the teacher's precision.
+
+    Buffers are left alone: a batch-normalised teacher normalises with the statistics of its own batches.
+
+    Args:
+        momentum: in [0, 1]; 1 leaves the teacher unchanged, 0 copies the student.
+    Source: DINO, arXiv 2104.14294, section 3.1.
+    """
+    sources, targets = zip(*trainable_pairs(student, teacher), strict=True)
+    torch._foreach_lerp_(list(targets), [s.to(t.dtype) for s, t in zip(sources, targets, strict=True)], 1 - momentum)

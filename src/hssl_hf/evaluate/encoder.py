@@ -1,0 +1,47 @@
+"""An exported backbone as an encoder, and raw pixels as the reference that any backbone has to beat."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel
+
+Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encoder, Callable]:
+    """Load an exported folder or a Hub repository with the Auto classes alone.
+
+    Returns:
+        the encoder and the image processor that goes with it.
+    Raises:
+        ValueError: if there is nothing to load.
+    """
+    try:
+        model = AutoModel.from_pretrained(str(export), revision=revision or "main").eval()
+        processor = AutoImageProcessor.from_pretrained(str(export), revision=revision or "main")
+    except (OSError, HFValidationError) as error:
+        raise ValueError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
+
+    @torch.inference_mode()
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(pixels.to(model.device, model.dtype))
+        cls = output.pooler_output.flatten(1)
+        return cls.float(), _to_map(output.last_hidden_state, cls.shape[1]).float()
+
+    return encode, processor
+
+
+def _to_map(features: Tensor, width: int) -> Tensor:
+    """Last hidden state of any stock model -> (B, h, w, D)."""
+    if features.ndim == 3:
+        side = int(features.shape[1] ** 0.5)
+        return features[:, -side * side :].unflatten(1, (side, side))
+    return features.permute(0, 2, 3, 1) if features.shape[1] == width else features
+
+
+def pixels_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The normalised pixels themselves: cls (B, 3HW), patches (B, H, W, 3)."""
+    return pixels.flatten(1), pixels.permute(0, 2, 3, 1)

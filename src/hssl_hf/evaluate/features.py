@@ -1,0 +1,69 @@
+"""Labelled images -> features."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hssl_hf.evaluate.encoder import Encoder
+from hssl_hf.stream import Source, StreamError, image_bytes, load_source
+from hssl_hf.views import CorruptImageError, decode
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A split of images with integer labels.
+
+    Args:
+        source: where the images are.
+        label_column: their labels.
+        limit: use the first images only; None for all.
+    """
+
+    source: Source
+    label_column: str = "label"
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        """(3, H, W) uint8 and label; images that cannot be decoded are left out."""
+        dataset = load_source(self.source, also=[self.label_column])
+        for row in islice(_rows(dataset), self.limit):
+            try:
+                yield decode(image_bytes(row["image"])), int(row[self.label_column])
+            except CorruptImageError:
+                continue
+
+
+def _rows(dataset) -> Iterator[dict]:
+    for batch in dataset.iter(batch_size=64):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def extract(
+    encoder: Encoder, processor: Callable, images: LabelledImages, batch_size: int = 256, progress: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Image-level features of a labelled split.
+
+    Args:
+        encoder: pixels -> cls, patches.
+        processor: an image processor of transformers.
+        progress: caption of a progress bar; None for none.
+    Returns:
+        features (n, D) float32 and labels (n,) int64.
+    Raises:
+        StreamError: if the split is empty.
+    """
+    features, labels, iterator = [], [], iter(images)
+    with tqdm(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
+        while batch := list(islice(iterator, batch_size)):
+            pixels = processor([image for image, _ in batch], return_tensors="pt")["pixel_values"]
+            features.append(encoder(pixels)[0].float().cpu())
+            labels += [label for _, label in batch]
+            bar.update(len(batch))
+    if not labels:
+        raise StreamError(f"split {images.source.split!r} of {images.source.path!r} has no images to evaluate on")
+    return torch.cat(features), torch.tensor(labels)

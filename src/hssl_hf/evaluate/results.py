@@ -1,0 +1,47 @@
+"""Records: every measured number together with what is needed to measure it again."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured number.
+
+    Args:
+        metric, value, unit: what, how much, in what ("percent").
+        subject: what was measured (an export, "raw pixels", ...).
+        dataset, revision, split, n: on what, and on how many images.
+        settings: of the protocol.
+        seed: of the training or evaluation.
+        command, commit, date: how, with which code (empty outside a checkout), when.
+    """
+
+    metric: str
+    value: float
+    unit: str
+    subject: str
+    dataset: str
+    revision: str | None
+    split: str
+    n: int
+    settings: dict
+    seed: int
+    command: str = field(default_factory=lambda: " ".join(sys.argv))
+    commit: str = field(default_factory=lambda: current_commit())
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def append_to(self, path: Path) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(self)) + "\n")
+
+
+def current_commit() -> str:
+    """Commit of the checkout that this code runs from, or "" outside of one."""
+    where = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()

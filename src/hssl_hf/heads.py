@@ -1,0 +1,95 @@
+"""Projection and prediction heads that stand between a representation and its loss."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over all leading positions of (N, C) or (N, C, h, w), with statistics over all processes.
+
+    Unlike `torch.nn.SyncBatchNorm` it runs on every device. In training a teacher normalises with its own batch too.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim not in (2, 4):
+            raise ValueError(f"expected (N, C) or (N, C, h, w), got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(x)
+        self._check_input_dim(x)
+        axes = [0, 2, 3][: x.ndim - 1]
+        count = x.numel() // x.shape[1]
+        values = x.float()
+        sums = torch.cat([values.sum(axes), values.square().sum(axes), values.new_tensor([count])])
+        sums = all_reduce(sums)
+        total = sums[-1].detach()
+        mean = sums[: self.num_features] / total
+        variance = sums[self.num_features : -1] / total - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * total / (total - 1), self.momentum)
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        normed = (values - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(x.dtype)
+
+
+class Projection(nn.Sequential):
+    """Three linear layers with GELU between, from C to the bottleneck, normalised to length 1.
+
+    Source: DINO, arXiv 2104.14294, section 3.1; iBOT; HSSL.
+    """
+
+    def __init__(self, width: int, hidden: int, bottleneck: int):
+        super().__init__(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x).float(), dim=-1)
+
+
+class Prototypes(nn.Module):
+    """Similarity to K prototypes of length 1, or of a learned length.
+
+    Args:
+        bottleneck: width of the projections.
+        count: number of prototypes K.
+        learned_length: learn a length for each (`norm_last_layer false` in DINO and iBOT).
+    """
+
+    def __init__(self, bottleneck: int, count: int, learned_length: bool = False):
+        super().__init__()
+        self.directions = nn.Parameter(torch.empty(count, bottleneck))
+        nn.init.trunc_normal_(self.directions, std=0.02)
+        self.lengths = nn.Parameter(torch.ones(count, 1)) if learned_length else None
+
+    def forward(self, projected: Tensor) -> Tensor:
+        """(..., bottleneck) -> (..., K)."""
+        weight = F.normalize(self.directions, dim=-1)
+        return F.linear(projected.to(weight.dtype), weight if self.lengths is None else weight * self.lengths)
+
+
+def contrastive_projector(width: int, hidden: int, output: int) -> nn.Sequential:
+    """Three layers with batch norm, the last one without scale and shift. Source: MoCo v3, arXiv 2104.02057, section 3."""
+    return nn.Sequential(*_normed(width, hidden), *_normed(hidden, hidden), *_normed(hidden, output, last=True))
+
+
+def contrastive_predictor(width: int, hidden: int) -> nn.Sequential:
+    """Two layers with batch norm, the last one without scale and shift. Source: MoCo v3, arXiv 2104.02057, section 3."""
+    return nn.Sequential(*_normed(width, hidden), *_normed(hidden, width, last=True))
+
+
+def _normed(width: int, output: int, last: bool = False) -> list[nn.Module]:
+    layer = [nn.Linear(width, output, bias=False), BatchNorm(output, affine=not last)]
+    return layer if last else [*layer, nn.ReLU(inplace=True)]

@@ -1,0 +1,76 @@
+"""Masks: which patches the student does not see. Pure functions of (grid, ratio, generator); True = hidden."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+ATTEMPTS_PER_BLOCK = 10
+ASPECT_RATIOS = (0.3, 1 / 0.3)
+
+
+def draw_ratio(ratios: Sequence[float], spreads: Sequence[float], generator: np.random.Generator) -> float:
+    """Draw one of the ratios, each widened to a uniform range of `ratio ± spread`, with equal chance.
+
+    With ratios (0, .3) and spreads (0, .2) half of the crops stay unmasked and the others hide U(.1, .5) of their patches.
+    Source: iBOT, arXiv 2111.07832, appendix; `pred_ratio` and `pred_ratio_var` of its code.
+    """
+    index = generator.integers(len(ratios))
+    return float(generator.uniform(ratios[index] - spreads[index], ratios[index] + spreads[index]))
+
+
+def random_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """Hide exactly int(ratio * h * w) patches, each with equal chance.
+
+    Args:
+        grid: (h, w) in patches.
+        ratio: share to hide, in [0, 1].
+    Returns:
+        (h, w) bool, True = hidden.
+    """
+    count = grid[0] * grid[1]
+    mask = np.zeros(count, dtype=bool)
+    mask[generator.permutation(count)[: int(ratio * count)]] = True
+    return mask.reshape(grid)
+
+
+def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """Hide rectangular blocks until no further block fits under `ratio * h * w` patches.
+
+    Every block draws its area from U(low, patches left), with low = (min(h, w) // 3)², and its aspect ratio log-uniformly
+    from (0.3, 1/0.3); it is taken if it leaves a border and hides at least one new patch without exceeding the target. After
+    ten blocks in a row that do not fit the mask is finished, so that the hidden share stays a little under the ratio.
+
+    Args:
+        grid: (h, w) in patches.
+        ratio: share to hide at most, in [0, 1].
+    Returns:
+        (h, w) bool, True = hidden.
+    Source: iBOT's block-wise sampler; BEiT, arXiv 2106.08254, algorithm 1.
+    """
+    height, width = grid
+    mask = np.zeros(grid, dtype=bool)
+    target, hidden = ratio * height * width, 0
+    smallest = (min(height, width) // 3) ** 2
+    low_aspect, high_aspect = map(math.log, ASPECT_RATIOS)
+    while hidden < target:
+        for _ in range(ATTEMPTS_PER_BLOCK):
+            left = target - hidden
+            area = smallest + (left - smallest) * generator.random()
+            aspect = math.exp(low_aspect + (high_aspect - low_aspect) * generator.random())
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (0 < h < height and 0 < w < width):
+                continue
+            top, side = generator.integers(height - h + 1), generator.integers(width - w + 1)
+            block = mask[top : top + h, side : side + w]
+            new = block.size - int(block.sum())
+            if 0 < new <= left:
+                block[:] = True
+                hidden += new
+                break
+        else:
+            break
+    return mask
+
+
+MASKS = {"block": block_mask, "random": random_mask}

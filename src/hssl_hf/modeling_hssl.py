@@ -1,0 +1,184 @@
+"""HSSLForPreTraining: student, momentum teacher and objective in one transformers model."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
+from hssl_hf.backbone import Backbone
+from hssl_hf.configuration_hssl import HSSLConfig
+from hssl_hf.ema import update_teacher
+from hssl_hf.objectives import OBJECTIVES
+from hssl_hf.tokens import Branches, Tokens
+
+
+@dataclass
+class HSSLOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar to minimise.
+        parts: its terms and what is worth watching, by name (for example "cls_auxiliary_to_base").
+        discrepancy: scalar, how differently the teacher's base and head describe the images; None without a head.
+    """
+
+    loss: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+    discrepancy: Tensor | None = None
+
+
+class Network(nn.Module):
+    """A base model, the auxiliary head behind it, and the heads of the objective."""
+
+    def __init__(self, base: Backbone, auxiliary: AuxiliaryHead | None, heads: nn.Module):
+        super().__init__()
+        self.base, self.auxiliary, self.heads = base, auxiliary, heads
+
+    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Branches:
+        """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens with the same two leading axes."""
+        views = pixels.shape[:2]
+        tokens, features = self.base(pixels.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
+        branches = Branches(tokens, None if self.auxiliary is None else self.auxiliary(features))
+        return branches.map(lambda x: x.unflatten(0, views))
+
+
+class HSSLForPreTraining(PreTrainedModel):
+    """Pre-train a base model with a heterogeneous auxiliary head, on top of DINO, iBOT or MoCo v3.
+
+    The teacher is a frozen submodule that follows the student: call `update_teacher` after every optimizer step. Only
+    `student` is to be optimised; only its base (or the teacher's) is worth keeping afterwards.
+
+    Example:
+        model = HSSLForPreTraining(HSSLConfig(backbone="vit_small_patch16_224", auxiliary="convnext"))
+        output = model(global_pixels, local_pixels, masks, teacher_temperature=0.04)
+
+    Source: HSSL; released code where paper and code part.
+    """
+
+    config_class = HSSLConfig
+    base_model_prefix = "student"
+    main_input_name = "global_pixels"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: HSSLConfig):
+        super().__init__(config)
+        objective = OBJECTIVES[config.objective](config)
+        base, auxiliary, heads = _build_parts(config, objective)
+        self.student = Network(base, auxiliary, heads)
+        self.teacher = copy.deepcopy(self.student)
+        self.teacher.base.mask_token = None
+        objective.drop_student_parts(self.teacher.heads)
+        for module in self.teacher.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+        self.objective = objective
+        self._initialised = not next(base.parameters()).is_meta
+        self._freeze_teacher()
+        self.post_init()
+
+    def forward(
+        self,
+        global_pixels: Tensor,
+        local_pixels: Tensor | None = None,
+        masks: Tensor | None = None,
+        masked_indices: Tensor | None = None,
+        teacher_temperature: float = 0.07,
+    ) -> HSSLOutput:
+        """
+        Args:
+            global_pixels: (V, B, 3, H, W) normalised global views, seen by student and teacher.
+            local_pixels: (L, B, 3, h, w) normalised local views, seen by the student alone.
+            masks: (V, B, h, w) bool over the patches, True = hidden from the student.
+            masked_indices: (M,) positions of the hidden patches in the flattened masks; saves waiting for the device.
+            teacher_temperature: tau_t (dino, ibot).
+        Raises:
+            ValueError: if the views do not suit the objective.
+        """
+        objective = self.objective
+        if objective.num_views not in (None, len(global_pixels)) or (local_pixels is not None and not objective.takes_locals):
+            raise ValueError(
+                f"the objective {self.config.objective!r} takes {objective.num_views} global views and no local ones, got "
+                f"{len(global_pixels)} and {0 if local_pixels is None else len(local_pixels)}"
+            )
+        student = self.student(global_pixels, masks)
+        local = None if local_pixels is None else self.student(local_pixels)
+        with torch.no_grad():
+            teacher = self.teacher(global_pixels)
+        output = objective(
+            student, local, teacher, self.student.heads, self.teacher.heads,
+            masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,
+        )  # fmt: skip
+        return HSSLOutput(loss=output.loss, parts=output.parts, discrepancy=output.discrepancy)
+
+    def update_teacher(self, momentum: float) -> None:
+        """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""
+        update_teacher(self.student, self.teacher, momentum)
+        self.objective.update()
+
+    def encode(self, pixels: Tensor, network: str = "teacher") -> Tokens:
+        """Tokens of the base model for (B, 3, H, W) normalised images, of the "teacher" or the "student"."""
+        return getattr(self, network).base(pixels)[0]
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the student's last layer, which stands still in the first epochs of DINO and iBOT."""
+        prototypes = getattr(self.student.heads, "prototypes", None)
+        return [] if prototypes is None else list(prototypes.parameters())
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers; the teacher comes back frozen, and equal to the student if the checkpoint had none."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if any(key.startswith("teacher.") for key in info["missing_keys"]):
+            update_teacher(model.student, model.teacher, momentum=0.0)
+        model._freeze_teacher()
+        return (model, info) if output_loading_info else model
+
+    def _freeze_teacher(self) -> None:
+        self.teacher.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every part initialises itself when built. Built without storage (`from_pretrained`), what a checkpoint lacks is
+        drawn here, and the buffers that no checkpoint holds are worked out again."""
+        if self._initialised:
+            return
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+        super()._init_weights(module)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        self.student.base.model.set_grad_checkpointing(enable)
+        if self.student.auxiliary is not None:
+            self.student.auxiliary.grad_checkpointing = enable
+
+
+def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead | None, nn.Module]:
+    """Base, auxiliary head and projection heads, each from a seed of its own, so that one does not change the other's values."""
+    seeds = torch.randint(2**62, (3,), device="cpu").tolist()
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds[0])
+        base = Backbone(
+            config.backbone,
+            config.image_size,
+            config.backbone_kwargs,
+            drop_path=config.drop_path,
+            following_blocks=config.auxiliary_depth if config.auxiliary else 0,
+            mask_token=bool(config.patch_supervision),
+        )
+        torch.manual_seed(seeds[1])
+        auxiliary = None
+        if config.auxiliary is not None:
+            auxiliary = AuxiliaryHead(
+                BLOCKS[config.auxiliary],
+                base.width,
+                config.auxiliary_depth,
+                base.grid,
+                first_shortcut=config.auxiliary_shortcut,
+                inner_width=config.auxiliary_width,
+                rates=base.rates,
+            )
+        torch.manual_seed(seeds[2])
+        return base, auxiliary, objective.make_heads(base.width)

@@ -1,0 +1,142 @@
+"""DINO: cross-entropy between what teacher and student say of different views of an image (arXiv 2104.14294)."""
+
+import torch
+from torch import Tensor, nn
+
+from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
+from hssl_hf.discrepancy import discrepancy
+from hssl_hf.heads import Projection, Prototypes
+from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, teachers
+from hssl_hf.tokens import Branches
+
+
+class DistillationHeads(nn.Module):
+    """A projection for every branch that learns (or one for all), and prototypes that all branches and levels share.
+
+    Source: released HSSL code: two projections, one shared layer of prototypes (Table 16).
+    """
+
+    def __init__(self, width: int, config: HSSLConfig):
+        super().__init__()
+        arrows = parse_arrows([*config.cls_supervision, *config.patch_supervision])
+        names = ["shared"] if config.shared_projection else learners(arrows)
+        sizes = (width, config.projection_hidden, config.projection_size)
+        self.shared = config.shared_projection
+        self.prototypes = Prototypes(config.projection_size, config.num_prototypes, config.learned_prototype_length)
+        self.projections = nn.ModuleDict()
+        for name in sorted(names, reverse=True):  # the base first: its values do not depend on whether there is a head
+            self.projections[name] = Projection(*sizes)
+
+    def project(self, branch: str, tokens: Tensor) -> Tensor:
+        """(..., C) of a branch -> (..., bottleneck), length 1."""
+        return self.projections["shared" if self.shared else branch](tokens)
+
+    def has(self, branch: str) -> bool:
+        return self.shared or branch in self.projections
+
+
+class DINO(nn.Module):
+    """Every learner predicts, from each of its views, what its teacher says of the other views."""
+
+    in_batch = False  # no term couples the images of a batch, so gradients may accumulate
+    num_views = None
+    takes_locals = True
+
+    def __init__(self, config: HSSLConfig):
+        super().__init__()
+        self.config = config
+        self.cls_arrows = parse_arrows(config.cls_supervision)
+        self.cls_centers = self._centers(self.cls_arrows)
+
+    def _centers(self, arrows) -> nn.ModuleDict:
+        config = self.config
+        return nn.ModuleDict({name: Center(config.num_prototypes, config.center_momentum) for name in teachers(arrows)})
+
+    def make_heads(self, width: int) -> nn.Module:
+        return DistillationHeads(width, self.config)
+
+    def drop_student_parts(self, heads: nn.Module) -> None:
+        """Remove what only a student has from the teacher's copy of the heads: nothing here."""
+
+    def forward(
+        self,
+        student: Branches,
+        local: Branches | None,
+        teacher: Branches,
+        heads: nn.Module,
+        teacher_heads: nn.Module,
+        *,
+        masks: Tensor | None = None,
+        masked_indices: Tensor | None = None,
+        temperature: float,
+    ) -> ObjectiveOutput:
+        """
+        Args:
+            student: cls (V, B, C) of the global views.
+            local: cls (L, B, C) of the local views, or None.
+            teacher: cls (V, B, C) of the global views, without gradient.
+            heads, teacher_heads: from `make_heads`.
+            masks, masked_indices: unused here.
+            temperature: tau_t of the teacher.
+        """
+        targets, output = self._targets(teacher, teacher_heads, temperature)
+        logits = {name: self._student_logits(name, student, local, heads) for name in learners(self.cls_arrows)}
+        terms = {
+            f"cls_{teacher_name}_to_{learner}": cross_view_loss(targets[teacher_name], logits[learner])
+            for teacher_name, learner in self.cls_arrows
+        }
+        output.loss = combine(terms, self.config.reduction)
+        output.parts = {**terms, **output.parts}
+        return output
+
+    def _student_logits(self, name: str, student: Branches, local: Branches | None, heads) -> Tensor:
+        """Logits (V + L, B, K) over tau_s of all views."""
+        cls = getattr(student, name).cls
+        if local is not None:
+            cls = torch.cat([cls, getattr(local, name).cls])
+        return heads.prototypes(heads.project(name, cls)).float() / self.config.student_temperature
+
+    @torch.no_grad()
+    def _targets(self, teacher: Branches, heads, temperature: float) -> tuple[dict[str, Tensor], ObjectiveOutput]:
+        """Targets (V, B, K) of every teaching branch; collects the centres and measures the discrepancy."""
+        measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and heads.has(n)]
+        logits = {name: heads.prototypes(heads.project(name, getattr(teacher, name).cls)).float() for name in measured}
+        targets = {}
+        for name in teachers(self.cls_arrows):
+            center = self.cls_centers[name]
+            targets[name] = torch.softmax((logits[name] - center.value) / temperature, dim=-1)
+            center.collect(logits[name].mean((0, 1)))
+        output = ObjectiveOutput(loss=None)
+        for name, target in targets.items():
+            output.parts[f"entropy_{name}"] = -(target * target.clamp(min=1e-12).log()).sum(-1).mean()
+        if len(measured) == 2:
+            flat = [value.flatten(0, 1) for value in logits.values()]
+            output.discrepancy = discrepancy(*(value - value.mean(0) for value in flat), temperature)
+            output.parts["discrepancy_raw"] = discrepancy(*flat)
+        return targets, output
+
+    def update(self) -> None:
+        """Once per optimizer step."""
+        for module in self.modules():
+            if isinstance(module, Center):
+                module.update()
+
+
+def cross_view_loss(targets: Tensor, logits: Tensor) -> Tensor:
+    """Mean over images and over all pairs of different views of the cross-entropy of logits against targets.
+
+    The targets of the other views are added up before the logits are touched, so that every view is normalised once.
+
+    Args:
+        targets: (V, B, K) probabilities.
+        logits: (V + L, B, K) already divided by the temperature; the first V are of the targets' views.
+    Returns:
+        a scalar.
+    Source: DINO, equation 3; released HSSL code.
+    """
+    views, seen_by_teacher = len(logits), len(targets)
+    others = targets.sum(0).expand(views, *targets.shape[1:]).clone()
+    others[:seen_by_teacher] -= targets
+    weights = others.sum(-1)  # the targets' own sum, so that rounding cancels
+    losses = weights * logits.logsumexp(-1) - (others * logits).sum(-1)
+    return losses.mean(1).sum() / (seen_by_teacher * (views - 1))

@@ -1,0 +1,57 @@
+"""Schedules: pure functions from a training step to a value. Nothing here knows the optimizer or the model."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up from `warmup_from` to `start`, then half a cosine from `start` to `end`.
+
+    The warm-up covers `warmup_steps` steps and reaches `start` on its last one; the cosine starts on the step after it
+    and stops one step short of `end`.
+
+    Args:
+        start: value at the end of the warm-up.
+        end: value that the cosine approaches.
+        steps: length of the whole schedule.
+        warmup_steps: length of the warm-up, in [0, steps].
+        warmup_from: value on step 0 if there is a warm-up.
+    Source: the cosine scheduler of DINO and iBOT.
+    """
+
+    start: float
+    end: float
+    steps: int
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.warmup_from + (self.start - self.warmup_from) * step / max(1, self.warmup_steps - 1)
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+@dataclass(frozen=True)
+class EpochRamp:
+    """A value that rises linearly over the first epochs and then stays; constant within an epoch.
+
+    Args:
+        start: value in epoch 0.
+        end: value reached in epoch `epochs - 1`.
+        epochs: length of the ramp; 0 means the value is `end` throughout.
+        steps_per_epoch: optimizer steps in an epoch.
+    Source: the teacher temperature of DINO and iBOT.
+    """
+
+    start: float
+    end: float
+    epochs: int
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> float:
+        epoch = step // self.steps_per_epoch
+        if epoch >= self.epochs:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / max(1, self.epochs - 1)

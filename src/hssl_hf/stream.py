@@ -1,0 +1,272 @@
+"""The image stream: any dataset of images -> encoded images, without end, split by process and worker, resumable exactly.
+
+In go Hub repositories, folders of images, parquet files and tar shards; out come `EncodedImage`s. Nothing is decoded here:
+bytes are cheap to shuffle and to skip. Order is ours: an epoch is a permutation of the shards, dealt out to the readers, and
+a reader permutes windows of rows. Everything follows from (seed, epoch, reader, window), so that a position is four integers.
+"""
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from time import sleep
+from typing import NamedTuple
+
+import datasets
+import fsspec
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
+MAP_STYLE_SHARDS = 128
+REOPEN_ATTEMPTS = 5
+SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+class StreamError(ValueError):
+    """The data cannot be used as asked; the message says what was expected, what came and what to do."""
+
+
+class EncodedImage(NamedTuple):
+    """One image as it lies in its file: its bytes, a name for messages, and the pass over the data it belongs to."""
+
+    data: bytes
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are.
+
+    Args:
+        path: Hub dataset id, folder (of images, parquet files or tar shards) or a single parquet or tar file.
+        name: configuration of a Hub dataset.
+        split: split to read.
+        revision: revision of a Hub dataset.
+        image_column: column with the images; None takes the only column of type `Image` (of a tar shard: its image file).
+        streaming: read while training (True) or fetch everything to the local cache first (False).
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image_column: str | None = None
+    streaming: bool = True
+
+
+def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDataset:
+    """Open a source lazily, keep only its column of images (renamed to `image`) and leave the images encoded.
+
+    Args:
+        source: where the images are.
+        also: further columns to keep, such as labels.
+    Raises:
+        StreamError: if there is no such dataset, split or column.
+    """
+    try:
+        dataset = datasets.load_dataset(
+            **_locate(source), name=source.name, split=source.split, revision=source.revision, streaming=source.streaming
+        )
+    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise StreamError(
+            f"cannot open data.path={source.path!r} (split {source.split!r}, configuration {source.name!r}): {error}\n"
+            "Expected a Hub dataset id, a folder of images, parquet or tar files, or one such file."
+        ) from error
+    if not source.streaming:
+        dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MAP_STYLE_SHARDS, len(dataset))))
+    column = _image_column(dataset, source)
+    features = datasets.Features({**(dataset.features or {}), column: datasets.Image(decode=False)})
+    dataset = dataset.cast(features) if dataset.features is None else dataset.cast_column(column, features[column])
+    for name in also:
+        if dataset.features is not None and name not in dataset.features:
+            raise StreamError(f"{source.path!r} has no column {name!r}; it has {sorted(dataset.features)}")
+    dataset = dataset.select_columns([column, *also])
+    return dataset if column == "image" else dataset.rename_column(column, "image")
+
+
+def _locate(source: Source) -> dict:
+    path = Path(source.path).expanduser()
+    if path.is_file() and path.suffix in SUFFIXES:
+        return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
+    if path.is_dir():
+        if sorted(path.rglob("*.tar")):
+            pattern = f"**/{source.split}*.tar" if sorted(path.rglob(f"{source.split}*.tar")) else "**/*.tar"
+            return {"path": "webdataset", "data_files": {source.split: str(path / pattern)}}
+        if not sorted(path.rglob("*.parquet")):
+            return {"path": "imagefolder", "data_dir": str(path), "drop_labels": False}
+        return {"path": str(path)}
+    if path.is_absolute() or source.path.startswith("."):
+        raise StreamError(f"data.path={source.path!r} does not exist. Expected a folder, a parquet file or a tar file.")
+    return {"path": source.path}
+
+
+def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
+    features = dataset.features or {}
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if source.image_column is None:
+        if len(images) == 1:
+            return images[0]
+        raise StreamError(
+            f"{source.path!r} has {len(images)} image columns ({', '.join(images) or 'none'}) among {sorted(features)}; "
+            "name the one to use with data.image_column=..."
+        )
+    if features and source.image_column not in features:
+        near = difflib.get_close_matches(source.image_column, features, n=1)
+        raise StreamError(
+            f"{source.path!r} has no column {source.image_column!r}; it has {sorted(features)}."
+            + (f" Did you mean data.image_column={near[0]}?" if near else "")
+        )
+    return source.image_column
+
+
+def count_images(source: Source) -> int:
+    """Number of images in a source: from its metadata, else by one pass over local files.
+
+    Raises:
+        StreamError: if the metadata does not tell and the files are not on this machine.
+    """
+    dataset = load_source(source)
+    splits = dataset.info.splits or {}
+    if source.split in splits and splits[source.split].num_examples:
+        return splits[source.split].num_examples
+    if not Path(source.path).expanduser().exists() and source.streaming:
+        raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
+    return sum(len(rows["image"]) for rows in dataset.iter(batch_size=1024))
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a window of rows begins.
+
+    Args:
+        epoch: pass over the data.
+        shard: place in this epoch's order of shards.
+        row: row in that shard.
+        seen: images that this pass has given so far.
+        window: windows since the beginning of the run.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    row: int = 0
+    seen: int = 0
+    window: int = 0
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """Encoded images without end, each reader (process × worker) with a part of its own.
+
+    Within an epoch no two readers see the same image: shards are dealt out where there are enough of them; else several
+    readers share a shard and take every n-th row.
+
+    Args:
+        source: where the images are.
+        seed: seed of the order.
+        rank, world_size: this process among the processes; workers are found by themselves.
+        window: rows that are shuffled together; 1 keeps the order of the files.
+        minimum: images that a pass must give every reader, at least (a batch never holds an image twice).
+        backoff_seconds: first pause before a lost connection is opened again; doubles each time.
+    Raises:
+        StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int = 2048,
+        minimum: int = 1,
+        backoff_seconds: float = 1.0,
+    ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} and world_size {world_size}")
+        self.source, self.seed, self.window, self.minimum = source, seed, window, minimum
+        self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
+        self.dataset = load_source(source)
+        self._start, self._taken = Position(), 0
+
+    def state_dict(self) -> dict:
+        """Position of the next image: the window it is in, and how many of that window are taken."""
+        return {"start": asdict(self._start), "taken": self._taken}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._start, self._taken = Position(**state["start"]), state["taken"]
+
+    def __iter__(self) -> Iterator[EncodedImage]:
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        reader, readers = self.rank * workers + worker_id, self.world_size * workers
+        dataset = self.dataset if self.dataset.num_shards >= readers else self.dataset.reshard()
+        while True:
+            rows = self._rows(dataset, reader, readers)
+            while window := list(islice(rows, self.window)):
+                rng = np.random.default_rng([self.seed, reader, self._start.window])
+                for index in rng.permutation(len(window))[self._taken :]:
+                    self._taken += 1
+                    yield window[index][0]
+                self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
+            if self._start.seen < self.minimum:
+                raise StreamError(
+                    f"{self.source.path!r} gives reader {reader + 1} of {readers} only {self._start.seen} images in a pass, but "
+                    f"a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
+                )
+            self._start = Position(self._start.epoch + 1, window=self._start.window)
+
+    def _rows(self, dataset, reader: int, readers: int) -> Iterator[tuple[EncodedImage, Position]]:
+        """The rest of this reader's epoch in the order of the files; each image with the position of a window after it."""
+        start = self._start
+        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
+        sharers, residue = readers // groups, reader // groups
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[reader % groups :: groups]
+        seen = start.seen
+        for place in range(start.shard, len(order)):
+            number = int(order[place])
+            shard = dataset.shard(num_shards=dataset.num_shards, index=number)
+            for row, image in self._read(shard, start.row if place == start.shard else 0, number):
+                if row % sharers == residue:
+                    seen += 1
+                    name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
+                    encoded = EncodedImage(image_bytes(image), name, start.epoch)
+                    yield encoded, Position(start.epoch, place, row + 1, seen)
+
+    def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
+        """Rows of one shard from `first` on; a connection that breaks is opened again where it broke."""
+        row, attempts = first, 0
+        while True:
+            try:
+                for batch in (shard.skip(row) if row else shard).iter(batch_size=READ_ROWS):
+                    for image in batch["image"]:
+                        yield row, image
+                        row, attempts = row + 1, 0
+                return
+            except OSError as error:
+                attempts += 1
+                if attempts > REOPEN_ATTEMPTS:
+                    raise StreamError(
+                        f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
+                    ) from error
+                warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
+                sleep(self.backoff_seconds * 2 ** (attempts - 1))
+            except (ValueError, RuntimeError) as error:
+                raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error
+
+
+def image_bytes(image: Mapping | None) -> bytes:
+    """Bytes of a cell of type `Image(decode=False)`; an empty cell or a missing file gives none, which no decoder accepts."""
+    if image is None or (image.get("bytes") is None and image.get("path") is None):
+        return b""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    try:
+        with fsspec.open(image["path"], "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,31 @@
+"""The two small types that carry representations from the networks to the objectives."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """What a network says of an image.
+
+    Args:
+        cls: (..., C) the image-level representation: class token, or pooled patches.
+        patches: (..., h, w, C) one representation per patch, or None where nobody asks for them.
+    """
+
+    cls: Tensor
+    patches: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Tokens":
+        return Tokens(function(self.cls), None if self.patches is None else function(self.patches))
+
+
+class Branches(NamedTuple):
+    """The heterogeneous pair: the base model and the auxiliary head behind it (None without a head)."""
+
+    base: Tokens
+    auxiliary: Tokens | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Branches":
+        return Branches(self.base.map(function), None if self.auxiliary is None else self.auxiliary.map(function))

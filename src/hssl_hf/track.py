@@ -1,0 +1,118 @@
+"""What a run tells while it goes: JSON lines always, a picture of its curves, trackers on request."""
+
+import json
+import math
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+LOG, CURVES = "log.jsonl", "curves.png"
+
+
+class Track:
+    """The log of a run; only the main process writes.
+
+    Args:
+        folder: folder of the run.
+        accelerator: with its trackers already started.
+        first_step: lines from this step on are dropped, so that a resumed run continues its log without repeating itself.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int = 0):
+        self.path, self.curves, self.accelerator = folder / LOG, folder / CURVES, accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in read_log(self.path) if line["step"] <= first_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one line; the step counts finished optimizer steps."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def draw(self) -> None:
+        """Draw the curves of the whole run into `curves.png`."""
+        if self.accelerator.is_main_process:
+            draw_curves(read_log(self.path), self.curves)
+
+
+class Meter:
+    """Sums of what the steps report, kept on the device; read only when a line of the log is due."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.images, self.waited, self.started = 0, 0, 0.0, perf_counter()
+
+    def add(self, values: dict[str, Tensor | None], images: int) -> None:
+        """Note one step with its scalars (None entries are left out) and its images over all processes."""
+        for name, value in values.items():
+            if value is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps, self.images = self.steps + 1, self.images + images
+
+    def read(self, accelerator: Accelerator, flags: list[float]) -> tuple[dict[str, float], list[float]]:
+        """Averages since the last reading, over all processes, and the mean of flags that the processes must agree on.
+
+        Everything travels in one reduction. A value that was not finite in any step or process stays so in the average.
+        """
+        sums = [value / self.steps for value in self.sums.values()]
+        packed = torch.stack([*sums, *torch.tensor(flags, device=accelerator.device)])
+        values = accelerator.reduce(packed, "mean").tolist()
+        averages = dict(zip(self.sums, values, strict=False))
+        elapsed = max(perf_counter() - self.started, 1e-9)
+        averages |= {"images_per_second": self.images / elapsed, "data_wait": self.waited / elapsed}
+        self.__init__()
+        return averages, values[len(sums) :]
+
+
+def not_finite(values: dict[str, float]) -> list[str]:
+    return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def read_log(path: Path) -> list[dict]:
+    """All complete lines of a log; a last line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw_curves(lines: list[dict], target: Path) -> None:
+    """Loss and its terms, discrepancy, k-NN accuracy and learning rate over the steps, as far as the log has them."""
+    from matplotlib.figure import Figure
+
+    terms = sorted({key for line in lines for key in line if key.startswith(("cls_", "patch_"))})
+    panels = {
+        "loss": ["loss", *(terms if len(terms) > 1 else [])],
+        "discrepancy (nats)": ["discrepancy"],
+        "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
+        "learning rate": ["learning_rate"],
+    }
+    panels = {title: [k for k in keys if any(k in line for line in lines)] for title, keys in panels.items()}
+    panels = {title: keys for title, keys in panels.items() if keys}
+    if not panels:
+        return
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for key in keys:
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            dense = len(points) > 40
+            if key == "knn_top1_pixels":
+                axes.axhline(points[0][1], color="grey", linestyle="--", linewidth=1, label="raw pixels")
+            else:
+                label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
+                axes.plot(*zip(*points, strict=True), marker=None if dense else ".", linewidth=1.2, label=label)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.25)
+        if len(keys) > 1:
+            axes.legend(fontsize=7)
+    figure.savefig(target, dpi=110)

@@ -1,0 +1,323 @@
+"""Encoded images -> views: the crops that one step sees.
+
+Legend of all shapes: V global views, L local views, B images, h×w grid of patches.
+
+Workers decode, crop, resize and flip on uint8, and draw every random number of an image from a counter-based generator keyed
+by (seed, epoch, image, view), where the image is known by its bytes: an image is treated alike in an epoch whatever the
+number of processes or workers. Colour operations come later, batched, on the device (`colour.py`).
+"""
+
+import io
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resized_crop
+
+from hssl_hf.colour import ColourJitter, colour, draw_colour
+from hssl_hf.masking import MASKS, draw_ratio
+from hssl_hf.stream import EncodedImage, ImageStream
+
+EXIF_ORIENTATION = 0x0112
+ROTATIONS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+MAX_PIXELS = 2**27
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class CorruptImageError(ValueError):
+    """An image that cannot be decoded."""
+
+
+class CorruptShareError(ValueError):
+    """More images than allowed cannot be decoded."""
+
+
+def decode(data: bytes) -> Tensor:
+    """Decode one image to RGB, upright.
+
+    Grey, palette, CMYK, 16-bit and transparent images become 8-bit RGB (transparency is dropped, as `convert("RGB")` does).
+
+    Args:
+        data: bytes of any format that Pillow reads.
+    Returns:
+        (3, H, W) uint8.
+    Raises:
+        CorruptImageError: if the bytes are no image, are cut short, or hold more than 2**27 pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large and of untidy files; both are judged here
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise CorruptImageError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+            return _from_pillow(image)
+    except (OSError, SyntaxError, RuntimeError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise CorruptImageError(str(error)) from error
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    if orientation in (2, 4, 5, 7):
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        orientation = {2: 1, 4: 3, 5: 8, 7: 6}[orientation]
+    if orientation in ROTATIONS:
+        image = image.transpose(ROTATIONS[orientation])
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How an image becomes views. The defaults are those of DINO and iBOT; lists hold one value per global view.
+
+    Args:
+        global_size, local_size: side of the crops in pixels.
+        global_scale, local_scale: range of the crop's share of the image's area.
+        local_number: local crops per image (L); 0 for none.
+        interpolation: how crops are resized, with antialiasing.
+        flip_probability: chance of a horizontal flip.
+        jitter: strengths of brightness, contrast, saturation and hue, and the chance that they are applied.
+        grey_probability: chance of a grey image.
+        global_blur, local_blur: chance of a Gaussian blur.
+        blur_sigma: range of its standard deviation in pixels.
+        global_solarize: chance of inverting all values from one half on.
+        mean, std: normalisation of each channel, on values in [0, 1].
+    Source: facts of DINO (arXiv 2104.14294) and iBOT (arXiv 2111.07832) code; crops of HSSL, Table 20.
+    """
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.25, 1.0)
+    local_number: int = 10
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip_probability: float = 0.5
+    jitter: ColourJitter = field(default_factory=ColourJitter)
+    grey_probability: float = 0.2
+    global_blur: tuple[float, ...] = (1.0, 0.1)
+    local_blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    global_solarize: tuple[float, ...] = (0.0, 0.2)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self):
+        if len(self.global_blur) != len(self.global_solarize):
+            raise ValueError(
+                f"expected one chance per global view, got {len(self.global_blur)} in views.global_blur and "
+                f"{len(self.global_solarize)} in views.global_solarize"
+            )
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which patches of the global views the student does not see.
+
+    Args:
+        shape: "block" or "random".
+        ratios, spreads: a view takes one of the ratios with equal chance, widened to ratio ± spread.
+    Source: iBOT, `pred_shape`, `pred_ratio`, `pred_ratio_var`; HSSL, Table 20.
+    """
+
+    shape: Literal["block", "random"] = "block"
+    ratios: tuple[float, ...] = (0.0, 0.3)
+    spreads: tuple[float, ...] = (0.0, 0.2)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What one step sees.
+
+    Args:
+        global_pixels: (V, B, 3, H, W), uint8 from the loader, normalised floats after `coloured`.
+        local_pixels: (L, B, 3, h, w) in the same form, or None.
+        global_colours, local_colours: (V or L, B, 11) colour operations drawn for each view; None after `coloured`.
+        masks: (V, B, h, w) bool, True = hidden from the student; None where nothing is masked.
+        masked_indices: positions of the hidden patches in the flattened masks.
+        corrupt: names of images skipped on the way to this batch.
+    """
+
+    global_pixels: Tensor
+    local_pixels: Tensor | None
+    global_colours: Tensor | None
+    local_colours: Tensor | None
+    masks: Tensor | None
+    masked_indices: Tensor | None
+    corrupt: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> "Views":
+        """Move pixels and masks. Colours stay: their indices are worked out on the host without waiting for the device."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in ("global_pixels", "local_pixels", "masks", "masked_indices")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "Views":
+        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **pinned)
+
+    def coloured(self, config: ViewConfig) -> "Views":
+        """Apply the colour operations that were drawn and normalise."""
+        return replace(
+            self,
+            global_pixels=colour(self.global_pixels, self.global_colours, config.mean, config.std),
+            local_pixels=None
+            if self.local_pixels is None
+            else colour(self.local_pixels, self.local_colours, config.mean, config.std),
+            global_colours=None,
+            local_colours=None,
+        )
+
+
+class Augmentation:
+    """One image -> its views: crops on uint8, colour operations drawn but not applied, masks.
+
+    Args:
+        config: the views.
+        masks: how to mask the global views, None for not at all.
+        grid: (h, w) patches of a global view; needed with masks.
+        seed: seed of every draw.
+    """
+
+    def __init__(self, config: ViewConfig, masks: MaskConfig | None = None, grid=(14, 14), seed: int = 0):
+        self.config, self.masks, self.grid, self.seed = config, masks, grid, seed
+        self.interpolation = InterpolationMode(config.interpolation)
+
+    def __call__(self, image: Tensor, epoch: int, identity: int) -> dict[str, Tensor | None]:
+        """
+        Args:
+            image: (3, H, W) uint8.
+            epoch, identity: with the seed and the number of the view they key all randomness.
+        """
+        config, globals_ = self.config, []
+        for view, (blur, solarize) in enumerate(zip(config.global_blur, config.global_solarize, strict=True)):
+            generator = keyed_generator(self.seed, epoch, identity, view)
+            crop = self._crop(image, config.global_size, config.global_scale, generator)
+            colours = draw_colour(config, blur, solarize, generator)
+            globals_.append((crop, colours, self._mask(generator)))
+        locals_ = []
+        for view in range(len(globals_), len(globals_) + config.local_number):
+            generator = keyed_generator(self.seed, epoch, identity, view)
+            crop = self._crop(image, config.local_size, config.local_scale, generator)
+            locals_.append((crop, draw_colour(config, config.local_blur, 0.0, generator)))
+        stack = lambda items: torch.stack(list(items)) if items else None  # noqa: E731
+        return {
+            "global_pixels": stack([crop for crop, _, _ in globals_]),
+            "global_colours": stack([colours for _, colours, _ in globals_]),
+            "masks": None if self.masks is None else stack([mask for _, _, mask in globals_]),
+            "local_pixels": stack([crop for crop, _ in locals_]),
+            "local_colours": stack([colours for _, colours in locals_]),
+        }
+
+    def _crop(self, image: Tensor, size: int, scale: tuple[float, float], generator: np.random.Generator) -> Tensor:
+        top, left, height, width = random_crop(image.shape[-2:], scale, generator)
+        crop = resized_crop(image, top, left, height, width, [size, size], self.interpolation, antialias=True)
+        return crop.flip(-1) if generator.random() < self.config.flip_probability else crop
+
+    def _mask(self, generator: np.random.Generator) -> Tensor | None:
+        if self.masks is None:
+            return None
+        ratio = draw_ratio(self.masks.ratios, self.masks.spreads, generator)
+        return torch.from_numpy(MASKS[self.masks.shape](self.grid, ratio, generator))
+
+
+def random_crop(size: tuple[int, int], scale, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) of a crop: area U(scale), aspect ratio log-uniform in (3/4, 4/3).
+
+    Ten attempts, then the largest central crop of an allowed ratio. The rule of torchvision's `RandomResizedCrop`.
+    """
+    rows, columns = size
+    for _ in range(10):
+        area = rows * columns * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= columns and 0 < height <= rows:
+            return int(generator.integers(rows - height + 1)), int(generator.integers(columns - width + 1)), height, width
+    width, height = min(columns, round(rows * 4 / 3)), min(rows, round(columns * 4 / 3))
+    return (rows - height) // 2, (columns - width) // 2, height, width
+
+
+def keyed_generator(seed: int, epoch: int, identity: int, view: int) -> np.random.Generator:
+    """A generator of its own for every (seed, epoch, image, view): nothing is shared, so nothing has to be restored."""
+    return np.random.Generator(np.random.Philox(key=[identity, (seed << 32) + epoch], counter=[0, 0, 0, view]))
+
+
+def identify(data: bytes) -> int:
+    """A number that stands for an image: a checksum of its encoded bytes."""
+    return zlib.crc32(data)
+
+
+def collate(samples: list[dict]) -> Views:
+    """Stack samples along the second axis, behind the axis of views."""
+
+    def stack(name: str) -> Tensor | None:
+        return None if samples[0][name] is None else torch.stack([sample[name] for sample in samples], dim=1)
+
+    masks = stack("masks")
+    return Views(
+        **{name: stack(name) for name in ("global_pixels", "local_pixels", "global_colours", "local_colours")},
+        masks=masks,
+        masked_indices=None if masks is None else masks.flatten().nonzero().flatten(),
+        corrupt=tuple(name for sample in samples for name in sample["corrupt"]),
+    )
+
+
+class ViewStream(torch.utils.data.IterableDataset):
+    """The stream with every image decoded and augmented; what cannot be decoded is skipped and reported.
+
+    Args:
+        images: encoded images.
+        augmentation: image -> views.
+        corrupt_share: share of undecodable images at which to give up, judged from the 100th image on.
+    Raises:
+        CorruptShareError: while iterating, if more images than that cannot be decoded.
+    """
+
+    def __init__(self, images: ImageStream, augmentation: Augmentation, corrupt_share: float = 0.01):
+        self.images, self.augmentation, self.corrupt_share = images, augmentation, corrupt_share
+        self._read = self._corrupt = 0
+
+    def state_dict(self) -> dict:
+        return {"images": self.images.state_dict(), "read": self._read, "corrupt": self._corrupt}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self.images.load_state_dict(state["images"])
+        self._read, self._corrupt = state["read"], state["corrupt"]
+
+    def __iter__(self) -> Iterator[dict]:
+        skipped: list[str] = []
+        for encoded in self.images:
+            self._read += 1
+            try:
+                image = decode(encoded.data)
+            except CorruptImageError as error:
+                self._corrupt += 1
+                skipped.append(encoded.name)
+                self._judge(encoded, error)
+                continue
+            sample = self.augmentation(image, encoded.epoch, identify(encoded.data))
+            yield {**sample, "corrupt": skipped}
+            skipped = []
+
+    def _judge(self, encoded: EncodedImage, error: CorruptImageError) -> None:
+        if self._read >= 100 and self._corrupt > self.corrupt_share * self._read:
+            raise CorruptShareError(
+                f"{self._corrupt} of {self._read} images cannot be decoded, more than data.corrupt_share={self.corrupt_share}; "
+                f"the last one is {encoded.name!r}: {error}. Repair the data, or allow a larger share."
+            ) from error
