@@ -6,6 +6,7 @@ log, its curves, the checkpoints, the exported backbone and the records of its e
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -72,6 +73,8 @@ class Pretraining:
         self._open_folder()
         if self.accelerator.device.type == "cpu":
             timm.layers.set_fused_attn(False)  # the fused kernel's backward is many times slower in bf16 on CPUs
+            cores = len(os.sched_getaffinity(0)) // self.accelerator.num_processes
+            torch.set_num_threads(max(1, cores))  # `accelerate launch` leaves a process one thread
         self._build_model(config)
         self._build_stream()
         self._build_schedules()
@@ -288,14 +291,25 @@ class Pretraining:
 
     def _finish(self) -> None:
         if self.accelerator.is_main_process:
-            lines = [f"{len(self.corrupt)} images could not be decoded: {', '.join(self.corrupt[:5])}"] if self.corrupt else []
+            lines = (
+                [f"{len(self.corrupt)} images could not be decoded: {', '.join(self.corrupt[:5])}"]
+                if self.corrupt
+                else []
+            )
             export = export_backbone(
                 self.hssl, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
             )
             if self.recipe.probe.path is not None:
                 lines += self._evaluate(export)
             self.track.draw()
-            lines += ["", f"run     {self.folder}", f"curves  {self.track.curves}", f"export  {export}", "", "Load it anywhere:"]
+            lines += [
+                "",
+                f"run     {self.folder}",
+                f"curves  {self.track.curves}",
+                f"export  {export}",
+                "",
+                "Load it anywhere:",
+            ]
             lines.append(f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")')
             print("\n".join(lines))
         self.accelerator.wait_for_everyone()
@@ -333,7 +347,9 @@ def _check(build):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own"
+    )
     arguments = parser.parse_intermixed_args().arguments
     paths = [Path(a) for a in arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
     try:

@@ -37,18 +37,17 @@ def draw_colour(config, blur: float, solarize: float, generator: np.random.Gener
     Returns:
         (11,) float32: order of the four jitters, their strengths, grey or not, sigma of the blur (0 = none), solarized or not.
     """
-    jitter = config.jitter
-    drawn = np.zeros(WIDTH, dtype=np.float32)
+    jitter, chance = config.jitter, generator.random(8)
+    drawn = np.empty(WIDTH, dtype=np.float32)
     drawn[ORDER] = generator.permutation(4)
-    drawn[[BRIGHTNESS, CONTRAST, SATURATION]] = 1
-    strengths = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
-    offsets = generator.uniform(-strengths, strengths)
-    if generator.random() < jitter.probability:
-        drawn[BRIGHTNESS : HUE + 1] += offsets
-    drawn[GREY] = generator.random() < config.grey_probability
-    sigma = generator.uniform(*config.blur_sigma)
-    drawn[SIGMA] = sigma * (generator.random() < blur)
-    drawn[SOLARIZE] = generator.random() < solarize
+    strength = 2 * chance[:4] - 1 if chance[4] < jitter.probability else (0.0, 0.0, 0.0, 0.0)
+    drawn[BRIGHTNESS] = 1 + jitter.brightness * strength[0]
+    drawn[CONTRAST] = 1 + jitter.contrast * strength[1]
+    drawn[SATURATION] = 1 + jitter.saturation * strength[2]
+    drawn[HUE] = jitter.hue * strength[3]
+    drawn[GREY] = chance[5] < config.grey_probability
+    drawn[SIGMA] = generator.uniform(*config.blur_sigma) if chance[6] < blur else 0
+    drawn[SOLARIZE] = chance[7] < solarize
     return torch.from_numpy(drawn)
 
 
@@ -67,7 +66,12 @@ def colour(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
     for place in range(4):
         for operation, column in enumerate((BRIGHTNESS, CONTRAST, SATURATION, HUE)):
             neutral = 0 if column == HUE else 1
-            _apply(images, (drawn[:, place] == operation) & (drawn[:, column] != neutral), JITTERS[operation], drawn[:, column])
+            _apply(
+                images,
+                (drawn[:, place] == operation) & (drawn[:, column] != neutral),
+                JITTERS[operation],
+                drawn[:, column],
+            )
     _apply(images, drawn[:, GREY] > 0, lambda x, _: grey(x).expand_as(x), drawn[:, GREY])
     radius = math.ceil(3 * drawn[:, SIGMA].max().item())
     _apply(images, drawn[:, SIGMA] > 0, partial(blur, radius=radius), drawn[:, SIGMA])

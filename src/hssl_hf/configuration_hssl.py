@@ -68,7 +68,9 @@ class HSSLConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        from hssl_hf.auxiliary import BLOCKS  # the families are code; a config is read without torch where that is enough
+        from hssl_hf.auxiliary import (
+            BLOCKS,
+        )  # the families are code; a config is read without torch where that is enough
 
         if self.auxiliary is not None and self.auxiliary not in BLOCKS:
             near = difflib.get_close_matches(self.auxiliary, BLOCKS, n=1)
@@ -77,7 +79,9 @@ class HSSLConfig(PreTrainedConfig):
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
         if not self.cls_supervision:
-            raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
+            raise ValueError(
+                "cls_supervision is empty: nothing would teach the image level; use for example ['base->base']"
+            )
         if self.objective != "ibot" and self.patch_supervision:
             raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
         for name in ("cls_supervision", "patch_supervision"):

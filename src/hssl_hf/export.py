@@ -97,7 +97,9 @@ def export_backbone(
     return folder
 
 
-def image_processor(image_size: int, crop_share: float = 0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> BitImageProcessor:
+def image_processor(
+    image_size: int, crop_share: float = 0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD
+) -> BitImageProcessor:
     """Resize the short side, crop the centre, normalise.
 
     Args:
@@ -138,7 +140,10 @@ def to_vit(base: Backbone, image_size: int) -> ViTModel:
         pooler_act="linear",
     )
     vit = ViTModel(config)
-    state: dict[str, Tensor] = {"pooler.dense.weight": torch.eye(base.width), "pooler.dense.bias": torch.zeros(base.width)}
+    state: dict[str, Tensor] = {
+        "pooler.dense.weight": torch.eye(base.width),
+        "pooler.dense.bias": torch.zeros(base.width),
+    }
     for name, value in base.timm_state_dict().items():
         if ".attn.qkv." in name:
             layer, kind = name.split(".")[1], name.rsplit(".", 1)[1]

@@ -99,7 +99,9 @@ class HSSLForPreTraining(PreTrainedModel):
             ValueError: if the views do not suit the objective.
         """
         objective = self.objective
-        if objective.num_views not in (None, len(global_pixels)) or (local_pixels is not None and not objective.takes_locals):
+        if objective.num_views not in (None, len(global_pixels)) or (
+            local_pixels is not None and not objective.takes_locals
+        ):
             raise ValueError(
                 f"the objective {self.config.objective!r} takes {objective.num_views} global views and no local ones, got "
                 f"{len(global_pixels)} and {0 if local_pixels is None else len(local_pixels)}"

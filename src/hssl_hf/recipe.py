@@ -147,7 +147,7 @@ class Recipe:
     model: dict = field(default_factory=dict)
     views: ViewConfig = field(default_factory=ViewConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
-    data: DataConfig = field(default_factory=lambda: DataConfig(path="imagenet-1k"))
+    data: DataConfig = field(default_factory=lambda: DataConfig(path="ILSVRC/imagenet-1k"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -70,7 +70,11 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     """
     try:
         dataset = datasets.load_dataset(
-            **_locate(source), name=source.name, split=source.split, revision=source.revision, streaming=source.streaming
+            **_locate(source),
+            name=source.name,
+            split=source.split,
+            revision=source.revision,
+            streaming=source.streaming,
         )
     except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise StreamError(
@@ -135,7 +139,9 @@ def count_images(source: Source) -> int:
     if source.split in splits and splits[source.split].num_examples:
         return splits[source.split].num_examples
     if not Path(source.path).expanduser().exists() and source.streaming:
-        raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
+        raise StreamError(
+            f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=..."
+        )
     return sum(len(rows["image"]) for rows in dataset.iter(batch_size=1024))
 
 
@@ -191,6 +197,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.source, self.seed, self.window, self.minimum = source, seed, window, minimum
         self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
         self.dataset = load_source(source)
+        self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
         self._start, self._taken = Position(), 0
 
     def state_dict(self) -> dict:
@@ -225,7 +232,9 @@ class ImageStream(torch.utils.data.IterableDataset):
         start = self._start
         groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
         sharers, residue = readers // groups, reader // groups
-        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[reader % groups :: groups]
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[
+            reader % groups :: groups
+        ]
         seen = start.seen
         for place in range(start.shard, len(order)):
             number = int(order[place])
@@ -249,14 +258,18 @@ class ImageStream(torch.utils.data.IterableDataset):
                 return
             except OSError as error:
                 attempts += 1
-                if attempts > REOPEN_ATTEMPTS:
+                if attempts > self.reopen_attempts:
                     raise StreamError(
                         f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
                     ) from error
-                warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2
+                )
                 sleep(self.backoff_seconds * 2 ** (attempts - 1))
             except (ValueError, RuntimeError) as error:
-                raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error
+                raise StreamError(
+                    f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}"
+                ) from error
 
 
 def image_bytes(image: Mapping | None) -> bytes:

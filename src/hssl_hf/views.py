@@ -63,7 +63,14 @@ def decode(data: bytes) -> Tensor:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
             return _from_pillow(image)
-    except (OSError, SyntaxError, RuntimeError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        RuntimeError,
+        ValueError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
         raise CorruptImageError(str(error)) from error
 
 
@@ -248,7 +255,12 @@ def random_crop(size: tuple[int, int], scale, generator: np.random.Generator) ->
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= columns and 0 < height <= rows:
-            return int(generator.integers(rows - height + 1)), int(generator.integers(columns - width + 1)), height, width
+            return (
+                int(generator.integers(rows - height + 1)),
+                int(generator.integers(columns - width + 1)),
+                height,
+                width,
+            )
     width, height = min(columns, round(rows * 4 / 3)), min(rows, round(columns * 4 / 3))
     return (rows - height) // 2, (columns - width) // 2, height, width
 

@@ -13,7 +13,12 @@ from hssl_hf.evaluate.metrics import TopKAccuracy
 
 @torch.no_grad()
 def knn_scores(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, neighbours: int = 20, temperature: float = 0.07, chunk: int = 1024
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
 ) -> Tensor:
     """Let the nearest bank images vote, each with weight exp(cosine / T).
 

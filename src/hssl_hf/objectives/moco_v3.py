@@ -57,8 +57,16 @@ class MoCoV3(nn.Module):
         heads.predictors = nn.ModuleDict()
 
     def forward(
-        self, student: Branches, local: None, teacher: Branches, heads, teacher_heads, *, masks=None,
-        masked_indices=None, temperature: float | None = None,
+        self,
+        student: Branches,
+        local: None,
+        teacher: Branches,
+        heads,
+        teacher_heads,
+        *,
+        masks=None,
+        masked_indices=None,
+        temperature: float | None = None,
     ) -> ObjectiveOutput:
         """
         Args:
@@ -72,7 +80,9 @@ class MoCoV3(nn.Module):
         with torch.no_grad():
             measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and teacher_heads.has(n)]
             keys = {
-                name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls]
+                name: [
+                    F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls
+                ]
                 for name in measured
             }
         terms = {

@@ -1,0 +1,36 @@
+# Both commands do their own set-up in .venv. Python must be 3.11 or newer: make test PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+# Without compiled bytecode every start costs many seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: quickstart test test-all check clean
+
+quickstart: .venv/installed
+	$(BIN)/accelerate launch --num_processes 1 training/pretrain.py resume=auto
+
+test: .venv/installed-test check
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed-test check
+	$(BIN)/python -m pytest -m ""
+
+check: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" >&2; exit 1)
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@ .venv/installed

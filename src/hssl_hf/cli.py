@@ -1,0 +1,107 @@
+"""The command line: `hssl-hf pretrain | export | evaluate`. Libraries are imported by the command that needs them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hssl-hf", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    pretrain = commands.add_parser(
+        "pretrain", help="pre-train a backbone (runs accelerate launch training/pretrain.py)"
+    )
+    pretrain.add_argument(
+        "arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own"
+    )
+    pretrain.add_argument(
+        "--launch", default="--num_processes 1", help="options of accelerate launch (default: %(default)s)"
+    )
+    pretrain.set_defaults(run=_pretrain)
+
+    export = commands.add_parser("export", help="write the base of a run as a stock transformers folder")
+    export.add_argument("checkpoint", type=Path, help="folder of a run, or of one of its checkpoints")
+    export.add_argument("folder", type=Path, help="where to write the export")
+    export.add_argument("--network", choices=["teacher", "student"], default="teacher")
+    export.set_defaults(run=_export)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate an export or a Hub repository")
+    evaluate.add_argument("export", help="exported folder or Hub repository")
+    evaluate.add_argument("protocol", choices=["knn"])
+    evaluate.add_argument("settings", nargs="*", metavar="data.a=b", help="for example data.path=uoft-cs/cifar10")
+    evaluate.add_argument("--results", type=Path, help="file of JSON lines to which the record is added")
+    evaluate.set_defaults(run=_evaluate)
+
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    script = TRAINING / "pretrain.py"
+    if not script.is_file():
+        raise ValueError(
+            "training/pretrain.py is part of the source checkout; clone it and install with pip install -e ."
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        *options.launch.split(),
+        str(script),
+    ]
+    os.execv(sys.executable, [*command, *options.arguments])
+
+
+def _export(options: argparse.Namespace) -> int:
+    from hssl_hf.checkpoint import load_model
+    from hssl_hf.export import export_backbone, image_processor
+
+    model, recipe = load_model(options.checkpoint)
+    processor = image_processor(model.config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)
+    folder = export_backbone(model, options.folder, network=options.network, processor=processor)
+    print(f'from transformers import AutoModel; model = AutoModel.from_pretrained("{folder}")')
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from hssl_hf.evaluate.encoder import load_encoder
+    from hssl_hf.evaluate.features import LabelledImages
+    from hssl_hf.evaluate.knn import knn_accuracy
+    from hssl_hf.evaluate.results import Record
+    from hssl_hf.recipe import load_recipe
+    from hssl_hf.stream import Source
+
+    probe = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in options.settings]).probe
+    if probe.path is None:
+        raise ValueError("say which images to evaluate on, for example data.path=uoft-cs/cifar10")
+
+    def images(split: str, limit: int | None) -> LabelledImages:
+        source = Source(probe.path, probe.name, split, probe.revision, probe.image_column)
+        return LabelledImages(source, probe.label_column, limit)
+
+    encoder, processor = load_encoder(options.export)
+    bank, queries = images(probe.bank_split, probe.bank_images), images(probe.query_split, probe.query_images)
+    found = knn_accuracy(encoder, processor, bank, queries, probe.neighbours, probe.temperature, progress="k-NN")
+    settings = {"neighbours": probe.neighbours, "temperature": probe.temperature, "bank": probe.bank_split}
+    for metric in ("top1", "top5"):
+        record = Record(
+            f"knn_{metric}", found[metric], "percent", str(options.export), probe.path, probe.revision, probe.query_split,
+            found["n"], settings, seed=0,
+        )  # fmt: skip
+        if options.results:
+            record.append_to(options.results)
+        print(f"k-NN {metric}  {record.value:.2f} %  ({record.n} images)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

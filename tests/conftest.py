@@ -1,0 +1,80 @@
+"""Shared fixtures: tiny models, real images on disk, no network."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "training" / "data" / "fashion_mnist"
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def golden():
+    """Arrays made by the original implementations, read from the folder that HSSL_HF_GOLDENS names."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        folder = os.environ.get("HSSL_HF_GOLDENS")
+        if not folder or not (Path(folder) / f"{name}.npz").is_file():
+            pytest.skip(f"needs {name}.npz of the original implementations; set HSSL_HF_GOLDENS to its folder")
+        return dict(np.load(Path(folder) / f"{name}.npz"))
+
+    return load
+
+
+@pytest.fixture
+def photographs() -> Path:
+    """A folder of real photographs as parquet, read from HSSL_HF_PHOTOGRAPHS; the embedded sample holds only small grey images."""
+    folder = os.environ.get("HSSL_HF_PHOTOGRAPHS")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs photographs as parquet with a column 'image'; set HSSL_HF_PHOTOGRAPHS to their folder")
+    return Path(folder)
+
+
+TINY_VIT = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+
+
+def tiny_config(**changes):
+    from hssl_hf import HSSLConfig
+
+    arguments = {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": TINY_VIT,
+        "image_size": 32,
+        "auxiliary": "convnext",
+        "auxiliary_depth": 2,
+        "projection_hidden": 48,
+        "projection_size": 24,
+        "num_prototypes": 40,
+        **changes,
+    }
+    if arguments.get("objective", "ibot") != "ibot":
+        arguments.setdefault("patch_supervision", [])
+    return HSSLConfig(**arguments)
+
+
+def tiny_model(seed: int = 0, **changes):
+    from hssl_hf import HSSLForPreTraining
+
+    torch.manual_seed(seed)
+    return HSSLForPreTraining(tiny_config(**changes))
+
+
+def tiny_views(seed: int = 0, images: int = 4, local: int = 3, size: int = 32, grid: int | None = 4) -> dict:
+    """Arguments of a forward: 2 global and some local views of random images, about a third of the grid's patches hidden."""
+    generator = torch.Generator().manual_seed(seed)
+    views = {"global_pixels": torch.randn(2, images, 3, size, size, generator=generator)}
+    if local:
+        views["local_pixels"] = torch.randn(local, images, 3, size // 2, size // 2, generator=generator)
+    if grid:
+        views["masks"] = torch.rand(2, images, grid, grid, generator=generator) < 0.3
+    return views

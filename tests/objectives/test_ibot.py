@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, tiny_model, tiny_views
+
+from hssl_hf.objectives.ibot import IBOT
+from hssl_hf.tokens import Branches, Tokens
+from objectives.test_dino import Bare, naive_cross_view, teacher_temperature
+
+
+def set_centers(objective, arrays, prefix, cls, patch):
+    objective.cls_centers[cls].value.copy_(torch.from_numpy(arrays[f"{prefix}/center_after"].ravel()))
+    objective.patch_centers[patch].value.copy_(torch.from_numpy(arrays[f"{prefix}/center2_after"].ravel()))
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_equals_official_ibot(golden, call):
+    """Official iBOT loss: 32 prototypes, 2 global and 3 local views of 4 images of 4×4 patches; one mask is empty."""
+    arrays = golden("base_methods")
+    objective = IBOT(tiny_config(auxiliary=None, cls_supervision=["base->base"], num_prototypes=32))
+    if call == 1:
+        set_centers(objective, arrays, "ibot/0", "base", "base")
+    load = lambda name: torch.from_numpy(arrays[f"ibot/{call}/{name}"])  # noqa: E731
+    cls, patch, local = (load(f"student_{n}").requires_grad_() for n in ("cls", "patch")), None, None
+    cls, patch = cls
+    local = load("local_cls").requires_grad_()
+    student = Branches(Tokens(cls.view(2, 4, 32), patch.view(2, 4, 4, 4, 32)))
+    teacher = Branches(Tokens(load("teacher_cls").view(2, 4, 32), load("teacher_patch").view(2, 4, 4, 4, 32)))
+    output = objective(
+        student, Branches(Tokens(local.view(3, 4, 32))), teacher, Bare(), Bare(),
+        masks=torch.from_numpy(arrays["ibot/masks"]), temperature=teacher_temperature(arrays, int(load("epoch"))),
+    )  # fmt: skip
+    np.testing.assert_allclose(output.parts["cls_base_to_base"].item(), load("loss_cls"), rtol=1e-5)
+    np.testing.assert_allclose(output.parts["patch_base_to_base"].item(), load("loss_patch"), rtol=1e-5)
+    np.testing.assert_allclose(output.loss.item(), load("loss"), rtol=1e-5)
+    gradients = torch.autograd.grad(output.loss, [cls, patch, local])
+    for gradient, name in zip(gradients, ("grad_cls", "grad_patch", "grad_local"), strict=True):
+        np.testing.assert_allclose(gradient, load(name), atol=1e-6)
+    objective.update()
+    np.testing.assert_allclose(objective.cls_centers["base"].value, load("center_after").ravel(), atol=1e-6)
+    np.testing.assert_allclose(objective.patch_centers["base"].value, load("center2_after").ravel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("call", [0, 1])
+def test_equals_released_hssl(golden, call):
+    """Released HSSL loss: the head teaches both class tokens, the base its own patches; 64 prototypes, 2 images, 3 local views."""
+    arrays = golden("hssl_loss")
+    objective = IBOT(tiny_config(num_prototypes=64))
+    if call == 1:
+        set_centers(objective, arrays, "hssl_loss/0", "auxiliary", "base")
+    load = lambda name: torch.from_numpy(arrays[f"hssl_loss/{call}/{name}"])  # noqa: E731
+    names = ["s_base_cls", "s_base_patch", "s_aux_cls", "l_base", "l_aux"]
+    leaves = [load(name).requires_grad_() for name in names]
+    base_cls, base_patch, aux_cls, local_base, local_aux = leaves
+    student = Branches(Tokens(base_cls.view(2, 2, 64), base_patch.view(2, 2, 4, 4, 64)), Tokens(aux_cls.view(2, 2, 64)))
+    local = Branches(Tokens(local_base.view(3, 2, 64)), Tokens(local_aux.view(3, 2, 64)))
+    teacher = Branches(
+        Tokens(torch.zeros(2, 2, 64), load("t_base_patch").view(2, 2, 4, 4, 64)),
+        Tokens(load("t_aux_cls").view(2, 2, 64)),
+    )
+    output = objective(
+        student, local, teacher, Bare(), Bare(),
+        masks=torch.from_numpy(arrays["hssl_loss/masks"]), temperature=released_temperature(int(load("epoch"))),
+    )  # fmt: skip
+    ours = [
+        output.parts[name].item()
+        for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")
+    ]
+    np.testing.assert_allclose([*ours, output.loss.item()], load("cls1_patch1_cls2_loss"), rtol=1e-5)
+    for gradient, name in zip(torch.autograd.grad(output.loss, leaves), names, strict=True):
+        np.testing.assert_allclose(gradient, load(f"grad_{name}"), atol=1e-6)
+    objective.update()
+    np.testing.assert_allclose(objective.cls_centers["auxiliary"].value, load("center_after").ravel(), atol=1e-6)
+    np.testing.assert_allclose(objective.patch_centers["base"].value, load("center2_after").ravel(), atol=1e-6)
+
+
+def released_temperature(epoch):
+    return float(np.linspace(0.04, 0.07, 3)[min(epoch, 2)])
+
+
+def test_masked_only_equals_projecting_every_token():
+    """The loss and the centre of the patches are those of an implementation that projects all tokens."""
+    model = tiny_model(auxiliary=None, cls_supervision=["base->base"], drop_path=0.0)
+    views, objective = tiny_views(), model.objective
+    torch.manual_seed(1)
+    objective.cls_centers["base"].value.normal_(std=0.1)
+    objective.patch_centers["base"].value.normal_(std=0.1)
+    views["masks"][0, 1] = False
+    output = model(**views, teacher_temperature=0.05)
+
+    heads, teacher_heads = model.student.heads, model.teacher.heads
+    student = model.student(views["global_pixels"], views["masks"]).base
+    local, teacher = model.student(views["local_pixels"]).base, model.teacher(views["global_pixels"]).base
+    score = lambda h, x: h.prototypes(h.project("base", x))  # noqa: E731
+    cls = torch.cat([score(heads, student.cls), score(heads, local.cls)]) / 0.1
+    t_cls = torch.softmax((score(teacher_heads, teacher.cls) - objective.cls_centers["base"].value) / 0.05, -1)
+    t_logits = score(teacher_heads, teacher.patches)
+    t_patch = torch.softmax((t_logits - objective.patch_centers["base"].value) / 0.05, -1)
+    entropy = -(t_patch * torch.log_softmax(score(heads, student.patches) / 0.1, -1)).sum(-1)
+    masks = views["masks"]
+    patch = ((entropy * masks).sum((-1, -2)) / masks.sum((-1, -2)).clamp(min=1)).mean()
+    torch.testing.assert_close(output.loss, naive_cross_view(t_cls, cls) + patch)
+    before = objective.patch_centers["base"].value.clone()
+    objective.update()
+    expected = 0.9 * before + 0.1 * t_logits.mean((0, 1, 2, 3))
+    torch.testing.assert_close(objective.patch_centers["base"].value, expected)
+
+
+def test_batch_without_any_mask_has_a_loss_and_gradients():
+    model, views = tiny_model(), tiny_views()
+    views["masks"][:] = False
+    output = model(**views)
+    output.loss.backward()
+    assert output.parts["patch_base_to_base"] == 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.parameters())
+
+
+def test_patch_level_supervision_is_a_value():
+    """HSSL, Table 18: the head's patches teach the patches of both branches."""
+    model = tiny_model(patch_supervision=["auxiliary->base", "auxiliary->auxiliary"])
+    parts = model(**tiny_views()).parts
+    assert {n for n in parts if n.startswith("patch_")} == {"patch_auxiliary_to_base", "patch_auxiliary_to_auxiliary"}
+
+
+def test_masks_are_asked_for():
+    views = tiny_views()
+    del views["masks"]
+    with pytest.raises(ValueError, match="needs masks"):
+        tiny_model()(**views)
