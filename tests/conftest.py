@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models, real images on disk, no network."""
 
 import os
+import socket
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,7 +34,7 @@ def golden():
 
 @pytest.fixture
 def photographs() -> Path:
-    """A folder of real photographs as parquet, read from HSSL_HF_PHOTOGRAPHS; the embedded sample holds only small grey images."""
+    """Real photographs as parquet, read from HSSL_HF_PHOTOGRAPHS; the embedded sample holds only small grey images."""
     folder = os.environ.get("HSSL_HF_PHOTOGRAPHS")
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs photographs as parquet with a column 'image'; set HSSL_HF_PHOTOGRAPHS to their folder")
@@ -78,3 +79,11 @@ def tiny_views(seed: int = 0, images: int = 4, local: int = 3, size: int = 32, g
     if grid:
         views["masks"] = torch.rand(2, images, grid, grid, generator=generator) < 0.3
     return views
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,10 +1,10 @@
 import pytest
 import timm
 import torch
-from conftest import TINY_VIT
 from timm.layers import DropPath
 
 from hssl_hf.backbone import Backbone
+from tests.conftest import TINY_VIT
 
 FAMILIES = {  # name: (arguments, image size, grid at that size)
     "vit_tiny_patch16_224": ({"depth": 2}, 224, 14),
@@ -43,7 +43,7 @@ def test_every_family_gives_the_tokens_of_timm(name):
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "resmlp_12_224"])
 @pytest.mark.parametrize("size", [96, 32])
 def test_families_take_small_images_and_return_to_large_ones(name, size):
-    kwargs, large, grid = FAMILIES[name]
+    kwargs, large, _ = FAMILIES[name]
     backbone = Backbone(name, large, kwargs).eval()
     with torch.no_grad():
         before = backbone(torch.ones(1, 3, large, large))[0].cls
@@ -92,14 +92,10 @@ def test_patches_left_out_have_no_influence():
     assert backbone.visible(pixels, kept).patches.shape == (1, 4, 64)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "poolformer_s12"]
-)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "poolformer_s12"])
 def test_drop_path_rises_over_base_and_head_together(name):
     """Released HSSL code: one linspace over depth + D values; 12 + 3 at .1 gives the base 0 to .0786, the head up to .1."""
-    kwargs = {"swin_tiny_patch4_window7_224": {"depths": (2, 2, 6, 2)}, "convnext_atto": {"depths": (3, 3, 3, 3)}}.get(
-        name, {}
-    )
+    kwargs = {"swin_tiny_patch4_window7_224": {"depths": (2, 2, 6, 2)}, "convnext_atto": {"depths": (3, 3, 3, 3)}}.get(name, {})
     backbone = Backbone(name, 224, kwargs, drop_path=0.1, following_blocks=3)
     expected = torch.linspace(0, 0.1, 15)
     rates = [module.drop_prob for module in backbone.modules() if isinstance(module, DropPath)]
@@ -120,7 +116,7 @@ def test_sizes_that_patches_do_not_divide_are_refused():
 
 
 def test_masks_need_a_transformer_and_a_mask_token():
-    with pytest.raises(ValueError, match="masks need a vision transformer.*'resnet18'"):
+    with pytest.raises(ValueError, match=r"masks need a vision transformer.*'resnet18'"):
         Backbone("resnet18", 64, mask_token=True)
     with pytest.raises(ValueError, match="without a mask token"):
         tiny()(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 4, dtype=torch.bool))

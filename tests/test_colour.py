@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
-from conftest import SAMPLE
 from torchvision.transforms import v2
 
 from hssl_hf import colour as C
+from hssl_hf.decode import decode
 from hssl_hf.stream import Source, load_source
-from hssl_hf.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig, decode
+from hssl_hf.views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
+from tests.conftest import SAMPLE
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hssl_hf.ema import update_teacher
+from hssl_hf.ema import copy_to_teacher, update_teacher
 
 
 def pair():
@@ -26,6 +26,14 @@ def test_momentum_one_keeps_and_zero_copies():
     assert torch.equal(teacher.weight, before)
     update_teacher(student, teacher, 0.0)
     torch.testing.assert_close(teacher.weight, student.weight.detach())
+
+
+def test_copying_replaces_even_what_is_not_a_number():
+    student, teacher = pair()
+    with torch.no_grad():
+        teacher.weight.fill_(torch.nan)
+    copy_to_teacher(student, teacher)
+    assert torch.equal(teacher.weight, student.weight)
 
 
 def test_half_precision_student_moves_a_full_precision_teacher():

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_cosine_hits_its_ends_and_stays_between(steps, share, start, end):
     assert schedule(steps) == pytest.approx(end)
     low, high = sorted([start, end])
     assert all(low - 1e-9 <= value <= high + 1e-9 for value in values[warmup:])
-    assert all(a <= b + 1e-12 for a, b in zip(values[:warmup], values[1:warmup], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(values[:warmup]))
 
 
 def test_ramp_is_constant_within_an_epoch_and_after_its_end():

@@ -6,13 +6,13 @@ from itertools import islice, takewhile
 import datasets
 import numpy as np
 import pytest
-from conftest import SAMPLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.stream import ImageStream, Source, StreamError, count_images, load_source
+from tests.conftest import SAMPLE
 
 
 def png(value: int, size: int = 8) -> bytes:
@@ -125,9 +125,7 @@ def test_embedded_sample_is_whole():
     for split, images in (("train", 10_000), ("test", 2_000)):
         source = Source(str(SAMPLE), split=split)
         assert count_images(source) == images
-        labels = Counter(
-            label for rows in load_source(source, also=["label"]).iter(batch_size=1000) for label in rows["label"]
-        )
+        labels = Counter(label for rows in load_source(source, also=["label"]).iter(batch_size=1000) for label in rows["label"])
         assert labels == Counter({label: images // 10 for label in range(10)})
     assert sum(path.stat().st_size for path in SAMPLE.iterdir()) <= 8 * 2**20
 

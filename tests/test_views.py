@@ -5,22 +5,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stream import png, write_parquet
 from torchvision.transforms import v2
 
+from hssl_hf.decode import CorruptImageError, decode
 from hssl_hf.stream import EncodedImage, ImageStream, Source
 from hssl_hf.views import (
     Augmentation,
-    CorruptImageError,
     CorruptShareError,
     MaskConfig,
     ViewConfig,
     ViewStream,
     collate,
-    decode,
     keyed_generator,
     random_crop,
 )
+from tests.test_stream import png, write_parquet
 
 SMALL = ViewConfig(global_size=28, local_size=14, local_number=2)
 
@@ -126,9 +125,7 @@ def test_crops_have_torchvisions_distribution():
     )
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), rtol=0.04)
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.04)
-    assert np.corrcoef(ours[:, 2], ours[:, 3])[0, 1] == pytest.approx(
-        np.corrcoef(theirs[:, 2], theirs[:, 3])[0, 1], abs=0.04
-    )
+    assert np.corrcoef(ours[:, 2], ours[:, 3])[0, 1] == pytest.approx(np.corrcoef(theirs[:, 2], theirs[:, 3])[0, 1], abs=0.04)
 
 
 def test_crops_lie_inside_even_thin_images():
@@ -149,7 +146,7 @@ def test_half_of_the_views_are_flipped():
 
 
 def test_unequal_lists_of_views_are_refused():
-    with pytest.raises(ValueError, match="one chance per global view, got 1 .* and 2"):
+    with pytest.raises(ValueError, match=r"one chance per global view, got 1 .* and 2"):
         ViewConfig(global_blur=(1.0,))
 
 

@@ -7,9 +7,9 @@ log, its curves, the checkpoints, the exported backbone and the records of its e
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
+from signal import SIGTERM
 from time import perf_counter
 
 import timm
@@ -21,37 +21,19 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.checkpoint import CheckpointError, Checkpoints
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
-from hssl_hf.evaluate.features import LabelledImages
-from hssl_hf.evaluate.knn import knn_accuracy
-from hssl_hf.evaluate.results import Record
 from hssl_hf.export import ExportError, export_backbone, image_processor
-from hssl_hf.launch import LaunchError, check_launch
+from hssl_hf.launch import Interrupt, LaunchError, check_launch
 from hssl_hf.modeling_hssl import HSSLForPreTraining
 from hssl_hf.optim import build_optimizer, clip_each_gradient, drop_gradients, set_rates
+from hssl_hf.plan import Plan
+from hssl_hf.probe import Probe
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
-from hssl_hf.schedules import Cosine, EpochRamp
 from hssl_hf.stream import ImageStream, Source, StreamError, count_images
-from hssl_hf.track import Meter, Track, not_finite, read_log
+from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
 from hssl_hf.views import Augmentation, CorruptShareError, ViewStream, collate
 
 RECIPES = Path(__file__).parent / "recipes"
-USER_ERRORS = (RecipeError, LaunchError, StreamError, CorruptShareError, CheckpointError, ExportError)
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a part of it is infinite or not a number."""
-
-
-class Interrupt:
-    """Remembers SIGTERM and Ctrl-C, so that a step can end before the program does."""
-
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, _frame) -> None:
-        self.number = number
+USER_ERRORS = (RecipeError, LaunchError, StreamError, CorruptShareError, CheckpointError, ExportError, NonFiniteError)
 
 
 class Pretraining:
@@ -61,13 +43,13 @@ class Pretraining:
         self.recipe, self.folder = recipe, folder
         optim = recipe.optim
         config = _check(lambda: recipe.model_config())
-        idle = DistributedDataParallelKwargs(find_unused_parameters="base" not in " ".join(config.cls_supervision))
+        idle = not any(arrow.endswith("base") for arrow in (*config.cls_supervision, *config.patch_supervision))
         self.accelerator = Accelerator(
             mixed_precision=optim.mixed_precision,
             gradient_accumulation_steps=optim.accumulate,
             log_with=list(recipe.run.trackers) or None,
             project_dir=str(folder),
-            kwargs_handlers=[idle],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],  # the base's norm
         )
         check_launch(self.accelerator, "training/pretrain.py")
         self._open_folder()
@@ -77,11 +59,10 @@ class Pretraining:
             torch.set_num_threads(max(1, cores))  # `accelerate launch` leaves a process one thread
         self._build_model(config)
         self._build_stream()
-        self._build_schedules()
+        self.plan = Plan(recipe, self.images_per_epoch)
         self.checkpoints = Checkpoints(folder / "checkpoints", recipe.run.keep_checkpoints)
-        self.processor = image_processor(
-            config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std
-        )
+        self.processor = image_processor(config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)
+        self.probe = Probe(recipe.probe, self.processor)
         self.corrupt: list[str] = []
 
     def _open_folder(self) -> None:
@@ -115,7 +96,7 @@ class Pretraining:
                 f"the objective {config.objective!r} compares the images of a batch, so optim.accumulate must be 1"
             )
         if recipe.run.gradient_checkpointing:
-            self.hssl.gradient_checkpointing_enable()
+            self.hssl.activation_checkpointing_enable()
         set_seed(recipe.seed, device_specific=True)
         model = self.hssl
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -137,10 +118,6 @@ class Pretraining:
         source = Source(data.path, data.name, data.split, data.revision, data.image_column, data.streaming)
         next(iter(ImageStream(source, window=1)))  # a missing column or an empty stream shows here, not in a worker
         self.images_per_epoch = data.images_per_epoch or count_images(source)
-        if optim.batch_size > self.images_per_epoch:
-            raise RecipeError(
-                f"optim.batch_size={optim.batch_size} is larger than the stream, which has {self.images_per_epoch} images"
-            )
         images = ImageStream(
             source, seed=recipe.seed, rank=accelerator.process_index, world_size=accelerator.num_processes,
             window=data.window, minimum=self.batch,
@@ -156,31 +133,19 @@ class Pretraining:
             generator=torch.Generator().manual_seed(recipe.seed),
         )
 
-    def _build_schedules(self) -> None:
-        optim = self.recipe.optim
-        per_epoch = self.images_per_epoch // optim.batch_size
-        self.steps = max(1, round(optim.epochs * per_epoch))
-        peak = optim.learning_rate_per_256 * optim.batch_size / 256
-        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, round(optim.warmup_epochs * per_epoch))
-        self.weight_decay = Cosine(*optim.weight_decay, self.steps)
-        self.momentum = Cosine(*optim.teacher_momentum, self.steps)
-        self.temperature = EpochRamp(*optim.teacher_temperature, optim.teacher_temperature_epochs, per_epoch)
-        self.frozen_steps = round(optim.freeze_prototypes_epochs * per_epoch)
-        self.probe_every = max(1, round(self.recipe.probe.every_epochs * per_epoch))
-
     def run(self) -> int:
         """Train from the newest checkpoint, or from the start, to the end; returns the exit code."""
         first = self._resume()
         self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(self.recipe.to_dict())})
         self.track, self.meter, interrupt = Track(self.folder, self.accelerator, first), Meter(), Interrupt()
-        if first == 0:
-            self._probe(0)
+        if first == 0 or (first % self.plan.probe_every == 0 and not self.track.has(first, "knn_top1")):
+            self._measure(first)
         views, run = iter(self.loader), self.recipe.run
-        with tqdm(total=self.steps, initial=first, unit="step", smoothing=0.05) as bar:
-            for step in range(first, self.steps):
+        with tqdm(total=self.plan.steps, initial=first, unit="step", smoothing=0.05) as bar:
+            for step in range(first, self.plan.steps):
                 self._train_step(step, views)
                 done = step + 1
-                save = done % run.save_every_steps == 0 or done == self.steps
+                save = done % run.save_every_steps == 0 or done == self.plan.steps
                 alone = self.accelerator.num_processes == 1
                 if save or done % run.log_every_steps == 0 or (alone and interrupt.number):
                     values, (stop,) = self.meter.read(self.accelerator, [float(interrupt.number > 0)])
@@ -189,17 +154,17 @@ class Pretraining:
                         self._save(done)
                     if stop:
                         tqdm.write(f"interrupted after step {done}; continue with resume=auto", file=sys.stderr)
-                        return 128 + (interrupt.number or signal.SIGTERM)
+                        return 128 + (interrupt.number or SIGTERM)
                 bar.update()
-                if done % self.probe_every == 0 and done < self.steps:
-                    self._probe(done)
+                if done % self.plan.probe_every == 0 and done < self.plan.steps:
+                    self._measure(done)
         del views
         self._finish()
         return 0
 
     def _train_step(self, step: int, batches) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        set_rates(self.optimizer, self.learning_rate(step), self.weight_decay(step))
+        set_rates(self.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step))
         for _ in range(recipe.optim.accumulate):
             started = perf_counter()
             batch = next(batches)
@@ -212,37 +177,27 @@ class Pretraining:
                     local_pixels=views.local_pixels,
                     masks=views.masks,
                     masked_indices=views.masked_indices,
-                    teacher_temperature=self.temperature(step),
+                    teacher_temperature=self.plan.temperature(step),
                 )
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
-                    if step < self.frozen_steps:
+                    if step < self.plan.frozen_steps:
                         drop_gradients(self.hssl.prototype_parameters())
                     if recipe.optim.clip is not None:
                         clip_each_gradient(self.hssl.student.parameters(), recipe.optim.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.hssl.update_teacher(self.momentum(step))
-        values = {"loss": output.loss, **output.parts, "discrepancy": output.discrepancy}
-        self.meter.add(values, recipe.optim.batch_size)
+            values = {"loss": output.loss, **output.parts, "discrepancy": output.discrepancy}
+            self.meter.add(values, self.batch * accelerator.num_processes)
+        self.hssl.update_teacher(self.plan.momentum(step))
 
     def _log(self, done: int, values: dict[str, float], bar) -> None:
-        values["learning_rate"] = self.learning_rate(done - 1)
+        values["learning_rate"] = self.plan.learning_rate(done - 1)
         values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
         self.track.log(done, values)
-        shown = {"loss": f"{values['loss']:.3f}", "img/s": f"{values['images_per_second']:.0f}"}
-        if "discrepancy" in values:
-            shown["disc"] = f"{values['discrepancy']:.3f}"
-        bar.set_postfix(shown | {"wait": f"{100 * values['data_wait']:.0f}%"}, refresh=False)
-        bad = not_finite(values)
-        if bad:
-            good = next(reversed(self.checkpoints.all()), "none")
-            report = self.folder / "not_finite.json"
-            report.write_text(json.dumps({"step": done, "not_finite": bad, "values": values}, indent=1))
-            raise NonFiniteError(
-                f"not finite within the {self.recipe.run.log_every_steps} steps up to step {done}: {', '.join(bad)} (see {report})."
-                f"\nThe newest good checkpoint is {good}. Lower the learning rate, lengthen the warm-up or tighten optim.clip."
-            )
+        bar.set_postfix(progress_figures(values), refresh=False)
+        newest = next(reversed(self.checkpoints.all()), None)
+        require_finite(values, done, self.folder / "not_finite.json", newest)
 
     def _save(self, done: int) -> None:
         state = {"processes": self.accelerator.num_processes, "corrupt": self.corrupt}
@@ -261,23 +216,12 @@ class Pretraining:
         self.corrupt = state["corrupt"]
         return state["step"]
 
-    def _images(self, split: str, limit: int | None) -> LabelledImages:
-        probe = self.recipe.probe
-        source = Source(probe.path, probe.name, split, probe.revision, probe.image_column)
-        return LabelledImages(source, probe.label_column, limit)
-
-    def _knn(self, encoder, progress: str) -> dict[str, float]:
-        probe = self.recipe.probe
-        bank = self._images(probe.bank_split, probe.bank_images)
-        queries = self._images(probe.query_split, probe.query_images)
-        return knn_accuracy(encoder, self.processor, bank, queries, probe.neighbours, probe.temperature, progress)
-
-    def _probe(self, done: int) -> None:
+    def _measure(self, done: int) -> None:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew."""
         if self.recipe.probe.path is not None and self.accelerator.is_main_process:
-            values = {"knn_top1": self._knn(self._encode, f"k-NN at step {done}")["top1"]}
+            values = {"knn_top1": self.probe(self._encode, f"k-NN at step {done}")["top1"]}
             if done == 0:
-                values["knn_top1_pixels"] = self._knn(pixels_encoder, "k-NN of raw pixels")["top1"]
+                values["knn_top1_pixels"] = self.probe(pixels_encoder, "k-NN of raw pixels")["top1"]
             self.track.log(done, values)
         self.track.draw()
         self.accelerator.wait_for_everyone()
@@ -291,11 +235,7 @@ class Pretraining:
 
     def _finish(self) -> None:
         if self.accelerator.is_main_process:
-            lines = (
-                [f"{len(self.corrupt)} images could not be decoded: {', '.join(self.corrupt[:5])}"]
-                if self.corrupt
-                else []
-            )
+            lines = [f"{len(self.corrupt)} images could not be decoded: {', '.join(self.corrupt[:5])}"] if self.corrupt else []
             export = export_backbone(
                 self.hssl, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
             )
@@ -317,22 +257,18 @@ class Pretraining:
 
     def _evaluate(self, export: Path) -> list[str]:
         """k-NN of the export, as anybody would load it, beside the untrained backbone and the raw pixels, as records."""
-        probe = self.recipe.probe
-        final = self._knn(load_encoder(export)[0], "k-NN of the export")
-        self.track.log(self.steps, {"knn_top1": final["top1"]})
+        final = self.probe(load_encoder(export)[0], "k-NN of the export")
+        self.track.log(self.plan.steps, {"knn_top1": final["top1"]})
         start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)
         found = {
             "pre-trained backbone": final["top1"],
             "untrained backbone": start["knn_top1"],
             "raw pixels": start["knn_top1_pixels"],
         }
-        settings = {"neighbours": probe.neighbours, "temperature": probe.temperature, "bank": probe.bank_split}
+        (self.folder / "results.jsonl").unlink(missing_ok=True)
         for subject, value in found.items():
-            record = Record(
-                "knn_top1", value, "percent", subject, probe.path, probe.revision, probe.query_split, final["n"],
-                settings, self.recipe.seed,
-            )  # fmt: skip
-            record.append_to(self.folder / "results.jsonl")
+            self.probe.record("top1", value, final["n"], subject, self.recipe.seed, self.folder / "results.jsonl")
+        probe = self.recipe.probe
         lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
         return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
 
@@ -347,9 +283,7 @@ def _check(build):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own"
-    )
+    parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own")
     arguments = parser.parse_intermixed_args().arguments
     paths = [Path(a) for a in arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
     try:
@@ -357,7 +291,7 @@ def main() -> int:
             raise RecipeError(f"expected one recipe, got {', '.join(map(str, paths))}")
         recipe = load_recipe(paths[0], [a for a in arguments if "=" in a])
         return Pretraining(recipe, Path(recipe.run.output_dir or f"runs/{paths[0].stem}")).run()
-    except (*USER_ERRORS, NonFiniteError) as error:
+    except USER_ERRORS as error:
         message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()  # without a worker's traceback
         print(f"error: {message}", file=sys.stderr)
         return 2

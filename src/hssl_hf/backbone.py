@@ -73,9 +73,7 @@ class Backbone(nn.Module):
             patches = self.embed(pixels)
             if masks is not None:
                 if self.mask_token is None:
-                    raise ValueError(
-                        "got masks, but this backbone was built without a mask token (patch_supervision is empty)"
-                    )
+                    raise ValueError("got masks, but this backbone was built without a mask token (patch_supervision is empty)")
                 patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
             grid = patches.shape[1:3]
             hidden = self.run_blocks((patches + self.positions(grid)).flatten(1, 2))
@@ -104,9 +102,7 @@ class Backbone(nn.Module):
         """(B, 3, H, W) -> (B, h, w, C) patch embeddings without positions."""
         patch = self.model.patch_embed.patch_size
         if pixels.shape[-2] % patch[0] or pixels.shape[-1] % patch[1]:
-            raise ValueError(
-                f"images of {tuple(pixels.shape[-2:])} pixels do not divide into patches of {tuple(patch)}"
-            )
+            raise ValueError(f"images of {tuple(pixels.shape[-2:])} pixels do not divide into patches of {tuple(patch)}")
         return self.model.patch_embed.proj(pixels).permute(0, 2, 3, 1)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:

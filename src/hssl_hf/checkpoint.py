@@ -115,9 +115,7 @@ def load_model(path: Path):
     path = path.resolve()
     checkpoint = path if (path / STATE).is_file() else next(reversed(Checkpoints(path / "checkpoints").all()), None)
     if checkpoint is None:
-        raise CheckpointError(
-            f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints"
-        )
+        raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
     recipe = load_recipe(checkpoint.parents[1] / "recipe.yaml")
     model = HSSLForPreTraining(recipe.model_config())
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))

@@ -12,15 +12,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hssl-hf", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    pretrain = commands.add_parser(
-        "pretrain", help="pre-train a backbone (runs accelerate launch training/pretrain.py)"
-    )
+    pretrain = commands.add_parser("pretrain", help="pre-train a backbone (runs accelerate launch training/pretrain.py)")
     pretrain.add_argument(
         "arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own"
     )
-    pretrain.add_argument(
-        "--launch", default="--num_processes 1", help="options of accelerate launch (default: %(default)s)"
-    )
+    pretrain.add_argument("--launch", default="--num_processes 1", help="options of accelerate launch (default: %(default)s)")
     pretrain.set_defaults(run=_pretrain)
 
     export = commands.add_parser("export", help="write the base of a run as a stock transformers folder")
@@ -47,9 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     script = TRAINING / "pretrain.py"
     if not script.is_file():
-        raise ValueError(
-            "training/pretrain.py is part of the source checkout; clone it and install with pip install -e ."
-        )
+        raise ValueError("training/pretrain.py is part of the source checkout; clone it and install with pip install -e .")
     command = [
         sys.executable,
         "-m",
@@ -74,32 +68,19 @@ def _export(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from hssl_hf.evaluate.encoder import load_encoder
-    from hssl_hf.evaluate.features import LabelledImages
-    from hssl_hf.evaluate.knn import knn_accuracy
-    from hssl_hf.evaluate.results import Record
+    from hssl_hf.probe import Probe
     from hssl_hf.recipe import load_recipe
-    from hssl_hf.stream import Source
 
-    probe = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in options.settings]).probe
-    if probe.path is None:
+    config = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in options.settings]).probe
+    if config.path is None:
         raise ValueError("say which images to evaluate on, for example data.path=uoft-cs/cifar10")
-
-    def images(split: str, limit: int | None) -> LabelledImages:
-        source = Source(probe.path, probe.name, split, probe.revision, probe.image_column)
-        return LabelledImages(source, probe.label_column, limit)
-
     encoder, processor = load_encoder(options.export)
-    bank, queries = images(probe.bank_split, probe.bank_images), images(probe.query_split, probe.query_images)
-    found = knn_accuracy(encoder, processor, bank, queries, probe.neighbours, probe.temperature, progress="k-NN")
-    settings = {"neighbours": probe.neighbours, "temperature": probe.temperature, "bank": probe.bank_split}
+    probe = Probe(config, processor)
+    found = probe(encoder, "k-NN")
     for metric in ("top1", "top5"):
-        record = Record(
-            f"knn_{metric}", found[metric], "percent", str(options.export), probe.path, probe.revision, probe.query_split,
-            found["n"], settings, seed=0,
-        )  # fmt: skip
+        print(f"k-NN {metric}  {found[metric]:.2f} %  ({found['n']} images)")
         if options.results:
-            record.append_to(options.results)
-        print(f"k-NN {metric}  {record.value:.2f} %  ({record.n} images)")
+            probe.record(metric, found[metric], found["n"], options.export, 0, options.results)
     return 0
 
 

@@ -19,7 +19,7 @@ WIDTH = 11
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Strengths of the four jitters and the chance that they are applied; factors come from U(1 - s, 1 + s), hue from U(-s, s)."""
+    """Strengths of the four jitters, and the chance that they are applied: factors from U(1 - s, 1 + s), hue from U(-s, s)."""
 
     brightness: float = 0.4
     contrast: float = 0.4

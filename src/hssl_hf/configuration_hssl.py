@@ -79,9 +79,7 @@ class HSSLConfig(PreTrainedConfig):
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
         if not self.cls_supervision:
-            raise ValueError(
-                "cls_supervision is empty: nothing would teach the image level; use for example ['base->base']"
-            )
+            raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
         if self.objective != "ibot" and self.patch_supervision:
             raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
         for name in ("cls_supervision", "patch_supervision"):

@@ -20,9 +20,7 @@ def discrepancy(base: Tensor, auxiliary: Tensor, temperature: float = 1.0) -> Te
     Source: HSSL, equations 3-5 and 8.
     """
     if base.shape != auxiliary.shape or base.ndim != 2:
-        raise ValueError(
-            f"expected two matrices of one shape (n, d), got {tuple(base.shape)} and {tuple(auxiliary.shape)}"
-        )
+        raise ValueError(f"expected two matrices of one shape (n, d), got {tuple(base.shape)} and {tuple(auxiliary.shape)}")
     base_log = F.log_softmax(base.float() / temperature, dim=-1)
     auxiliary_log = F.log_softmax(auxiliary.float() / temperature, dim=-1)
     return torch.sum(base_log.exp() * (base_log - auxiliary_log), dim=-1).mean()

@@ -20,13 +20,20 @@ def trainable_pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Par
 
 
 @torch.no_grad()
+def copy_to_teacher(student: nn.Module, teacher: nn.Module) -> None:
+    """Give every teacher parameter the student's value, whatever it held before."""
+    for source, target in trainable_pairs(student, teacher):
+        target.copy_(source)
+
+
+@torch.no_grad()
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, in the teacher's precision.
 
     Buffers are left alone: a batch-normalised teacher normalises with the statistics of its own batches.
 
     Args:
-        momentum: in [0, 1]; 1 leaves the teacher unchanged, 0 copies the student.
+        momentum: in [0, 1]; 1 leaves the teacher unchanged.
     Source: DINO, arXiv 2104.14294, section 3.1.
     """
     sources, targets = zip(*trainable_pairs(student, teacher), strict=True)

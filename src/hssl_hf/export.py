@@ -47,7 +47,8 @@ model.eval()
 extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
 with torch.no_grad():
     found = {n: model(torch.from_numpy(x), **extra) for n, x in np.load(images).items()}
-np.savez(outputs, **{f"{n}/{k}": v.numpy() for n, o in found.items() for k, v in o.items() if k in ("last_hidden_state", "pooler_output")})
+kept = ("last_hidden_state", "pooler_output")
+np.savez(outputs, **{f"{n}/{k}": o[k].numpy() for n, o in found.items() for k in kept})
 print(json.dumps({key: sorted(map(str, value)) for key, value in report.items() if value}))
 """
 
@@ -97,9 +98,7 @@ def export_backbone(
     return folder
 
 
-def image_processor(
-    image_size: int, crop_share: float = 0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD
-) -> BitImageProcessor:
+def image_processor(image_size: int, crop_share: float = 0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> BitImageProcessor:
     """Resize the short side, crop the centre, normalise.
 
     Args:

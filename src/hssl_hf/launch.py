@@ -1,6 +1,7 @@
-"""Is the training running as it was asked for? A launcher may quietly start one process, or several that never talk."""
+"""The processes of a run: are they those that were asked for, and have they been asked to stop?"""
 
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,8 @@ class LaunchError(RuntimeError):
 
 def check_launch(accelerator: Accelerator, script: str) -> None:
     """Compare the processes asked for with those that run and answer each other.
+
+    A launcher may quietly start one process only, or several that each believe to be alone.
 
     Raises:
         LaunchError: if fewer processes run than asked for, or if they do not form one group.
@@ -65,3 +68,15 @@ def _options(arguments: list[str]) -> dict[str, str]:
             key, separator, attached = name[2:].partition("=")
             options[key.replace("-", "_")] = attached if separator else value
     return options
+
+
+class Interrupt:
+    """Remembers SIGTERM and Ctrl-C, so that a step can end before the program does."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame) -> None:
+        self.number = number

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
 from hssl_hf.backbone import Backbone
 from hssl_hf.configuration_hssl import HSSLConfig
-from hssl_hf.ema import update_teacher
+from hssl_hf.ema import copy_to_teacher, update_teacher
 from hssl_hf.objectives import OBJECTIVES
 from hssl_hf.tokens import Branches, Tokens
 
@@ -76,7 +76,7 @@ class HSSLForPreTraining(PreTrainedModel):
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
         self.objective = objective
-        self._initialised = not next(base.parameters()).is_meta
+        self._without_storage = next(base.parameters()).is_meta  # while from_pretrained builds it
         self._freeze_teacher()
         self.post_init()
 
@@ -99,9 +99,7 @@ class HSSLForPreTraining(PreTrainedModel):
             ValueError: if the views do not suit the objective.
         """
         objective = self.objective
-        if objective.num_views not in (None, len(global_pixels)) or (
-            local_pixels is not None and not objective.takes_locals
-        ):
+        if objective.num_views not in (None, len(global_pixels)) or (local_pixels is not None and not objective.takes_locals):
             raise ValueError(
                 f"the objective {self.config.objective!r} takes {objective.num_views} global views and no local ones, got "
                 f"{len(global_pixels)} and {0 if local_pixels is None else len(local_pixels)}"
@@ -132,10 +130,17 @@ class HSSLForPreTraining(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers; the teacher comes back frozen, and equal to the student if the checkpoint had none."""
+        """As in transformers; the teacher comes back frozen.
+
+        What the checkpoint lacks is drawn as for a new model; without a teacher in it, the teacher is the student.
+        """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if any(key.startswith("teacher.") for key in info["missing_keys"]):
-            update_teacher(model.student, model.teacher, momentum=0.0)
+        missing = [key for key in info["missing_keys"] if not key.startswith("teacher.")]
+        if missing:
+            fresh = cls(model.config).state_dict()
+            model.load_state_dict({key: fresh[key] for key in missing}, strict=False)
+        if len(missing) < len(info["missing_keys"]):
+            copy_to_teacher(model.student, model.teacher)
         model._freeze_teacher()
         return (model, info) if output_loading_info else model
 
@@ -143,13 +148,12 @@ class HSSLForPreTraining(PreTrainedModel):
         self.teacher.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every part initialises itself when built. Built without storage (`from_pretrained`), what a checkpoint lacks is
-        drawn here, and the buffers that no checkpoint holds are worked out again."""
-        if self._initialised:
-            return
-        if hasattr(module, "init_non_persistent_buffers"):
+        """Every part has initialised itself when it was built; transformers' own scheme would overwrite that.
+
+        Only buffers that no checkpoint holds are worked out again where the model was built without storage.
+        """
+        if self._without_storage and hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
-        super()._init_weights(module)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.student.base.model.set_grad_checkpointing(enable)
@@ -158,7 +162,7 @@ class HSSLForPreTraining(PreTrainedModel):
 
 
 def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead | None, nn.Module]:
-    """Base, auxiliary head and projection heads, each from a seed of its own, so that one does not change the other's values."""
+    """Base, auxiliary head and projection heads, each from a seed of its own, so that none changes another's values."""
     seeds = torch.randint(2**62, (3,), device="cpu").tolist()
     with torch.random.fork_rng():
         torch.manual_seed(seeds[0])

@@ -189,11 +189,11 @@ def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
 
 def differences(before: dict, after: dict) -> list[str]:
     """Keys in which two recipes differ, except where a difference has no effect on the result."""
-    flat_before, flat_after = _flatten(before), _flatten(after)
+    flat_before, flat_after, unset = _flatten(before), _flatten(after), "(default)"
     return [
-        f"{key}: {flat_before.get(key, '(default)')} -> {flat_after.get(key, '(default)')}"
+        f"{key}: {flat_before.get(key, unset)} -> {flat_after.get(key, unset)}"
         for key in sorted({*flat_before, *flat_after})
-        if key.split(".")[0] not in WITHOUT_EFFECT and flat_before.get(key) != flat_after.get(key)
+        if key.split(".")[0] not in WITHOUT_EFFECT and flat_before.get(key, unset) != flat_after.get(key, unset)
     ]
 
 
@@ -228,7 +228,7 @@ def _build(kind, value, where: str):
     """Turn plain YAML into the declared type, strictly."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise RecipeError(f"{where or 'the recipe'}: expected a section with keys, got {value!r}")
+            raise RecipeError(f"{where.rstrip('.') or 'the recipe'}: expected a section with keys, got {value!r}")
         declared = typing.get_type_hints(kind)
         for key in value:
             if key not in declared:

@@ -139,9 +139,7 @@ def count_images(source: Source) -> int:
     if source.split in splits and splits[source.split].num_examples:
         return splits[source.split].num_examples
     if not Path(source.path).expanduser().exists() and source.streaming:
-        raise StreamError(
-            f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=..."
-        )
+        raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
     return sum(len(rows["image"]) for rows in dataset.iter(batch_size=1024))
 
 
@@ -222,8 +220,8 @@ class ImageStream(torch.utils.data.IterableDataset):
                 self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
             if self._start.seen < self.minimum:
                 raise StreamError(
-                    f"{self.source.path!r} gives reader {reader + 1} of {readers} only {self._start.seen} images in a pass, but "
-                    f"a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
+                    f"{self.source.path!r} gives reader {reader + 1} of {readers} only {self._start.seen} images in a pass, "
+                    f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
@@ -232,9 +230,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         start = self._start
         groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
         sharers, residue = readers // groups, reader // groups
-        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[
-            reader % groups :: groups
-        ]
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[reader % groups :: groups]
         seen = start.seen
         for place in range(start.shard, len(order)):
             number = int(order[place])
@@ -262,14 +258,10 @@ class ImageStream(torch.utils.data.IterableDataset):
                     raise StreamError(
                         f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
                     ) from error
-                warnings.warn(
-                    f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2
-                )
+                warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
                 sleep(self.backoff_seconds * 2 ** (attempts - 1))
             except (ValueError, RuntimeError) as error:
-                raise StreamError(
-                    f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}"
-                ) from error
+                raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error
 
 
 def image_bytes(image: Mapping | None) -> bytes:

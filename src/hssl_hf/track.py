@@ -18,13 +18,14 @@ class Track:
     Args:
         folder: folder of the run.
         accelerator: with its trackers already started.
-        first_step: lines from this step on are dropped, so that a resumed run continues its log without repeating itself.
+        first_step: lines after this step are dropped, so that a resumed run continues its log without repeating itself; 0
+            starts a new log.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, first_step: int = 0):
         self.path, self.curves, self.accelerator = folder / LOG, folder / CURVES, accelerator
         if accelerator.is_main_process:
-            kept = [line for line in read_log(self.path) if line["step"] <= first_step]
+            kept = [line for line in read_log(self.path) if first_step and line["step"] <= first_step]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -34,6 +35,10 @@ class Track:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the log has this value at this step."""
+        return any(line["step"] == step and name in line for line in read_log(self.path))
 
     def draw(self) -> None:
         """Draw the curves of the whole run into `curves.png`."""
@@ -71,8 +76,39 @@ class Meter:
         return averages, values[len(sums) :]
 
 
-def not_finite(values: dict[str, float]) -> list[str]:
-    return [name for name, value in values.items() if not math.isfinite(value)]
+def progress_figures(values: dict[str, float]) -> dict[str, str]:
+    """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, share of time without data."""
+    shown = {"loss": f"{values['loss']:.3f}"}
+    terms = [name for name in values if name.startswith(("cls_", "patch_"))]
+    for name in terms if len(terms) > 1 else []:
+        shown[name.replace("auxiliary", "aux").replace("_to_", "→").replace("_", " ")] = f"{values[name]:.3f}"
+    if "discrepancy" in values:
+        shown["disc"] = f"{values['discrepancy']:.3f}"
+    return shown | {"img/s": f"{values['images_per_second']:.0f}", "wait": f"{100 * values['data_wait']:.0f}%"}
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a part of it is infinite or not a number."""
+
+
+def require_finite(values: dict[str, float], step: int, report: Path, checkpoint: Path | None) -> None:
+    """Stop a run whose figures are not finite, with a report.
+
+    Args:
+        values: averages of the steps up to `step`.
+        report: JSON file to write them to.
+        checkpoint: the newest one, named in the message.
+    Raises:
+        NonFiniteError: if any of the values is infinite or not a number.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        report.write_text(json.dumps({"step": step, "not_finite": bad, "values": values}, indent=1))
+        raise NonFiniteError(
+            f"not finite in the steps up to {step}: {', '.join(bad)} (see {report}).\n"
+            f"The newest good checkpoint is {checkpoint}. Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs or "
+            "tighten optim.clip."
+        )
 
 
 def read_log(path: Path) -> list[dict]:

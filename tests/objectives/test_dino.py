@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_model, tiny_views
 from torch import nn
 
 from hssl_hf.objectives.dino import DINO, cross_view_loss
 from hssl_hf.objectives.supervision import Center
 from hssl_hf.tokens import Branches, Tokens
+from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
 class Bare(nn.Module):
@@ -23,10 +23,7 @@ class Bare(nn.Module):
 
 def naive_cross_view(targets, logits):
     terms = [
-        -(t * torch.log_softmax(s, -1)).sum(-1).mean()
-        for q, t in enumerate(targets)
-        for v, s in enumerate(logits)
-        if v != q
+        -(t * torch.log_softmax(s, -1)).sum(-1).mean() for q, t in enumerate(targets) for v, s in enumerate(logits) if v != q
     ]
     return sum(terms) / len(terms)
 
@@ -90,9 +87,7 @@ def test_centre_moves_once_per_update_and_averages_the_collected_batches():
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
 def test_arms_of_supervision_are_values(objective, arrows, terms):
     """HSSL, Table 14: A->A, A->A + B->B, A->A + A->B."""
-    model = tiny_model(
-        objective=objective, cls_supervision=arrows, patch_supervision=["base->base"] * (objective == "ibot")
-    )
+    model = tiny_model(objective=objective, cls_supervision=arrows, patch_supervision=["base->base"] * (objective == "ibot"))
     output = model(**tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None))
     assert {name for name in output.parts if name.startswith("cls_")} == terms
     mean = torch.stack([output.parts[name] for name in terms]).mean()

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_model, tiny_views
 
 from hssl_hf.objectives.ibot import IBOT
 from hssl_hf.tokens import Branches, Tokens
-from objectives.test_dino import Bare, naive_cross_view, teacher_temperature
+from tests.conftest import tiny_config, tiny_model, tiny_views
+from tests.objectives.test_dino import Bare, naive_cross_view, teacher_temperature
 
 
 def set_centers(objective, arrays, prefix, cls, patch):
@@ -43,7 +43,7 @@ def test_equals_official_ibot(golden, call):
 
 @pytest.mark.parametrize("call", [0, 1])
 def test_equals_released_hssl(golden, call):
-    """Released HSSL loss: the head teaches both class tokens, the base its own patches; 64 prototypes, 2 images, 3 local views."""
+    """Released HSSL loss: the head teaches both class tokens, the base its own patches; 64 prototypes, 2 images, 3 locals."""
     arrays = golden("hssl_loss")
     objective = IBOT(tiny_config(num_prototypes=64))
     if call == 1:
@@ -62,10 +62,7 @@ def test_equals_released_hssl(golden, call):
         student, local, teacher, Bare(), Bare(),
         masks=torch.from_numpy(arrays["hssl_loss/masks"]), temperature=released_temperature(int(load("epoch"))),
     )  # fmt: skip
-    ours = [
-        output.parts[name].item()
-        for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")
-    ]
+    ours = [output.parts[name].item() for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")]
     np.testing.assert_allclose([*ours, output.loss.item()], load("cls1_patch1_cls2_loss"), rtol=1e-5)
     for gradient, name in zip(torch.autograd.grad(output.loss, leaves), names, strict=True):
         np.testing.assert_allclose(gradient, load(f"grad_{name}"), atol=1e-6)

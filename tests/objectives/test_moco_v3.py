@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_config, tiny_model, tiny_views
 
 from hssl_hf.objectives.moco_v3 import MoCoV3
+from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
 def test_equals_official_moco_v3(golden):

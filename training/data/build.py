@@ -44,9 +44,7 @@ def main() -> None:
         rows = {"image": [{"bytes": png(images[i]), "path": None} for i in chosen], "label": labels[chosen].tolist()}
         table = Dataset.from_dict(rows, features=features)
         for shard in range(shards):
-            table.shard(shards, shard, contiguous=True).to_parquet(
-                target / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
-            )
+            table.shard(shards, shard, contiguous=True).to_parquet(target / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
 
 
 if __name__ == "__main__":

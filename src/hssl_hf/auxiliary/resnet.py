@@ -8,7 +8,7 @@ from hssl_hf.heads import BatchNorm
 
 
 class ResNetBlock(nn.Module):
-    """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the statistics of all processes, in the teacher those of its own batch."""
+    """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the batch of all processes, in the teacher its own batch."""
 
     def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
         super().__init__()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hssl_hf.decode import CorruptImageError, decode
 from hssl_hf.evaluate.encoder import Encoder
 from hssl_hf.stream import Source, StreamError, image_bytes, load_source
-from hssl_hf.views import CorruptImageError, decode
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,7 @@ class MoCoV3(nn.Module):
         with torch.no_grad():
             measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and teacher_heads.has(n)]
             keys = {
-                name: [
-                    F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls
-                ]
+                name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls]
                 for name in measured
             }
         terms = {

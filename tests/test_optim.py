@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from hssl_hf.optim import build_optimizer, clip_each_gradient, drop_gradients, parameter_groups, set_rates
+from tests.conftest import tiny_model, tiny_views
+
+
+def test_groups_partition_the_student():
+    model = tiny_model(objective="ibot", learned_prototype_length=True, auxiliary="swin")
+    groups = parameter_groups(model.student)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.student.parameters()))
+
+
+def test_decay_spares_biases_and_norms_alone():
+    """DINO and iBOT: position table, class token, mask token and prototypes decay too."""
+    model = tiny_model(learned_prototype_length=True, auxiliary="swin")
+    decayed = {id(p) for p in parameter_groups(model.student)[0]["params"]}
+    names = {name for name, p in model.student.named_parameters() if id(p) in decayed}
+    assert {"base.model.pos_embed", "base.model.cls_token", "base.mask_token", "heads.prototypes.lengths"} <= names
+    assert not {name for name in names if name.endswith(".bias") or "norm" in name}
+    assert {n for n, p in model.student.named_parameters() if id(p) not in decayed and p.ndim > 1} == set()
+
+
+def test_every_tensor_is_clipped_by_its_own_norm():
+    """Not the global norm: a small gradient beside a large one stays as it is."""
+    small, large = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    small.grad, large.grad = torch.full((4,), 0.1), torch.full((4,), 5.0)
+    norms = clip_each_gradient([small, large, torch.nn.Parameter(torch.zeros(1))], largest=3.0)
+    torch.testing.assert_close(norms, torch.tensor([0.2, 10.0]))
+    torch.testing.assert_close(small.grad, torch.full((4,), 0.1))
+    torch.testing.assert_close(large.grad, torch.full((4,), 5.0) * 3 / (10 + 1e-6))
+
+
+def test_dropped_gradients_freeze_against_decay_too():
+    model = tiny_model(learned_prototype_length=True)
+    optimizer = build_optimizer(model.student, (0.9, 0.999))
+    set_rates(optimizer, learning_rate=0.1, weight_decay=0.5)
+    before = [p.clone() for p in model.prototype_parameters()]
+    assert len(before) == 2
+    model(**tiny_views()).loss.backward()
+    drop_gradients(model.prototype_parameters())
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.prototype_parameters(), strict=True))
+    optimizer.zero_grad()
+    model(**tiny_views()).loss.backward()
+    optimizer.step()
+    assert not torch.equal(before[0], model.prototype_parameters()[0])
+
+
+def test_rates_reach_their_groups():
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), (0.9, 0.95))
+    set_rates(optimizer, 0.1, 0.3)
+    assert [(g["lr"], g["weight_decay"], g["betas"]) for g in optimizer.param_groups] == [
+        (0.1, 0.3, (0.9, 0.95)),
+        (0.1, 0.0, (0.9, 0.95)),
+    ]
+    assert optimizer.param_groups[0]["params"][0].ndim == 2 and optimizer.param_groups[1]["params"][0].ndim == 1
+
+
+def test_fused_adamw_equals_the_formula():
+    """One step by hand: p (1 - lr wd) - lr g/|g| after bias correction (arXiv 1711.05101, algorithm 2)."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    start = layer.weight.item()
+    optimizer = build_optimizer(layer, (0.9, 0.999))
+    set_rates(optimizer, 0.01, 0.1)
+    layer.weight.grad = torch.full((1, 1), 2.0)
+    optimizer.step()
+    assert layer.weight.item() == pytest.approx(start * (1 - 0.001) - 0.01, abs=1e-6)
