@@ -34,3 +34,7 @@ clean:
 .venv/installed-test: pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@ .venv/installed
+
+.PHONY: readme
+readme: .venv/installed
+	$(BIN)/python training/readme.py

@@ -95,7 +95,7 @@ class Pretraining:
             raise RecipeError(
                 f"the objective {config.objective!r} compares the images of a batch, so optim.accumulate must be 1"
             )
-        if recipe.run.gradient_checkpointing:
+        if recipe.run.activation_checkpointing:
             self.hssl.activation_checkpointing_enable()
         set_seed(recipe.seed, device_specific=True)
         model = self.hssl

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 STATE = "state.json"
@@ -57,7 +58,7 @@ class Checkpoints:
                 shutil.rmtree(place, ignore_errors=True)
                 draft.rename(place)
                 self._prune()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(self._failure(step, error)) from error
         accelerator.wait_for_everyone()
@@ -69,7 +70,7 @@ class Checkpoints:
         try:
             accelerator.load_state(str(path))
             loader = torch.load(path / f"loader-{accelerator.process_index}.pt", weights_only=False)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
             ) from error

@@ -119,7 +119,7 @@ class RunConfig:
         save_every_steps: steps between checkpoints; one more is written at the end and on an interrupt.
         keep_checkpoints: newest checkpoints to keep.
         trackers: any of tensorboard, trackio (wandb and others that accelerate knows pass too).
-        gradient_checkpointing: less memory for more time.
+        activation_checkpointing: less memory for more time.
         export_network: which network the export takes its base from.
     """
 
@@ -128,7 +128,7 @@ class RunConfig:
     save_every_steps: int = 1000
     keep_checkpoints: int = 2
     trackers: tuple[str, ...] = ()
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = False
     export_network: Literal["teacher", "student"] = "teacher"
 
 

@@ -22,7 +22,7 @@ def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encod
     try:
         model = AutoModel.from_pretrained(str(export), revision=revision or "main").eval()
         processor = AutoImageProcessor.from_pretrained(str(export), revision=revision or "main")
-    except (OSError, HFValidationError) as error:
+    except (OSError, ValueError, HFValidationError) as error:
         raise ValueError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
 
     @torch.inference_mode()

@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hssl_hf import cli
+from tests.conftest import SAMPLE, tiny_model
+
+
+def test_help_imports_no_library():
+    code = "import sys; from hssl_hf.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pretrain" in done.stdout
+    assert not {"'torch'", "'transformers'", "'datasets'", "'numpy'"} & set(done.stdout.replace("[", " ").split())
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers"])
+def test_naming_the_package_imports_no_library(module):
+    code = (
+        f"import sys, hssl_hf; assert {module!r} not in sys.modules; hssl_hf.HSSLConfig; assert 'transformers' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_evaluate(tmp_path, capsys):
+    from hssl_hf.export import image_processor, to_vit
+
+    folder = tmp_path / "export"
+    to_vit(tiny_model().teacher.base, 32).save_pretrained(folder)
+    image_processor(32).save_pretrained(folder)
+    arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.bank_images=300", "data.query_images=50"]
+    assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0
+    assert "k-NN top1" in capsys.readouterr().out
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere/at-all", "knn", f"data.path={SAMPLE}"], "neither an exported folder nor a Hub repository"),
+        (["evaluate", "x", "knn"], "say which images to evaluate on"),
+        (["evaluate", "x", "knn", "data.pth=x"], "Did you mean 'path'"),
+        (["export", "nowhere", "out"], "holds no complete checkpoint"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pretrain_hands_over_to_accelerate(monkeypatch):
+    handed = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: handed.extend(arguments))
+    cli.main(["pretrain", "--launch", "--multi_gpu --num_processes 2", "recipe.yaml", "seed=1"])
+    assert handed[3:7] == ["launch", "--multi_gpu", "--num_processes", "2"]
+    assert handed[7].endswith("training/pretrain.py") and handed[8:] == ["recipe.yaml", "seed=1"]
+
+
+def test_unknown_public_name():
+    import hssl_hf
+
+    with pytest.raises(AttributeError, match="has no attribute 'HSLLConfig'"):
+        hssl_hf.HSLLConfig  # noqa: B018

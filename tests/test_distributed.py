@@ -1,0 +1,67 @@
+"""Two processes are one: the same images in two halves give the same loss, gradients, centres and teacher."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.conftest import tiny_model, tiny_views
+
+CASES = {
+    "ibot": {"objective": "ibot"},
+    "dino": {"objective": "dino"},
+    "moco_v3": {"objective": "moco_v3", "auxiliary": "resnet"},
+    "head alone": {"objective": "dino", "cls_supervision": ["auxiliary->auxiliary"]},
+}
+
+
+def views_of(case: str) -> dict:
+    return tiny_views(images=8, local=0 if case == "moco_v3" else 2, grid=4 if case == "ibot" else None)
+
+
+def two_steps(model, wrapped, views) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.05)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        output = wrapped(**views)
+        output.loss.backward()
+        optimizer.step()
+        model.update_teacher(0.9)
+        losses.append(output.loss.detach())
+    return {"losses": torch.stack(losses), **{k: v.detach() for k, v in model.state_dict().items() if v.is_floating_point()}}
+
+
+def work(rank: int, port: int, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for case, arguments in CASES.items():
+        model = tiny_model(drop_path=0.0, **arguments).train()
+        wrapped = DistributedDataParallel(model, find_unused_parameters=case == "head alone")
+        mine = {name: value[:, 4 * rank : 4 * rank + 4] for name, value in views_of(case).items()}
+        results[rank, case] = two_steps(model, wrapped, mine)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(work, args=(port, results), nprocs=2)
+        return {key: results[key] for key in results.keys()}  # noqa: SIM118 - a proxy, not a dict
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(pair, case):
+    model = tiny_model(drop_path=0.0, **CASES[case]).train()
+    whole = two_steps(model, model, views_of(case))
+    mean = (pair[0, case]["losses"] + pair[1, case]["losses"]) / 2
+    torch.testing.assert_close(mean, whole.pop("losses"), atol=1e-5, rtol=1e-5)
+    for name, value in whole.items():
+        for rank in (0, 1):
+            torch.testing.assert_close(pair[rank, case][name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")

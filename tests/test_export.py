@@ -1,0 +1,165 @@
+"""Exports against our own backbone, in a fresh process without this package."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel, ViTModel
+
+from hssl_hf.evaluate.encoder import load_encoder
+from hssl_hf.export import ExportError, check_export, export_backbone, image_processor, to_vit
+from tests.conftest import tiny_model, tiny_views
+
+OTHERS = {
+    "resnet18": {},
+    "convnext_atto": {"depths": (1, 1, 1, 1)},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)},
+}
+
+
+@pytest.fixture
+def moved():
+    """A model whose student and teacher differ."""
+    model = tiny_model()
+    model(**tiny_views()).loss.backward()
+    torch.optim.SGD(model.student.parameters(), lr=1.0).step()
+    model.update_teacher(0.7)
+    return model
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
+    from hssl_hf import export
+
+    monkeypatch.setattr(export, "check_export", lambda *_: None)
+
+
+def test_vit_is_stock_and_equal_at_every_size(moved, tmp_path):
+    """`export_backbone` compares in a fresh process; here the tokens once more, at the training size and another."""
+    folder = export_backbone(moved, tmp_path / "export")
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is ViTModel and not any(report.values())
+    assert not [name for name in model.state_dict() if "auxiliary" in name or "head" in name]
+    moved.eval()
+    for size in (32, 48):
+        pixels = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            output, tokens = model(pixels, interpolate_pos_encoding=True), moved.encode(pixels)
+        torch.testing.assert_close(output.last_hidden_state[:, 0], tokens.cls, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output.last_hidden_state[:, 1:], tokens.patches.flatten(1, 2), atol=1e-5, rtol=1e-4)
+        assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0]), "the pooler is the identity"
+
+
+def test_student_and_teacher_are_different_exports(moved, tmp_path, unchecked):
+    pixels = torch.randn(1, 3, 32, 32)
+    moved.eval()
+    for network in ("student", "teacher"):
+        export_backbone(moved, tmp_path / network, network=network)
+        found = AutoModel.from_pretrained(tmp_path / network)(pixels).pooler_output
+        torch.testing.assert_close(found, moved.encode(pixels, network).cls, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(moved.encode(pixels, "student").cls, moved.encode(pixels, "teacher").cls, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", OTHERS)
+def test_other_architectures_load_in_transformers_and_timm(backbone, tmp_path):
+    import timm
+
+    model = tiny_model(
+        backbone=backbone, backbone_kwargs=OTHERS[backbone], image_size=64, objective="dino", auxiliary="resnet"
+    ).eval()  # fmt: skip
+    folder = export_backbone(model, tmp_path / "export")
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = model.encode(pixels).cls
+    encoder, _ = load_encoder(folder)
+    torch.testing.assert_close(encoder(pixels)[0], expected, atol=1e-5, rtol=1e-4)
+    assert encoder(pixels)[1].shape[1:3] == model.encode(pixels).patches.shape[1:3]
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    torch.testing.assert_close(again(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_processor_crops_and_normalises(moved, tmp_path, unchecked):
+    processor = image_processor(32, crop_share=0.5, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    export_backbone(moved, tmp_path / "export", processor=processor)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path / "export")
+    image = torch.zeros(3, 64, 128, dtype=torch.uint8)
+    image[:, 16:48, 48:80] = 255
+    pixels = loaded([image], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "the white centre alone, at (1 - .5) / .25"
+
+
+def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):
+    from hssl_hf import export
+
+    def damaged(base, image_size):
+        vit = to_vit(base, image_size)
+        vit.layers[0].mlp.fc1.weight.data[0, 0] += 1
+        return vit
+
+    monkeypatch.setattr(export, "to_vit", damaged)
+    with pytest.raises(ExportError, match=r"differs from the model: size_32: pooler_output by"):
+        export_backbone(moved, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_missing_weights_is_refused(moved, tmp_path):
+    vit = to_vit(moved.teacher.base, 32)
+    vit.pooler = None
+    vit.save_pretrained(tmp_path)
+    image_processor(32).save_pretrained(tmp_path)
+    with pytest.raises(ExportError, match=r"does not load cleanly.*pooler"):
+        check_export(moved.teacher.base, tmp_path, 32)
+
+
+def test_an_earlier_export_survives_a_failed_one(moved, tmp_path, monkeypatch, unchecked):
+    from hssl_hf import export
+
+    folder = export_backbone(moved, tmp_path / "export")
+    before = (folder / "model.safetensors").read_bytes()
+
+    def refuse(*_):
+        raise ExportError("no")
+
+    monkeypatch.setattr(export, "check_export", refuse)
+    with pytest.raises(ExportError):
+        export_backbone(moved, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_foreign_folder_is_not_overwritten(moved, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is no export; choose another folder"):
+        export_backbone(moved, tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+def test_pipeline_extracts_features_without_this_package(moved, tmp_path):
+    folder = export_backbone(moved, tmp_path / "export")
+    code = f"""
+import sys
+sys.modules["hssl_hf"] = None
+import numpy as np
+from PIL import Image
+from transformers import pipeline
+image = Image.fromarray((np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(64, 64, 3))
+print(np.array(pipeline("image-feature-extraction", model={str(folder)!r})(image)).tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert found.shape == (1, 17, 64)
+    from PIL import Image
+
+    image = Image.fromarray((np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(64, 64, 3))
+    pixels = image_processor(32)(image, return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(found[0, 0], moved.eval().encode(pixels).cls[0].detach(), atol=1e-4)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):
+        load_encoder(tmp_path)

@@ -1,0 +1,283 @@
+"""The whole program, through its command line, on the embedded images."""
+
+import importlib.util
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hssl_hf import cli
+from hssl_hf.track import read_log
+from tests.conftest import ROOT, SAMPLE
+from tests.test_stream import write_parquet
+
+SCRIPT = ROOT / "training" / "pretrain.py"
+TINY = [
+    "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1, weight_init: moco}",
+    "model.projection_hidden=16",
+    "model.projection_size=8",
+    "optim.batch_size=16",
+    "optim.mixed_precision=no",
+    "optim.epochs=0.0384",  # 24 steps
+    "optim.warmup_epochs=0.01",
+    "data.window=64",
+    "run.log_every_steps=1",
+    "run.save_every_steps=5",
+    "probe.path=null",
+]
+WATCHED = ("step", "loss", "discrepancy", "learning_rate")
+
+
+@pytest.fixture
+def pretrain(monkeypatch, tmp_path):
+    """Run the program in this process with tiny settings; returns its exit code."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    specification = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+
+    def run(*arguments: str) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *TINY, f"run.output_dir={tmp_path}/run", "data.workers=0", *arguments])
+        return module.main()
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(folder, *arguments, **options) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), *TINY, f"run.output_dir={folder}", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    """Read the progress bar until it shows a step."""
+    seen = ""
+    while character := process.stderr.read(1):
+        seen = (seen + character)[-200:]
+        shown = re.search(r"(\d+)/24 ", seen)
+        if shown and int(shown.group(1)) >= step:
+            return
+    raise AssertionError(f"the program ended early: {seen}")
+
+
+def losses(folder) -> list[list[float]]:
+    return [[line.get(name) for name in WATCHED] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
+    """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
+    arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
+    whole = start(tmp_path / "whole", *arguments)
+    killed = start(tmp_path / "killed", *arguments)
+    wait_for_step(killed, 6 + os.getpid() % 14)
+    killed.kill()
+    killed.communicate()
+    whole.communicate()
+    assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "export").exists()
+    resumed = start(tmp_path / "killed", *arguments, "resume=auto")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(tmp_path, number):
+    process = start(tmp_path / "run", "data.workers=1", "run.save_every_steps=1000")
+    wait_for_step(process, 3)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number, errors
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume=auto" in errors
+    assert "Traceback" not in errors
+
+
+def test_whole_story_through_accelerate_launch(tmp_path):
+    """Train, probe, export, evaluate, report; then export once more from the checkpoint and load it as anybody would."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", str(SCRIPT)]
+    command += [*TINY, f"run.output_dir={folder}", f"probe.path={SAMPLE}", "probe.bank_images=500", "probe.query_images=100"]
+    command += ["probe.every_epochs=0.016", "optim.mixed_precision=bf16", "run.trackers=[tensorboard]"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pre-trained backbone" in done.stdout and "raw pixels" in done.stdout and "AutoModel.from_pretrained" in done.stdout
+    assert "img/s" in done.stderr and "wait" in done.stderr and "aux→base" in done.stderr
+    log = read_log(folder / "log.jsonl")
+    assert [line["step"] for line in log if "knn_top1" in line] == [0, 10, 20, 24]
+    assert {"loss", "images_per_second", "data_wait", "cls_auxiliary_to_base"} <= set(log[1])
+    assert (folder / "curves.png").stat().st_size > 10_000 and list((folder / "hssl_hf").glob("events*"))
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000020", "step-00000024"]
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [r["subject"] for r in records] == ["pre-trained backbone", "untrained backbone", "raw pixels"]
+    assert all(0 < r["value"] < 100 and r["n"] == 100 for r in records)
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["optim"]["batch_size"] == 16
+
+    assert cli.main(["export", str(folder), str(tmp_path / "again")]) == 0
+    first, second = (AutoModel.from_pretrained(path).state_dict() for path in (folder / "export", tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_train_and_resume(tmp_path):
+    """Through the launcher: two gloo processes, interrupted by the end of a first part, equal to an uninterrupted pair."""
+
+    def launch(folder, *arguments):
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+        command += [str(SCRIPT), *TINY, f"run.output_dir={folder}", "data.workers=1", *arguments]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    whole = launch(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part, ignore=shutil.ignore_patterns("step-00000024", "export"))
+    assert [path.name for path in (part / "checkpoints").iterdir()] == ["step-00000020"]
+    recipe = (part / "recipe.yaml").read_text().replace(str(tmp_path / "whole"), str(part))
+    (part / "recipe.yaml").write_text(recipe)
+    resumed = launch(part, "resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(part) == losses(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
+
+    alone = start(part, "resume=auto", "data.workers=1")
+    assert "started with 2 processes, this one has 1" in alone.communicate()[1] and alone.returncode == 2
+
+
+@pytest.mark.slow
+def test_launch_that_would_run_one_process_is_refused(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
+    assert done.returncode != 0 and "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in done.stderr
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "false"}
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode != 0 and "2 processes were asked for" in done.stderr
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """Files of more than 64 KiB cannot be written from step 10 on: the checkpoint of step 5 stays and is named."""
+    folder = tmp_path / "run"
+    first = start(folder, "data.workers=0")
+    wait_for_step(first, 6)
+    first.kill()
+    first.communicate()
+    before = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
+    full = start(folder, "data.workers=0", "resume=auto", preexec_fn=limit)
+    _, errors = full.communicate()
+    assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
+    assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
+    assert sorted(before)[-1] in errors and "Traceback" not in errors
+
+
+def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
+    assert pretrain("optim.learning_rate_per_256=1e38", "optim.clip=null", "optim.warmup_epochs=0") == 2
+    assert "not finite in the steps up to" in capsys.readouterr().err
+    assert "loss" in json.loads((tmp_path / "run" / "not_finite.json").read_text())["not_finite"]
+
+
+def empty(folder):
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optim.epoch=3"], "unknown key 'optim.epoch' in the recipe. Did you mean 'epochs'"),
+        (["model.auxiliary=convnet"], "no auxiliary head 'convnet'"),
+        (
+            ["model.backbone=vit_tini_patch16_224"],
+            "timm has no model 'vit_tini_patch16_224'. Did you mean vit_tiny_patch16_224",
+        ),
+        (["data.image_column=picture"], "has no column 'picture'; it has ['image', 'label']"),
+        (["data.path={tmp}/empty", "data.images_per_epoch=null"], "only 0 images"),
+        (["views.global_size=30"], "30 pixels do not divide into patches of 14"),
+        (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
+        (["data.path={tmp}/few"], "only 9 images in a pass, but a batch needs 16"),
+        (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
+        (["views.local_number=2"], "takes no local views; set views.local_number=0"),
+        (["optim.accumulate=2"], "compares the images of a batch, so optim.accumulate must be 1"),
+        (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
+        (["other.yaml", "another.yaml"], "expected one recipe"),
+        (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(pretrain, tmp_path, capsys, arguments, message):
+    write_parquet(tmp_path / "few", 9, 1)
+    empty(tmp_path / "empty")
+    (tmp_path / "file").write_text("not a folder")
+    assert pretrain(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)) == 2
+    errors = capsys.readouterr().err
+    assert f"error: {message}"[7:] in errors and "Traceback" not in errors
+
+
+def test_resuming_asks_for_the_same_recipe(pretrain, tmp_path, capsys):
+    assert pretrain("optim.epochs=0.008") == 0
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert pretrain("optim.epochs=0.008") == 2
+    assert "holds a run already; continue it with resume=auto" in capsys.readouterr().err
+    assert pretrain("optim.epochs=0.008", "resume=auto", "optim.clip=1.0", "seed=4") == 2
+    errors = capsys.readouterr().err
+    assert "optim.clip: 3.0 -> 1.0" in errors and "seed: 0 -> 4" in errors
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert pretrain("optim.epochs=0.008", "resume=auto", "run.log_every_steps=3") == 0, "what has no effect may change"
+
+
+def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows = [{"bytes": b"broken" if i in (3, 70) else _real(i), "path": f"{i}.png"} for i in range(200)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet")
+    arguments = [f"data.path={folder}", "data.images_per_epoch=198", "optim.epochs=1"]
+    assert pretrain(*arguments, "data.corrupt_share=0.05") == 0
+    assert "2 images could not be decoded: " in capsys.readouterr().out
+    assert pretrain(*arguments, "data.corrupt_share=0.001", f"run.output_dir={tmp_path}/other", "optim.epochs=2") == 2
+    assert "more than data.corrupt_share=0.001" in capsys.readouterr().err
+
+
+def _real(index: int) -> bytes:
+    rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="train", streaming=True)
+    if not _REAL:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+        _REAL.extend(row["image"]["bytes"] for row in rows.take(200))
+    return _REAL[index]
+
+
+_REAL: list[bytes] = []
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot"])
+def test_accumulation_trains_the_distilling_objectives(pretrain, tmp_path, objective):
+    patch = "[base->base]" if objective == "ibot" else "[]"
+    arguments = [f"model.objective={objective}", f"model.patch_supervision={patch}", "model.num_prototypes=32"]
+    arguments += ["views.local_number=2", "views.local_size=14", "optim.accumulate=2", "optim.epochs=0.0096"]
+    assert pretrain(*arguments, "optim.freeze_prototypes_epochs=0.002", "run.activation_checkpointing=true") == 0
+    assert len(losses(tmp_path / "run")) == 6

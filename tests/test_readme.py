@@ -1,0 +1,47 @@
+import importlib.util
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_generated_parts_are_up_to_date():
+    """If this fails: python training/readme.py."""
+    specification = importlib.util.spec_from_file_location("readme", ROOT / "training" / "readme.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.render(README) == README
+    assert "equations 1 and 2 add the terms" in README, "differences are collected"
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 15 and all((ROOT / link).exists() for link in links)
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test"])
+def test_commands_exist(target):
+    assert f"make {target}" in README
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_of_the_readme_runs(monkeypatch):
+    """The block about training builds a model; the block about use names functions that exist."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2 and len(blocks[0].strip().splitlines()) <= 6
+    scope = {}
+    exec(blocks[1].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
+    assert scope["model"].config.auxiliary == "convnext"
+
+
+def test_the_page_speaks_of_every_module():
+    modules = {path.name for path in (ROOT / "src" / "hssl_hf").glob("*.py")} - {"__init__.py"}
+    unmentioned = {name for name in modules if name not in README}
+    assert unmentioned <= {
+        "configuration_hssl.py", "heads.py", "tokens.py", "positions.py", "launch.py", "track.py", "probe.py", "cli.py"
+    }  # fmt: skip

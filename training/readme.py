@@ -1,0 +1,63 @@
+"""Fill the generated parts of README.md: results from records, differences from docstrings.
+
+    python training/readme.py
+
+A record that is not in training/results does not appear, and no figure is typed by hand.
+"""
+
+import ast
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def render(readme: str) -> str:
+    """The README with its generated parts made anew."""
+    for name, lines in (("results", results()), ("differences", differences())):
+        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
+        readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
+    return readme
+
+
+def results() -> list[str]:
+    """One table per file of records: every subject with its mean, its single seeds, and their spread."""
+    lines = []
+    for path in sorted((ROOT / "training" / "results").glob("*.jsonl")):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        found = defaultdict(dict)
+        for record in records:
+            found[record["subject"]][record["seed"]] = record["value"]
+        first = records[0]
+        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
+        lines += [
+            "",
+            f"**{path.stem.replace('_', ' ')}**: {first['metric']} in {first['unit']}, {first['n']} images; {settings}.",
+        ]
+        lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
+        for subject, values in found.items():
+            spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"
+            seeds = ", ".join(f"{values[seed]:.2f}" for seed in sorted(values))
+            lines.append(f"| {subject} | {statistics.mean(values.values()):.2f} | {seeds} | {spread} |")
+    return [*lines, ""]
+
+
+def differences() -> list[str]:
+    """Every `Differs:` of a docstring, with the place it stands at."""
+    lines = ["", "| where | difference |", "|---|---|"]
+    for path in sorted((ROOT / "src" / "hssl_hf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            for text in re.findall(r"Differs: (.*?)(?=\n\S|\n\n|\Z)", ast.get_docstring(node) or "", re.DOTALL):
+                place = path.relative_to(ROOT)
+                lines.append(f"| [{node.name}]({place}) | {' '.join(text.split())} |")
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    target = ROOT / "README.md"
+    target.write_text(render(target.read_text()))
