@@ -153,7 +153,7 @@ class Pretraining:
                     if save or stop:
                         self._save(done)
                     if stop:
-                        tqdm.write(f"interrupted after step {done}; continue with resume=auto", file=sys.stderr)
+                        print(f"\ninterrupted after step {done}; continue with resume=auto", file=sys.stderr)
                         return 128 + (interrupt.number or SIGTERM)
                 bar.update()
                 if done % self.plan.probe_every == 0 and done < self.plan.steps:

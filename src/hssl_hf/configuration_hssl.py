@@ -26,6 +26,7 @@ class HSSLConfig(PreTrainedConfig):
         auxiliary_depth: its number of blocks.
         auxiliary_shortcut: keep its first shortcut (an ablation).
         auxiliary_width: its channels; None for those of the backbone.
+        auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier for narrow backbones.
         objective: dino, ibot or moco_v3.
         cls_supervision: arrows of the image level.
         patch_supervision: arrows of the patch level (ibot).
@@ -53,6 +54,7 @@ class HSSLConfig(PreTrainedConfig):
     auxiliary_depth: int = 3
     auxiliary_shortcut: bool = False
     auxiliary_width: int | None = None
+    auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
     cls_supervision: list[str] | tuple[str, ...] = ("auxiliary->base", "auxiliary->auxiliary")
     patch_supervision: list[str] | tuple[str, ...] = ("base->base",)

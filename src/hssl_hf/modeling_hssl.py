@@ -185,6 +185,7 @@ def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead
                 first_shortcut=config.auxiliary_shortcut,
                 inner_width=config.auxiliary_width,
                 rates=base.rates,
+                init=config.auxiliary_init,
             )
         torch.manual_seed(seeds[2])
         return base, auxiliary, objective.make_heads(base.width)

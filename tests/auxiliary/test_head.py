@@ -72,6 +72,13 @@ def test_drop_path_rates_reach_the_blocks_and_spare_the_missing_shortcut():
     assert torch.equal(block(x), block(x)), "a block without shortcut must not drop its only path"
 
 
+@pytest.mark.parametrize(("init", "spread"), [("trunc_normal", 0.02), ("xavier", (2 / (5 * WIDTH)) ** 0.5)])
+def test_initial_spread(init, spread):
+    network = head("convnext", depth=1, init=init)
+    assert network.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(spread, rel=0.05)
+    assert not network.blocks[0].mlp.fc1.bias.any()
+
+
 def test_inner_width():
     network = head("vit", depth=1, inner_width=32)
     assert network.blocks[0].norm1.weight.shape == (32,)

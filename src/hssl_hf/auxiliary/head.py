@@ -1,5 +1,7 @@
 """The auxiliary head: features of the base model -> blocks of another architecture -> tokens of its own."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +23,8 @@ class AuxiliaryHead(nn.Module):
         first_shortcut: keep the first shortcut (an ablation).
         inner_width: channels inside the head, None for C; projected in and out linearly where it differs.
         rates: drop-path rate of every block.
+        init: "trunc_normal" (standard deviation .02, as released) or "xavier", which suits widths far below 768, where .02 is
+            much too small for a head without first shortcut.
     Source: HSSL, section 3 and Table 15; released code for pooling, norm and drop path.
     """
 
@@ -34,6 +38,7 @@ class AuxiliaryHead(nn.Module):
         first_shortcut: bool = False,
         inner_width: int | None = None,
         rates: list[float] | None = None,
+        init: str = "trunc_normal",
     ):
         super().__init__()
         inner, rates = inner_width or width, rates or [0.0] * depth
@@ -44,7 +49,7 @@ class AuxiliaryHead(nn.Module):
         self.leave = nn.Identity() if inner == width else nn.Linear(inner, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.grad_checkpointing = False
-        self.apply(_init_weights)
+        self.apply(partial(_init_weights, init=init))
 
     def forward(self, features: Tensor) -> Tokens:
         """(B, h, w, C) patch features before the base's final norm -> cls (B, C) and patches (B, h, w, C)."""
@@ -58,8 +63,11 @@ class AuxiliaryHead(nn.Module):
         return Tokens(self.norm(hidden.mean((1, 2))), self.norm(hidden))
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, init: str) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        if init == "xavier":
+            nn.init.xavier_uniform_(module.weight)
+        else:
+            nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
