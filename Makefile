@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: quickstart test test-all check clean
 
 quickstart: .venv/installed
-	$(BIN)/accelerate launch --num_processes 1 training/pretrain.py resume=auto
+	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume=auto
 
 test: .venv/installed-test check
 	$(BIN)/python -m pytest

@@ -15,11 +15,19 @@ def test_help_imports_no_library():
     assert not {"'torch'", "'transformers'", "'datasets'", "'numpy'"} & set(done.stdout.replace("[", " ").split())
 
 
-@pytest.mark.parametrize("module", ["torch", "transformers"])
-def test_naming_the_package_imports_no_library(module):
-    code = (
-        f"import sys, hssl_hf; assert {module!r} not in sys.modules; hssl_hf.HSSLConfig; assert 'transformers' in sys.modules"
-    )
+def test_naming_the_package_imports_no_library_and_registers_late():
+    code = """
+import sys, hssl_hf
+assert not {"torch", "transformers"} & set(sys.modules)
+hssl_hf.HSSLConfig
+from transformers import AutoConfig
+AutoConfig.for_model("hssl")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_naming_the_package_after_transformers_registers_at_once():
+    code = "from transformers import AutoConfig; import hssl_hf; AutoConfig.for_model('hssl')"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

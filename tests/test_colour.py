@@ -47,6 +47,13 @@ def test_hue_keeps_grey_images():
     torch.testing.assert_close(C.hue(grey, torch.full((2, 1, 1, 1), 0.3)), grey)
 
 
+def test_solarize_equals_torchvision(textures):
+    pixels = (textures * 255).to(torch.uint8)
+    drawn = torch.tensor([0.0, 1, 2, 3, 1, 1, 1, 0, 0, 0, 1]).expand(1, 6, -1)
+    expected = torch.stack([reference.solarize(image, 128) for image in pixels]).float() / 255
+    torch.testing.assert_close(C.colour(pixels[None], drawn, (0, 0, 0), (1, 1, 1))[0], expected, atol=1e-6, rtol=0)
+
+
 def test_grey_equals_torchvision(textures):
     torch.testing.assert_close(C.grey(textures), reference.rgb_to_grayscale(textures), atol=1e-6, rtol=0)
 

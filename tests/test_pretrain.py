@@ -219,6 +219,8 @@ def empty(folder):
         (["data.image_column=picture"], "has no column 'picture'; it has ['image', 'label']"),
         (["data.path={tmp}/empty", "data.images_per_epoch=null"], "only 0 images"),
         (["views.global_size=30"], "30 pixels do not divide into patches of 14"),
+        (["model.objective=dino", "views.local_number=1", "views.local_size=16"], "(16, 16) pixels do not divide into patches"),
+        (["run.trackers=[nonesuch]"], "['nonesuch'] are not installed"),
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
         (["data.path={tmp}/few"], "only 9 images in a pass, but a batch needs 16"),
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),

@@ -19,7 +19,7 @@ def test_every_recipe_parses_and_builds(path):
     small = load_recipe(path, [f"model.backbone_kwargs={kwargs}", "model.num_prototypes=16", "model.projection_hidden=32"])
     model = HSSLForPreTraining(small.model_config())
     assert model.config.image_size == recipe.views.global_size
-    plan = Plan(recipe, recipe.data.images_per_epoch)
+    plan = Plan(recipe, recipe.data.images_per_epoch or 10_000)
     assert plan.steps > 100 and plan.learning_rate(plan.steps - 1) < plan.learning_rate(plan.steps // 2)
     header = path.read_text().splitlines()[0]
     assert header.startswith("# "), "a recipe says in its first line what it is"

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from signal import SIGTERM
 from time import perf_counter
@@ -16,7 +17,8 @@ import timm
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed, tqdm
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object, set_seed, tqdm
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.checkpoint import CheckpointError, Checkpoints
@@ -32,6 +34,7 @@ from hssl_hf.stream import ImageStream, Source, StreamError, count_images
 from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
 from hssl_hf.views import Augmentation, CorruptShareError, ViewStream, collate
 
+warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
 RECIPES = Path(__file__).parent / "recipes"
 USER_ERRORS = (RecipeError, LaunchError, StreamError, CorruptShareError, CheckpointError, ExportError, NonFiniteError)
 
@@ -43,6 +46,9 @@ class Pretraining:
         self.recipe, self.folder = recipe, folder
         optim = recipe.optim
         config = _check(lambda: recipe.model_config())
+        missing = set(recipe.run.trackers) - {str(tracker) for tracker in get_available_trackers()}
+        if missing:
+            raise RecipeError(f"run.trackers: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
         idle = not any(arrow.endswith("base") for arrow in (*config.cls_supervision, *config.patch_supervision))
         self.accelerator = Accelerator(
             mixed_precision=optim.mixed_precision,
@@ -91,6 +97,8 @@ class Pretraining:
             raise RecipeError("the objective 'moco_v3' takes no local views; set views.local_number=0")
         set_seed(recipe.seed)
         self.hssl = _check(lambda: HSSLForPreTraining(config))
+        if recipe.views.local_number:
+            _check(lambda: self.hssl.student.base.check_size(recipe.views.local_size, recipe.views.local_size))
         if self.hssl.objective.in_batch and recipe.optim.accumulate > 1:
             raise RecipeError(
                 f"the objective {config.objective!r} compares the images of a batch, so optim.accumulate must be 1"
@@ -200,20 +208,20 @@ class Pretraining:
         require_finite(values, done, self.folder / "not_finite.json", newest)
 
     def _save(self, done: int) -> None:
-        state = {"processes": self.accelerator.num_processes, "corrupt": self.corrupt}
-        self.checkpoints.save(self.accelerator, done, self.loader.state_dict(), state)
+        position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
+        self.checkpoints.save(self.accelerator, done, position, {"processes": self.accelerator.num_processes})
 
     def _resume(self) -> int:
         if not self.resumed:
             return 0
-        state, loader = self.checkpoints.load(self.accelerator, self.resumed)
+        state, position = self.checkpoints.load(self.accelerator, self.resumed)
         if state["processes"] != self.accelerator.num_processes:
             raise CheckpointError(
                 f"the run was started with {state['processes']} processes, this one has {self.accelerator.num_processes}; "
                 "resume with as many, so that every image is seen as it would have been"
             )
-        self.loader.load_state_dict(loader)
-        self.corrupt = state["corrupt"]
+        self.loader.load_state_dict(position["loader"])
+        self.corrupt = position["corrupt"]
         return state["step"]
 
     def _measure(self, done: int) -> None:
@@ -234,8 +242,9 @@ class Pretraining:
         return tokens
 
     def _finish(self) -> None:
+        corrupt = gather_object(self.corrupt)
         if self.accelerator.is_main_process:
-            lines = [f"{len(self.corrupt)} images could not be decoded: {', '.join(self.corrupt[:5])}"] if self.corrupt else []
+            lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
             export = export_backbone(
                 self.hssl, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
             )

@@ -1,9 +1,11 @@
 """Heterogeneous self-supervised learning and siamese image modeling in the Hugging Face ecosystem.
 
-The public names are loaded on first use, so that the command line answers at once. Using any of them makes the models known
-to transformers' `AutoConfig`, `AutoModel` and `AutoModelForPreTraining`.
+The public names are loaded on first use, so that the command line answers at once. The models become known to transformers'
+`AutoConfig`, `AutoModel` and `AutoModelForPreTraining` when this package is imported after transformers, or else with the first
+use of any of its names.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,10 @@ def register() -> None:
     AutoConfig.register("hssl", HSSLConfig, exist_ok=True)
     AutoModel.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
     AutoModelForPreTraining.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
+
+
+if "transformers" in sys.modules:
+    register()
 
 
 def __getattr__(name: str):

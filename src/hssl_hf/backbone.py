@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = create_timm_model(name, image_size, kwargs or {}, drop_path)
         self.width = self.model.num_features
-        self.is_transformer = isinstance(self.model, VisionTransformer) and self.model.num_prefix_tokens == 1
+        self.is_transformer = is_plain_vit(self.model)
         self.stride = self.model.feature_info[-1]["reduction"]
         self.grid = (max(1, image_size // self.stride),) * 2
         self.norm = nn.Identity()
@@ -100,10 +100,14 @@ class Backbone(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, C) patch embeddings without positions."""
-        patch = self.model.patch_embed.patch_size
-        if pixels.shape[-2] % patch[0] or pixels.shape[-1] % patch[1]:
-            raise ValueError(f"images of {tuple(pixels.shape[-2:])} pixels do not divide into patches of {tuple(patch)}")
+        self.check_size(*pixels.shape[-2:])
         return self.model.patch_embed.proj(pixels).permute(0, 2, 3, 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError if patches do not divide an image of this size in pixels."""
+        patch = self.model.patch_embed.patch_size if self.is_transformer else (1, 1)
+        if height % patch[0] or width % patch[1]:
+            raise ValueError(f"images of {(height, width)} pixels do not divide into patches of {tuple(patch)}")
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(h, w, C) positions of the patches of a grid."""
@@ -134,20 +138,32 @@ class Backbone(nn.Module):
         return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
 
 
+def is_plain_vit(model: nn.Module) -> bool:
+    """A vision transformer with a class token, learned positions for it and all patches, and nothing in front of the blocks."""
+    return (
+        isinstance(model, VisionTransformer)
+        and model.num_prefix_tokens == 1
+        and model.pos_embed is not None
+        and not model.no_embed_class
+        and isinstance(model.norm_pre, nn.Identity)
+    )
+
+
 def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float) -> nn.Module:
     """`timm.create_model` without classifier, at our image size, with errors that help."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
-    sizes = {}
-    if timm.get_pretrained_cfg(name).fixed_input_size:
-        sizes["img_size"] = image_size
-    if "swin" in name:
-        sizes["strict_img_size"] = False
     patch = kwargs.get("patch_size")
     if patch and image_size % patch:
         raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
-    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **sizes, **kwargs)
+    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **timm_arguments(name, image_size, kwargs))
+
+
+def timm_arguments(name: str, image_size: int, kwargs: dict) -> dict:
+    """The arguments with which timm makes this model for our image size, and for smaller views beside it."""
+    sizes = {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    return {**kwargs, **sizes, **({"strict_img_size": False} if "swin" in name else {})}
 
 
 def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> list[float]:

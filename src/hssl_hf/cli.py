@@ -16,7 +16,11 @@ def main(arguments: list[str] | None = None) -> int:
     pretrain.add_argument(
         "arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own"
     )
-    pretrain.add_argument("--launch", default="--num_processes 1", help="options of accelerate launch (default: %(default)s)")
+    pretrain.add_argument(
+        "--launch",
+        default=f"--config_file {TRAINING}/accelerate/single.yaml",
+        help="options of accelerate launch, for example '--multi_gpu --num_processes 8'",
+    )
     pretrain.set_defaults(run=_pretrain)
 
     export = commands.add_parser("export", help="write the base of a run as a stock transformers folder")

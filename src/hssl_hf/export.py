@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BitImageProcessor, ViTConfig, ViTModel
 
-from hssl_hf.backbone import Backbone
+from hssl_hf.backbone import Backbone, timm_arguments
+from hssl_hf.configuration_hssl import HSSLConfig
 from hssl_hf.modeling_hssl import HSSLForPreTraining
 from hssl_hf.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -80,7 +81,7 @@ def export_backbone(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not empty and is no export; choose another folder")
-    base = getattr(model, network).base
+    base, processor = getattr(model, network).base, processor or image_processor(model.config.image_size)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -88,8 +89,8 @@ def export_backbone(
         if is_stock_vit(base):
             to_vit(base, model.config.image_size).save_pretrained(draft)
         else:
-            save_timm_wrapper(base, model.config, draft)
-        (processor or image_processor(model.config.image_size)).save_pretrained(draft)
+            save_timm_wrapper(base, model.config, processor, draft)
+        processor.save_pretrained(draft)
         check_export(base, draft, model.config.image_size)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -163,15 +164,9 @@ def _vit_name(name: str) -> str:
     return prefix + (f"{VIT_NAMES[stem]}.{kind}" if kind in ("weight", "bias") and dot else VIT_NAMES[name])
 
 
-def save_timm_wrapper(base: Backbone, config, folder: Path) -> None:
+def save_timm_wrapper(base: Backbone, config: HSSLConfig, processor: BitImageProcessor, folder: Path) -> None:
     """Write the weights under timm's names with a configuration that transformers and timm both read."""
-    arguments = dict(config.backbone_kwargs or {})
-    pretrained = timm.get_pretrained_cfg(config.backbone)
-    if pretrained.fixed_input_size:
-        arguments["img_size"] = config.image_size
-    if "swin" in config.backbone:
-        arguments["strict_img_size"] = False
-    size = config.image_size
+    pretrained, size = timm.get_pretrained_cfg(config.backbone), config.image_size
     description = {
         "model_type": "timm_wrapper",
         "architectures": ["TimmWrapperModel"],
@@ -179,13 +174,19 @@ def save_timm_wrapper(base: Backbone, config, folder: Path) -> None:
         "num_classes": 0,
         "num_features": base.width,
         "global_pool": getattr(base.model, "global_pool", "avg") if base.is_transformer else "avg",
-        "model_args": arguments,
+        "model_args": timm_arguments(config.backbone, size, config.backbone_kwargs or {}),
         "pretrained_cfg": {
-            "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "input_size": [3, size, size], "interpolation": "bicubic",
-            "crop_pct": 0.875, "fixed_input_size": pretrained.fixed_input_size, "num_classes": 0,
-            "first_conv": pretrained.first_conv, "classifier": pretrained.classifier,
+            "mean": processor.image_mean,
+            "std": processor.image_std,
+            "input_size": [3, size, size],
+            "interpolation": "bicubic",
+            "crop_pct": size / processor.size["shortest_edge"],
+            "fixed_input_size": pretrained.fixed_input_size,
+            "num_classes": 0,
+            "first_conv": pretrained.first_conv,
+            "classifier": pretrained.classifier,
         },
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(description, indent=2))
     state = {key: value.detach().cpu().contiguous().clone() for key, value in base.timm_state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -76,7 +76,7 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
             revision=source.revision,
             streaming=source.streaming,
         )
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError) as error:
         raise StreamError(
             f"cannot open data.path={source.path!r} (split {source.split!r}, configuration {source.name!r}): {error}\n"
             "Expected a Hub dataset id, a folder of images, parquet or tar files, or one such file."
@@ -173,7 +173,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         seed: seed of the order.
         rank, world_size: this process among the processes; workers are found by themselves.
         window: rows that are shuffled together; 1 keeps the order of the files.
-        minimum: images that a pass must give every reader, at least (a batch never holds an image twice).
+        minimum: images that a pass must give every reader, at least, so that a batch is never larger than a pass.
         backoff_seconds: first pause before a lost connection is opened again; doubles each time.
     Raises:
         StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
@@ -226,7 +226,7 @@ class ImageStream(torch.utils.data.IterableDataset):
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
     def _rows(self, dataset, reader: int, readers: int) -> Iterator[tuple[EncodedImage, Position]]:
-        """The rest of this reader's epoch in the order of the files; each image with the position of a window after it."""
+        """The rest of this reader's epoch in the order of the files; each image with the position after it."""
         start = self._start
         groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
         sharers, residue = readers // groups, reader // groups

@@ -167,13 +167,12 @@ class Augmentation:
             generator = keyed_generator(self.seed, epoch, identity, view)
             crop = self._crop(image, config.local_size, config.local_scale, generator)
             locals_.append((crop, draw_colour(config, config.local_blur, 0.0, generator)))
-        stack = lambda items: torch.stack(list(items)) if items else None  # noqa: E731
         return {
-            "global_pixels": stack([crop for crop, _, _ in globals_]),
-            "global_colours": stack([colours for _, colours, _ in globals_]),
-            "masks": None if self.masks is None else stack([mask for _, _, mask in globals_]),
-            "local_pixels": stack([crop for crop, _ in locals_]),
-            "local_colours": stack([colours for _, colours in locals_]),
+            "global_pixels": torch.stack([crop for crop, _, _ in globals_]),
+            "global_colours": torch.stack([colours for _, colours, _ in globals_]),
+            "masks": torch.stack([mask for _, _, mask in globals_]) if self.masks else None,
+            "local_pixels": torch.stack([crop for crop, _ in locals_]) if locals_ else None,
+            "local_colours": torch.stack([colours for _, colours in locals_]) if locals_ else None,
         }
 
     def _crop(self, image: Tensor, size: int, scale: tuple[float, float], generator: np.random.Generator) -> Tensor:
