@@ -28,15 +28,14 @@ def results() -> list[str]:
     lines = []
     for path in sorted((ROOT / "training" / "results").glob("*.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
+        first = records[0]
         found = defaultdict(dict)
         for record in records:
-            found[record["subject"]][record["seed"]] = record["value"]
-        first = records[0]
+            if record["metric"] == first["metric"]:
+                found[record["subject"]][record["seed"]] = record["value"]
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
-        lines += [
-            "",
-            f"**{path.stem.replace('_', ' ')}**: {first['metric']} in {first['unit']}, {first['n']} images; {settings}.",
-        ]
+        where = f"{first['dataset']} ({first['split']}, {first['n']} images)"
+        lines += ["", f"**{path.stem.replace('_', ' ')}**: {first['metric']} in {first['unit']} on {where}; {settings}."]
         lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
         for subject, values in found.items():
             spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"

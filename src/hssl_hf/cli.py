@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("export", help="exported folder or Hub repository")
     evaluate.add_argument("protocol", choices=["knn"])
     evaluate.add_argument("settings", nargs="*", metavar="data.a=b", help="for example data.path=uoft-cs/cifar10")
-    evaluate.add_argument("--results", type=Path, help="file of JSON lines to which the record is added")
+    evaluate.add_argument("--results", type=Path, help="file of JSON lines to which the records are added")
+    evaluate.add_argument("--subject", help="name of the model in the records (default: the export)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of its training, for the records (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
     options = parser.parse_args(arguments)
@@ -84,7 +86,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     for metric in ("top1", "top5"):
         print(f"k-NN {metric}  {found[metric]:.2f} %  ({found['n']} images)")
         if options.results:
-            probe.record(metric, found[metric], found["n"], options.export, 0, options.results)
+            subject = options.subject or options.export
+            probe.record(metric, found[metric], found["n"], subject, options.seed, options.results)
     return 0
 
 

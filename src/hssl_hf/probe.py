@@ -38,7 +38,8 @@ class Probe:
             "bank_split": config.bank_split,
             "bank_images": config.bank_images,
         }
-        source = {"dataset": config.path, "revision": config.revision, "split": config.query_split}
+        dataset = Path(config.path).name if Path(config.path).exists() else config.path
+        source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
         Record(
             metric=f"knn_{metric}", value=value, unit="percent", subject=subject, n=n, settings=settings, seed=seed, **source
         ).append_to(path)

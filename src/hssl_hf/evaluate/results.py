@@ -31,13 +31,18 @@ class Record:
     n: int
     settings: dict
     seed: int
-    command: str = field(default_factory=lambda: " ".join(sys.argv))
+    command: str = field(default_factory=lambda: current_command())
     commit: str = field(default_factory=lambda: current_commit())
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def append_to(self, path: Path) -> None:
         with path.open("a") as file:
             file.write(json.dumps(asdict(self)) + "\n")
+
+
+def current_command() -> str:
+    """The command line of this program, without the folder that the program lies in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def current_commit() -> str:
