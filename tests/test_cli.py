@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -40,7 +41,12 @@ def test_evaluate(tmp_path, capsys):
     arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.bank_images=300", "data.query_images=50"]
     assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0
     assert "k-NN top1" in capsys.readouterr().out
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    assert cli.main([*arguments, "--pixels", "--results", str(tmp_path / "results.jsonl")]) == 0
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(r["metric"], r["subject"]) for r in records] == [
+        ("knn_top1", str(folder)), ("knn_top5", str(folder)), ("knn_top1", "raw pixels"), ("knn_top5", "raw pixels"),
+    ]  # fmt: skip
+    assert records[0]["dataset"] == "fashion_mnist" and records[0]["value"] < records[2]["value"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("export", help="exported folder or Hub repository")
     evaluate.add_argument("protocol", choices=["knn"])
     evaluate.add_argument("settings", nargs="*", metavar="data.a=b", help="for example data.path=uoft-cs/cifar10")
+    evaluate.add_argument("--pixels", action="store_true", help="evaluate the raw pixels that the export would see instead")
     evaluate.add_argument("--results", type=Path, help="file of JSON lines to which the records are added")
     evaluate.add_argument("--subject", help="name of the model in the records (default: the export)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of its training, for the records (default: %(default)s)")
@@ -73,7 +74,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from hssl_hf.evaluate.encoder import load_encoder
+    from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
     from hssl_hf.probe import Probe
     from hssl_hf.recipe import load_recipe
 
@@ -82,11 +83,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError("say which images to evaluate on, for example data.path=uoft-cs/cifar10")
     encoder, processor = load_encoder(options.export)
     probe = Probe(config, processor)
-    found = probe(encoder, "k-NN")
+    found = probe(pixels_encoder if options.pixels else encoder, "k-NN")
     for metric in ("top1", "top5"):
         print(f"k-NN {metric}  {found[metric]:.2f} %  ({found['n']} images)")
         if options.results:
-            subject = options.subject or options.export
+            subject = options.subject or ("raw pixels" if options.pixels else options.export)
             probe.record(metric, found[metric], found["n"], subject, options.seed, options.results)
     return 0
 
