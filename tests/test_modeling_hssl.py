@@ -140,6 +140,9 @@ def test_backbone_does_not_depend_on_the_head():
     for model in models:
         for name, value in plain.student.base.state_dict().items():
             assert torch.equal(value, model.student.base.state_dict()[name]), name
+        for part in ("projections.base", "prototypes"):
+            pair = [each.student.heads.get_submodule(part).state_dict() for each in (plain, model)]
+            assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]), part
     other = tiny_model(seed=2)
     assert not torch.equal(other.student.base.model.pos_embed, plain.student.base.model.pos_embed)
 
@@ -175,6 +178,22 @@ def test_teacher_has_neither_masks_nor_drop_path():
     first, second = (model.teacher(views["global_pixels"]) for _ in range(2))
     assert torch.equal(first.base.cls, second.base.cls)
     assert not torch.equal(*(model.student(views["global_pixels"]).base.cls for _ in range(2)))
+
+
+def test_targets_come_from_the_teacher_and_from_whole_images():
+    model, views, seen = tiny_model(), tiny_views(), {}
+    with torch.no_grad():
+        model.teacher.base.model.pos_embed.add_(1.0)
+
+    def remember(_, arguments, keywords):
+        seen["student"], _, seen["teacher"] = arguments[:3]
+
+    model.objective.register_forward_pre_hook(remember, with_kwargs=True)
+    model(**views)
+    expected = model.teacher(views["global_pixels"])
+    assert torch.equal(seen["teacher"].base.patches, expected.base.patches)
+    assert torch.equal(seen["teacher"].auxiliary.cls, expected.auxiliary.cls)
+    assert not seen["teacher"].base.cls.requires_grad and seen["student"].base.cls.requires_grad
 
 
 def test_discrepancy_is_reported_with_a_head_alone():
