@@ -101,6 +101,13 @@ def test_views_depend_on_seed_epoch_image_and_view_alone():
     assert not torch.equal(first["global_colours"][0], first["global_colours"][1])
 
 
+def test_views_of_one_image_have_randomness_of_their_own():
+    same = ViewConfig(global_size=28, local_number=0, global_blur=(0.5, 0.5), global_solarize=(0.5, 0.5))
+    sample = Augmentation(same, MaskConfig(ratios=(0.4,), spreads=(0.0,)), grid=(7, 7))(decode(png(7, 40)), 0, 1)
+    for name in ("global_colours", "masks"):
+        assert not torch.equal(*sample[name]), name
+
+
 def test_shapes_and_types():
     sample = Augmentation(SMALL, MaskConfig(), grid=(4, 4))(torch.zeros(3, 40, 30, dtype=torch.uint8), 0, 0)
     views = collate([{**sample, "corrupt": ["x"]}, {**sample, "corrupt": []}])
