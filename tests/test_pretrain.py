@@ -276,10 +276,15 @@ def _real(index: int) -> bytes:
 _REAL: list[bytes] = []
 
 
-@pytest.mark.parametrize("objective", ["dino", "ibot"])
-def test_accumulation_trains_the_distilling_objectives(pretrain, tmp_path, objective):
+@pytest.mark.parametrize(("objective", "frozen_epochs"), [("dino", 0.0096), ("ibot", 0.0)])
+def test_accumulation_and_frozen_prototypes(pretrain, tmp_path, objective, frozen_epochs):
+    """Six steps of two parts each; prototypes that stand still throughout are still those of the teacher."""
     patch = "[base->base]" if objective == "ibot" else "[]"
     arguments = [f"model.objective={objective}", f"model.patch_supervision={patch}", "model.num_prototypes=32"]
     arguments += ["views.local_number=2", "views.local_size=14", "optim.accumulate=2", "optim.epochs=0.0096"]
-    assert pretrain(*arguments, "optim.freeze_prototypes_epochs=0.002", "run.activation_checkpointing=true") == 0
+    arguments += [f"optim.freeze_prototypes_epochs={frozen_epochs}", "run.activation_checkpointing=true"]
+    assert pretrain(*arguments) == 0
     assert len(losses(tmp_path / "run")) == 6
+    state = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
+    student, teacher = (state[f"{network}.heads.prototypes.directions"] for network in ("student", "teacher"))
+    assert torch.equal(student, teacher) == (frozen_epochs > 0)
