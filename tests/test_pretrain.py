@@ -222,7 +222,7 @@ def empty(folder):
         (["model.objective=dino", "views.local_number=1", "views.local_size=16"], "(16, 16) pixels do not divide into patches"),
         (["run.trackers=[nonesuch]"], "['nonesuch'] are not installed"),
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
-        (["data.path={tmp}/few"], "only 9 images in a pass, but a batch needs 16"),
+        (["data.path={tmp}/few", "data.images_per_epoch=10000"], "only 9 images in a pass, but a batch needs 16"),
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
         (["views.local_number=2"], "takes no local views; set views.local_number=0"),
         (["optim.accumulate=2"], "compares the images of a batch, so optim.accumulate must be 1"),
