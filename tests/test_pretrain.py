@@ -61,7 +61,8 @@ def pretrain(monkeypatch, tmp_path):
 
 def start(folder, *arguments, **options) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPT), *TINY, f"run.output_dir={folder}", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
 
 def wait_for_step(process: subprocess.Popen, step: int) -> None:

@@ -149,7 +149,8 @@ class Pretraining:
         if first == 0 or (first % self.plan.probe_every == 0 and not self.track.has(first, "knn_top1")):
             self._measure(first)
         views, run = iter(self.loader), self.recipe.run
-        with tqdm(total=self.plan.steps, initial=first, unit="step", smoothing=0.05) as bar:
+        pause = 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))  # spare the logs of batch jobs
+        with tqdm(total=self.plan.steps, initial=first, unit="step", smoothing=0.05, mininterval=pause) as bar:
             for step in range(first, self.plan.steps):
                 self._train_step(step, views)
                 done = step + 1
