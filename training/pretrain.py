@@ -252,14 +252,7 @@ class Pretraining:
             if self.recipe.probe.path is not None:
                 lines += self._evaluate(export)
             self.track.draw()
-            lines += [
-                "",
-                f"run     {self.folder}",
-                f"curves  {self.track.curves}",
-                f"export  {export}",
-                "",
-                "Load it anywhere:",
-            ]
+            lines += ["", f"run     {self.folder}\ncurves  {self.track.curves}\nexport  {export}", "", "Load it anywhere:"]
             lines.append(f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")')
             print("\n".join(lines))
         self.accelerator.wait_for_everyone()
