@@ -108,6 +108,17 @@ def test_shifted_swin_attends_across_windows_but_not_around_the_border():
     assert (difference[3:10, 3:10] > 0).all(), "the shifted window crosses the unshifted border"
 
 
+@pytest.mark.parametrize("grid", [(14, 14), (8, 12), (3, 3)])
+def test_swin_is_the_same_with_and_without_the_fused_kernel(grid):
+    block = SwinBlock(WIDTH, grid=(14, 14), layer=1, shortcut=False, drop_path=0.0).eval()
+    x, found = torch.randn(2, *grid, WIDTH), []
+    for block.fused in (True, False):
+        found.append(block(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(block(x).float(), found[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
 def test_swin_padding_is_never_attended_to():
     """A grid that windows do not divide: equal to attending within the cut windows."""
     block = SwinBlock(WIDTH, grid=(14, 14), layer=0, shortcut=False, drop_path=0.0).eval()

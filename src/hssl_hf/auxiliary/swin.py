@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, use_fused_attn
 from torch import Tensor, nn
 
 from hssl_hf.auxiliary.vit import attention_heads
@@ -20,6 +20,7 @@ class SwinBlock(nn.Module):
     def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
         super().__init__()
         self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
+        self.fused = use_fused_attn()
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -46,7 +47,10 @@ class SwinBlock(nn.Module):
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         strangers = regions[:, None, :, None] != regions[:, None, None, :]  # (n, 1, wh * ww, wh * ww)
         bias = self._position_bias(window).to(q.dtype).masked_fill(strangers, float("-inf"))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        if self.fused:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        else:
+            out = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias[None], dim=-1).to(v.dtype) @ v
         out = self.project(out.transpose(2, 3).flatten(3))
         out = _merge(out, window, padded).roll(shift, (1, 2))
         return out[:, :height, :width]
