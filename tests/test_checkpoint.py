@@ -4,7 +4,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hssl_hf.checkpoint import CheckpointError, Checkpoints, load_model
+from hssl_hf.checkpoint import CheckpointError, Checkpoints
+from hssl_hf.export import load_model
 
 
 @pytest.fixture

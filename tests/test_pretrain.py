@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 
 import datasets
 import pytest
@@ -256,7 +257,7 @@ def test_resuming_asks_for_the_same_recipe(pretrain, tmp_path, capsys):
 def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
-    rows = [{"bytes": b"broken" if i in (3, 70) else _real(i), "path": f"{i}.png"} for i in range(200)]
+    rows = [{"bytes": b"broken" if i in (3, 70) else _real()[i], "path": f"{i}.png"} for i in range(200)]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet")
     arguments = [f"data.path={folder}", "data.images_per_epoch=198", "optim.epochs=1"]
@@ -266,15 +267,10 @@ def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
     assert "more than data.corrupt_share=0.001" in capsys.readouterr().err
 
 
-def _real(index: int) -> bytes:
+@cache
+def _real() -> list[bytes]:
     rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="train", streaming=True)
-    if not _REAL:
-        rows = rows.cast_column("image", datasets.Image(decode=False))
-        _REAL.extend(row["image"]["bytes"] for row in rows.take(200))
-    return _REAL[index]
-
-
-_REAL: list[bytes] = []
+    return [row["image"]["bytes"] for row in rows.cast_column("image", datasets.Image(decode=False)).take(200)]
 
 
 @pytest.mark.parametrize(("objective", "frozen_epochs"), [("dino", 0.0096), ("ibot", 0.0)])

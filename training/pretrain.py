@@ -45,7 +45,7 @@ class Pretraining:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
         optim = recipe.optim
-        config = _check(lambda: recipe.model_config())
+        config = _check(recipe.model_config)
         missing = set(recipe.run.trackers) - {str(tracker) for tracker in get_available_trackers()}
         if missing:
             raise RecipeError(f"run.trackers: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 STATE = "state.json"
 
@@ -69,7 +68,7 @@ class Checkpoints:
         state = json.loads((path / STATE).read_text())
         try:
             accelerator.load_state(str(path))
-            loader = torch.load(path / f"loader-{accelerator.process_index}.pt", weights_only=False)
+            loader = torch.load(path / f"loader-{accelerator.process_index}.pt", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
@@ -98,26 +97,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def load_model(path: Path):
-    """The model of a run, for use outside of its training.
-
-    Args:
-        path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
-    Returns:
-        the `HSSLForPreTraining` and the `Recipe` of the run.
-    Raises:
-        CheckpointError: if the folder holds no complete checkpoint.
-    """
-    from hssl_hf.modeling_hssl import HSSLForPreTraining
-    from hssl_hf.recipe import load_recipe
-
-    path = path.resolve()
-    checkpoint = path if (path / STATE).is_file() else next(reversed(Checkpoints(path / "checkpoints").all()), None)
-    if checkpoint is None:
-        raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
-    recipe = load_recipe(checkpoint.parents[1] / "recipe.yaml")
-    model = HSSLForPreTraining(recipe.model_config())
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    return model, recipe

@@ -63,8 +63,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from hssl_hf.checkpoint import load_model
-    from hssl_hf.export import export_backbone, image_processor
+    from hssl_hf.export import export_backbone, image_processor, load_model
 
     model, recipe = load_model(options.checkpoint)
     processor = image_processor(model.config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BitImageProcessor, ViTConfig, ViTModel
 
 from hssl_hf.backbone import Backbone, timm_arguments
+from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
 from hssl_hf.configuration_hssl import HSSLConfig
 from hssl_hf.modeling_hssl import HSSLForPreTraining
+from hssl_hf.recipe import Recipe, load_recipe
 from hssl_hf.views import IMAGENET_MEAN, IMAGENET_STD
 
 TOLERANCE = 1e-4
@@ -97,6 +99,26 @@ def export_backbone(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def load_model(path: Path) -> tuple[HSSLForPreTraining, Recipe]:
+    """The model of a run, for use outside of its training.
+
+    Args:
+        path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
+    Returns:
+        the `HSSLForPreTraining` and the `Recipe` of the run.
+    Raises:
+        CheckpointError: if the folder holds no complete checkpoint.
+    """
+    path = path.resolve()
+    checkpoint = path if (path / STATE).is_file() else next(reversed(Checkpoints(path / "checkpoints").all()), None)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
+    recipe = load_recipe(checkpoint.parents[1] / "recipe.yaml")
+    model = HSSLForPreTraining(recipe.model_config())
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    return model, recipe
 
 
 def image_processor(image_size: int, crop_share: float = 0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> BitImageProcessor:
