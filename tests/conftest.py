@@ -81,6 +81,48 @@ def tiny_views(seed: int = 0, images: int = 4, local: int = 3, size: int = 32, g
     return views
 
 
+def tiny_siamese(seed: int = 0, **changes):
+    from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
+
+    torch.manual_seed(seed)
+    arguments = {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": TINY_VIT,
+        "image_size": 32,
+        "decoder_heads": 4,
+        "projector_depth": 1,
+        "decoder_depth": 2,
+        **changes,
+    }
+    return SiameseIMForPreTraining(SiameseIMConfig(**arguments))
+
+
+MAE = {
+    "target": "pixel",
+    "views": "same",
+    "norm": "layer",
+    "projector_depth": 0,
+    "decoder_width": 32,
+    "final_norm": True,
+    "train_patch_embed": True,
+}
+
+
+def siamese_views(seed: int = 0, images: int = 4, views: int = 2, hidden: int = 10) -> dict:
+    """Arguments of a forward: views of random images of 32 pixels, cut at random, 10 of 16 patches of the first hidden."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(images, 16, generator=generator).argsort(1)
+    places = torch.rand(views, images, 5, generator=generator)
+    places[..., 2:4] = 30 + 60 * places[..., 2:4]
+    places[..., :2] *= 40
+    places[..., 4] = (places[..., 4] < 0.5).float()
+    return {
+        "global_pixels": torch.randn(views, images, 3, 32, 32, generator=generator),
+        "masks": (order < hidden).view(1, images, 4, 4),
+        "crops": places,
+    }
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of this machine that nobody listens on."""

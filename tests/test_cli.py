@@ -33,7 +33,7 @@ def test_naming_the_package_after_transformers_registers_at_once():
 
 
 def test_evaluate(tmp_path, capsys):
-    from hssl_hf.export import image_processor, to_vit
+    from hssl_hf.stock import image_processor, to_vit
 
     folder = tmp_path / "export"
     to_vit(tiny_model().teacher.base, 32).save_pretrained(folder)
@@ -47,6 +47,13 @@ def test_evaluate(tmp_path, capsys):
         ("knn_top1", str(folder)), ("knn_top5", str(folder)), ("knn_top1", "raw pixels"), ("knn_top5", "raw pixels"),
     ]  # fmt: skip
     assert records[0]["dataset"] == "fashion_mnist" and records[0]["value"] < records[2]["value"]
+    assert records[0]["settings"]["features"] == "cls"
+    linear = ["linear", *arguments[3:], "data.features=patches", "linear.epochs=2", "linear.learning_rates=[0.1, 0.01]"]
+    assert cli.main(["evaluate", str(folder), *linear, "--results", str(tmp_path / "linear.jsonl")]) == 0
+    record = json.loads((tmp_path / "linear.jsonl").read_text().splitlines()[0])
+    assert record["metric"] == "linear_top1" and record["settings"]["learning_rate"] in (0.1, 0.01)
+    assert record["settings"]["features"] == "patches" and record["settings"]["epochs"] == 2 and record["n"] == 50
+    assert "on held-out training images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,7 @@ def test_evaluate(tmp_path, capsys):
         (["evaluate", "nowhere/at-all", "knn", f"data.path={SAMPLE}"], "neither an exported folder nor a Hub repository"),
         (["evaluate", "x", "knn"], "say which images to evaluate on"),
         (["evaluate", "x", "knn", "data.pth=x"], "Did you mean 'path'"),
+        (["evaluate", "x", "linear", "linear.epoch=3"], "Did you mean 'epochs'"),
         (["export", "nowhere", "out"], "holds no complete checkpoint"),
     ],
 )

@@ -5,22 +5,32 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import tiny_model, tiny_views
+from tests.conftest import MAE, siamese_views, tiny_model, tiny_siamese, tiny_views
 
 CASES = {
     "ibot": {"objective": "ibot"},
     "dino": {"objective": "dino"},
     "moco_v3": {"objective": "moco_v3", "auxiliary": "resnet"},
     "head alone": {"objective": "dino", "cls_supervision": ["auxiliary->auxiliary"]},
+    "siamese_im": {},
+    "siamese_im global": {"level": "global", "loss_normalization": "moco"},
+    "mae": MAE,
 }
 
 
+def model_of(case: str):
+    return (tiny_siamese if case.startswith(("siamese", "mae")) else tiny_model)(drop_path=0.0, **CASES[case])
+
+
 def views_of(case: str) -> dict:
+    if case.startswith(("siamese", "mae")):
+        views = siamese_views(images=8, views=1 if case == "mae" else 2)
+        return {name: value for name, value in views.items() if case != "mae" or name != "crops"}
     return tiny_views(images=8, local=0 if case == "moco_v3" else 2, grid=4 if case == "ibot" else None)
 
 
 def two_steps(model, wrapped, views) -> dict[str, torch.Tensor]:
-    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD([p for p in model.student.parameters() if p.requires_grad], lr=0.05)
     losses = []
     for _ in range(2):
         optimizer.zero_grad()
@@ -35,8 +45,8 @@ def two_steps(model, wrapped, views) -> dict[str, torch.Tensor]:
 def work(rank: int, port: int, results) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for case, arguments in CASES.items():
-        model = tiny_model(drop_path=0.0, **arguments).train()
+    for case in CASES:
+        model = model_of(case).train()
         wrapped = DistributedDataParallel(model, find_unused_parameters=case == "head alone")
         mine = {name: value[:, 4 * rank : 4 * rank + 4] for name, value in views_of(case).items()}
         results[rank, case] = two_steps(model, wrapped, mine)
@@ -58,7 +68,7 @@ def pair():
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(pair, case):
-    model = tiny_model(drop_path=0.0, **CASES[case]).train()
+    model = model_of(case).train()
     whole = two_steps(model, model, views_of(case))
     mean = (pair[0, case]["losses"] + pair[1, case]["losses"]) / 2
     torch.testing.assert_close(mean, whole.pop("losses"), atol=1e-5, rtol=1e-5)

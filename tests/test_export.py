@@ -10,8 +10,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf.evaluate.encoder import load_encoder
-from hssl_hf.export import ExportError, check_export, export_backbone, image_processor, to_vit
-from tests.conftest import tiny_model, tiny_views
+from hssl_hf.export import ExportError, check_export, export_backbone
+from hssl_hf.stock import image_processor, to_vit
+from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
 OTHERS = {
     "resnet18": {},
@@ -62,6 +63,57 @@ def test_student_and_teacher_are_different_exports(moved, tmp_path, unchecked):
         found = AutoModel.from_pretrained(tmp_path / network)(pixels).pooler_output
         torch.testing.assert_close(found, moved.encode(pixels, network).cls, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(moved.encode(pixels, "student").cls, moved.encode(pixels, "teacher").cls, atol=1e-3)
+
+
+def test_siamese_features_are_those_in_front_of_the_norm(tmp_path):
+    """The student's tokens are `hidden_states[-1]` at two sizes, and the encoder for evaluation takes them from there."""
+    model = tiny_siamese().eval()
+    with torch.no_grad():
+        model.teacher.base.model.cls_token.add_(1.0)
+    folder = export_backbone(model, tmp_path / "export")
+    stock, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(stock) is ViTModel and not any(report.values()) and stock.config.layer_norm_eps == 1e-6
+    encoder, _ = load_encoder(folder)
+    for size in (32, 48):
+        pixels = torch.randn(2, 3, size, size)
+        output = stock.eval()(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
+        with torch.no_grad():
+            tokens = model.encode(pixels)
+        torch.testing.assert_close(output.hidden_states[-1][:, 0], tokens.cls, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output.hidden_states[-1][:, 1:], tokens.patches.flatten(1, 2), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(output.last_hidden_state[:, 0], tokens.cls, atol=0.01)
+    cls, patches = encoder(torch.ones(2, 3, 32, 32))
+    expected = model.encode(torch.ones(2, 3, 32, 32))
+    torch.testing.assert_close(cls, expected.cls, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(patches, expected.patches, atol=1e-5, rtol=1e-4)
+
+
+def run_snippet(card: str, folder, image) -> dict:
+    """Run the Python of a card as a user would, with the name of the repository and of the image replaced."""
+    code = card.split("```python\n")[1].split("```")[0]
+    scope = {}
+    exec(code.replace("user/name", str(folder)).replace("image.png", str(image)), scope)
+    return scope
+
+
+@pytest.mark.parametrize("kind", ["hssl", "siamese_im", "mae"])
+def test_the_card_computes_the_features_right(kind, tmp_path, unchecked):
+    from PIL import Image
+
+    model = {"hssl": tiny_model, "siamese_im": tiny_siamese, "mae": lambda: tiny_siamese(**MAE)}[kind]().eval()
+    folder = export_backbone(model, tmp_path / "export")
+    Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
+    card = (folder / "README.md").read_text()
+    scope = run_snippet(card, folder, tmp_path / "image.png")
+    with torch.no_grad():
+        tokens = model.encode(scope["inputs"]["pixel_values"])
+    expected = tokens.cls
+    if kind == "siamese_im":
+        torch.testing.assert_close(scope["cls"], tokens.cls, atol=1e-5, rtol=1e-4)
+        expected = torch.nn.functional.layer_norm(tokens.patches.mean((1, 2)), (64,), eps=1e-6)
+    torch.testing.assert_close(scope["features"], expected, atol=1e-5, rtol=1e-4)
+    assert card.startswith("---\n") and "library_name: transformers" in card and "license" not in card
+    assert ("hidden_states[-1]" in card) == (kind == "siamese_im")
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hssl_hf.optim import build_optimizer, clip_each_gradient, drop_gradients, parameter_groups, set_rates
-from tests.conftest import tiny_model, tiny_views
+from hssl_hf.optim import build_optimizer, clip_each_gradient, clip_gradient, drop_gradients, parameter_groups, set_rates
+from tests.conftest import tiny_model, tiny_siamese, tiny_views
 
 
 def test_groups_partition_the_student():
@@ -30,6 +30,27 @@ def test_every_tensor_is_clipped_by_its_own_norm():
     torch.testing.assert_close(norms, torch.tensor([0.2, 10.0]))
     torch.testing.assert_close(small.grad, torch.full((4,), 0.1))
     torch.testing.assert_close(large.grad, torch.full((4,), 5.0) * 3 / (10 + 1e-6))
+
+
+def test_all_tensors_are_clipped_by_their_common_norm():
+    small, large = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
+    small.grad, large.grad = torch.full((4,), 0.3), torch.full((4,), 0.4)
+    norm = clip_gradient([small, large, torch.nn.Parameter(torch.zeros(1))], largest=0.5)
+    torch.testing.assert_close(norm, torch.tensor([1.0]))
+    torch.testing.assert_close(small.grad, torch.full((4,), 0.15), rtol=1e-4, atol=0)
+    torch.testing.assert_close(large.grad, torch.full((4,), 0.2), rtol=1e-4, atol=0)
+    clip_gradient([small, large], largest=0.5001)
+    torch.testing.assert_close(large.grad, torch.full((4,), 0.2), rtol=1e-4, atol=0)
+
+
+def test_siamese_tokens_decay_and_frozen_tables_take_no_part():
+    """cls_token and mask_token decay; positions and the frozen patch embedding are in no group."""
+    model = tiny_siamese()
+    groups = parameter_groups(model.student)
+    names = [{n for n, p in model.student.named_parameters() if id(p) in {id(q) for q in g["params"]}} for g in groups]
+    assert {"base.model.cls_token", "decoder.mask_token"} <= names[0]
+    assert not any("pos_embed" in n or "patch_embed" in n for n in names[0] | names[1])
+    assert "decoder.blocks.0.norm1.bn.weight" in names[1] and not names[0] & names[1]
 
 
 def test_dropped_gradients_freeze_against_decay_too():

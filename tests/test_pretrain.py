@@ -38,7 +38,17 @@ TINY = [
     "run.save_every_steps=5",
     "probe.path=null",
 ]
-WATCHED = ("step", "loss", "discrepancy", "learning_rate")
+SIAMESE = [
+    str(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"),
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.decoder_heads=2",
+    "model.drop_path=0.3",
+    "views.global_size=28",
+    f"data.path={SAMPLE}",
+    "data.images_per_epoch=null",
+]
+HSSL_ALONE = ("model.projection_hidden", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
+WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
 
 
 @pytest.fixture
@@ -49,9 +59,10 @@ def pretrain(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
 
-    def run(*arguments: str) -> int:
+    def run(*arguments: str, method: str = "hssl") -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setattr(sys, "argv", ["pretrain.py", *TINY, f"run.output_dir={tmp_path}/run", "data.workers=0", *arguments])
+        fixed = [*settings_of(method), f"run.output_dir={tmp_path}/run", "data.workers=0"]
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *fixed, *arguments])
         return module.main()
 
     yield run
@@ -60,8 +71,13 @@ def pretrain(monkeypatch, tmp_path):
         signal.signal(number, handler)
 
 
-def start(folder, *arguments, **options) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *TINY, f"run.output_dir={folder}", *arguments]
+def settings_of(method: str) -> list[str]:
+    """Tiny settings of a method."""
+    return TINY if method == "hssl" else [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *SIAMESE]
+
+
+def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", *arguments]
     environment = {**os.environ, "TQDM_MININTERVAL": "0"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
@@ -85,19 +101,19 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "method"), [(0, "hssl"), (2, "hssl"), (1, "siamese_im")])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
     arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
-    whole = start(tmp_path / "whole", *arguments)
-    killed = start(tmp_path / "killed", *arguments)
+    whole = start(tmp_path / "whole", *arguments, method=method)
+    killed = start(tmp_path / "killed", *arguments, method=method)
     wait_for_step(killed, 6 + os.getpid() % 14)
     killed.kill()
     killed.communicate()
     whole.communicate()
     assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "export").exists()
-    resumed = start(tmp_path / "killed", *arguments, "resume=auto")
+    resumed = start(tmp_path / "killed", *arguments, "resume=auto", method=method)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
@@ -142,12 +158,13 @@ def test_whole_story_through_accelerate_launch(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_train_and_resume(tmp_path):
+@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
+def test_two_processes_train_and_resume(tmp_path, method):
     """Through the launcher: two gloo processes, interrupted by the end of a first part, equal to an uninterrupted pair."""
 
     def launch(folder, *arguments):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
-        command += [str(SCRIPT), *TINY, f"run.output_dir={folder}", "data.workers=1", *arguments]
+        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -163,7 +180,7 @@ def test_two_processes_train_and_resume(tmp_path):
     assert losses(part) == losses(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
 
-    alone = start(part, "resume=auto", "data.workers=1")
+    alone = start(part, "resume=auto", "data.workers=1", method=method)
     assert "started with 2 processes, this one has 1" in alone.communicate()[1] and alone.returncode == 2
 
 
@@ -226,8 +243,10 @@ def empty(folder):
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
         (["data.path={tmp}/few", "data.images_per_epoch=10000"], "only 9 images in a pass, but a batch needs 16"),
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
-        (["views.local_number=2"], "takes no local views; set views.local_number=0"),
+        (["views.local_number=2"], "takes no local views, got 2; set views.local_number=0"),
         (["optim.accumulate=2"], "compares the images of a batch, so optim.accumulate must be 1"),
+        (["model.model_type=moco"], "model.model_type: expected one of ['hssl', 'siamese_im'], got 'moco'"),
+        (["views.global_blur=[0.0]", "views.global_solarize=[0.0]"], "this method takes 2 global views, got 1"),
         (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
         (["other.yaml", "another.yaml"], "expected one recipe"),
         (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
@@ -271,6 +290,58 @@ def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
 def _real() -> list[bytes]:
     rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="train", streaming=True)
     return [row["image"]["bytes"] for row in rows.cast_column("image", datasets.Image(decode=False)).take(200)]
+
+
+ARMS = {
+    "mae": ["model.target=pixel", "model.views=same", "model.norm=layer", "model.projector_depth=0", "model.final_norm=true"],
+    "pixels of another view": ["model.target=pixel"],
+    "global": ["model.level=global"],
+    "random masks, moco": ["model.loss_normalization=moco", "masks.shape=random", "model.norm=layer"],
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_siamese_arms_train_and_export(pretrain, tmp_path, arm, capsys):
+    """Six steps of every kind of arm through the program; the export loads, its card says how to read it."""
+    one_view = ["views.global_blur=[0.0]", "views.global_solarize=[0.0]"] if arm == "mae" else []
+    assert pretrain("optim.epochs=0.0096", *ARMS[arm], *one_view, method="siamese_im") == 0
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert len(log) == 6 and ("reconstruction" if "pixel" in " ".join(ARMS[arm]) else "collapse") in log[-1]
+    assert AutoModel.from_pretrained(tmp_path / "run" / "export").config.model_type == "vit"
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert ("hidden_states[-1]" in card) == (arm != "mae") and "The student of" in card
+
+
+def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
+    """With momentum 0 the teacher is the student of the last update, with momentum 1 it stays."""
+    settings = ["optim.epochs=0.0032", "optim.teacher_momentum=[0.0, 0.0]", "optim.warmup_epochs=0", "run.save_every_steps=1"]
+    assert pretrain(*settings, "run.keep_checkpoints=2", "model.drop_path=0.0", method="siamese_im") == 0
+    assert (
+        pretrain(*settings, "optim.teacher_momentum=[1.0, 1.0]", f"run.output_dir={tmp_path}/still", method="siamese_im") == 0
+    )
+    name = "base.model.blocks.0.mlp.fc1.weight"
+    state = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert torch.equal(state[f"student.{name}"], state[f"teacher.{name}"])
+    state = load_file(tmp_path / "still" / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert not torch.equal(state[f"student.{name}"], state[f"teacher.{name}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run.export_network=teacher", "model.target=pixel"], "this method has no teacher"),
+        (["model.views=same"], "this method takes 1 global views, got 2"),
+        (["masks.shape=block"], "equally many patches"),
+        (["model.decoder_heads=5"], "set decoder_heads"),
+        (["model.objective=dino"], "unknown key 'model.objective'"),
+        (["model.backbone=resnet18", "model.backbone_kwargs=null"], "needs a vision transformer"),
+        (["views.local_number=1"], "takes no local views, got 1"),
+    ],
+)
+def test_siamese_mistakes_end_in_one_clear_line(pretrain, capsys, arguments, message):
+    assert pretrain(*arguments, method="siamese_im") == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(("objective", "frozen_epochs"), [("dino", 0.0096), ("ibot", 0.0)])

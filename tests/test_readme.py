@@ -36,12 +36,12 @@ def test_python_of_the_readme_runs(monkeypatch):
     assert len(blocks) == 2 and len(blocks[0].strip().splitlines()) <= 6
     scope = {}
     exec(blocks[1].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
-    assert scope["model"].config.auxiliary == "convnext"
+    assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"
 
 
 def test_the_page_speaks_of_every_module():
     modules = {path.name for path in (ROOT / "src" / "hssl_hf").glob("*.py")} - {"__init__.py"}
     unmentioned = {name for name in modules if name not in README}
     assert unmentioned <= {
-        "configuration_hssl.py", "heads.py", "tokens.py", "positions.py", "launch.py", "track.py", "probe.py", "cli.py"
+        "heads.py", "tokens.py", "launch.py", "track.py", "probe.py", "cli.py"
     }  # fmt: skip

@@ -2,22 +2,25 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForPreTraining
 
-from hssl_hf import HSSLForPreTraining
 from hssl_hf.plan import Plan
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
 TINY = {"vit_small_patch16_224": {"depth": 1}, "vit_base_patch16_224": {"depth": 1}}
+NARROW = {"hssl": ["model.num_prototypes=16", "model.projection_hidden=32"], "siamese_im": ["model.decoder_depth=1"]}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_builds(path):
     recipe = load_recipe(path)
     kwargs = {**(recipe.model.get("backbone_kwargs") or {}), **TINY.get(recipe.model["backbone"], {})}
-    small = load_recipe(path, [f"model.backbone_kwargs={kwargs}", "model.num_prototypes=16", "model.projection_hidden=32"])
-    model = HSSLForPreTraining(small.model_config())
+    narrow = NARROW[recipe.model.get("model_type", "hssl")]
+    small = load_recipe(path, [f"model.backbone_kwargs={kwargs}", *narrow])
+    model = AutoModelForPreTraining.from_config(small.model_config())
+    model.check_views(len(recipe.views.global_blur), recipe.views.local_number)
     assert model.config.image_size == recipe.views.global_size
     plan = Plan(recipe, recipe.data.images_per_epoch or 10_000)
     assert plan.steps > 100 and plan.learning_rate(plan.steps - 1) < plan.learning_rate(plan.steps // 2)
@@ -45,6 +48,67 @@ def test_base_methods_differ_from_hssl_in_the_head_alone(name):
     assert changed == {"model.auxiliary", "model.cls_supervision"}
 
 
+def test_siamese_recipe_has_the_numbers_of_table_6():
+    """SiameseIM, Table 6 and the released script: peak 1e-3 at batch 4096, 40 epochs of warm-up, momentum .995 to 1."""
+    recipe = load_recipe(ROOT / "training/recipes/siamese_im_vitb16.yaml")
+    plan = Plan(recipe, recipe.data.images_per_epoch)
+    per_epoch = 1281167 // 4096
+    assert plan.steps == 1600 * per_epoch and plan.learning_rate(40 * per_epoch) == pytest.approx(1e-3)
+    assert plan.momentum(0) == 0.995 and plan.learning_rate(0) == 0 and plan.weight_decay(5) == 0.05
+    assert recipe.optim.betas == (0.9, 0.95) and (recipe.optim.clip, recipe.optim.clip_norm) == (1.0, "all")
+    assert recipe.views.global_scale == (0.08, 1.0) and recipe.masks.shape == "counted_block"
+    config = recipe.model_config()
+    assert (config.projector_depth, config.decoder_depth, config.decoder_heads, config.negative_weight) == (2, 4, 16, 0.02)
+    assert round(recipe.masks.ratios[0] * 196) == 118
+
+
+TABLE_3 = {
+    "e": "views.global_blur views.global_solarize views.grey_probability views.jitter.probability",
+    "f": "model.norm",
+    "g": "masks.shape",
+    "h": "model.loss_normalization",
+    "j": "model.level",
+}
+BELOW = {"e": "f", "f": "g", "g": "h", "h": "i", "j": "i"}
+
+
+@pytest.mark.parametrize("row", TABLE_3)
+def test_rows_of_table_3_differ_in_one_thing(row):
+    pair = [load_recipe(ROOT / f"training/recipes/siamese_im_table3_{name}.yaml").to_dict() for name in (BELOW[row], row)]
+    assert {line.split(":")[0] for line in differences(*pair)} == set(TABLE_3[row].split())
+
+
+def test_first_row_of_table_3_is_mae():
+    recipe = load_recipe(ROOT / "training/recipes/siamese_im_table3_a.yaml")
+    config, plan = recipe.model_config(), Plan(recipe, recipe.data.images_per_epoch)
+    assert (config.target, config.views, config.norm, config.decoder_width, config.decoder_depth) == (
+        "pixel",
+        "same",
+        "layer",
+        512,
+        8,
+    )
+    assert recipe.masks.shape == "random" and recipe.masks.ratios == (0.75,) and len(recipe.views.global_blur) == 1
+    assert plan.learning_rate(plan.steps // 40 * 4) == pytest.approx(2.4e-3, rel=0.05)
+
+
+def test_recipes_extend_each_other(tmp_path):
+    (tmp_path / "base.yaml").write_text("optim: {epochs: 3, clip: 1.0}\nmodel: {backbone_kwargs: {depth: 2, num_heads: 2}}")
+    (tmp_path / "sub").mkdir()
+    upper = "extends: ../base.yaml\noptim: {epochs: 4}\nmodel: {backbone_kwargs: {depth: 1}}\ndata: {path: ./images}"
+    (tmp_path / "sub/upper.yaml").write_text(upper)
+    recipe = load_recipe(tmp_path / "sub/upper.yaml", ["optim.clip=null"])
+    assert (recipe.optim.epochs, recipe.optim.clip) == (4, None)
+    assert recipe.model == {"backbone_kwargs": {"depth": 1, "num_heads": 2}}
+    assert recipe.data.path == str(tmp_path / "sub/images")
+    (tmp_path / "base.yaml").write_text("extends: sub/upper.yaml")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(tmp_path / "base.yaml")
+    (tmp_path / "lost.yaml").write_text("extends: nowhere.yaml")
+    with pytest.raises(RecipeError, match=r"there is no recipe .*nowhere\.yaml"):
+        load_recipe(tmp_path / "lost.yaml")
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
@@ -66,6 +130,11 @@ def write(tmp_path: Path, text: str) -> Path:
         ("", ["model.image_size=64"], "set that instead"),
         ("", ["seed"], "expected an override of the form a.b=c, got 'seed'"),
         ("", ["seed.x=1"], "seed: expected int, got {'x': 1}"),
+        ("optim: {epochs: 3", [], "is no YAML"),
+        ("- 1", [], r"expected sections with keys, got \[1\]"),
+        ("", ["optim.betas=[0.9"], "the value is no YAML"),
+        ("model: {model_type: mae}", [], "model.model_type: expected one of"),
+        ("model: {model_type: siamese_im, auxiliary: vit}", [], "unknown key 'model.auxiliary'"),
         ("views: 3", [], "views: expected a section with keys, got 3"),
         ("views: {global_blur: [1.0]}", [], "views: expected one chance per global view"),
     ],

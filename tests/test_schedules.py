@@ -44,3 +44,17 @@ def test_ramp_is_constant_within_an_epoch_and_after_its_end():
     assert [ramp(step) for step in range(5)] == [0.04] * 5
     assert ramp(5) == pytest.approx(0.05) and ramp(15) == ramp(500) == pytest.approx(0.07)
     assert EpochRamp(0.04, 0.07, epochs=0, steps_per_epoch=5)(0) == 0.07
+
+
+def test_equals_the_official_siamese_schedules(golden):
+    """Learning rate 1e-3 with 40 of 1600 epochs of warm-up, and momentum .995 to 1, at fractions of an epoch."""
+    data, per_epoch = golden("siameseim"), 1000
+    rate = Cosine(1e-3, 0.0, 1600 * per_epoch, 40 * per_epoch, warmup_rule="mae")
+    momentum = Cosine(0.995, 1.0, 1600 * per_epoch)
+    for epoch, expected_rate, expected_momentum in zip(data["sched/epoch"], data["sched/lr"], data["sched/mm"], strict=True):
+        step = round(epoch * per_epoch)
+        if step != pytest.approx(epoch * per_epoch, abs=1e-6):
+            continue
+        assert rate(step) == pytest.approx(expected_rate, rel=1e-6, abs=1e-15)
+        assert momentum(step) == pytest.approx(expected_momentum, rel=1e-9)
+    assert rate(40 * per_epoch - 1) < 1e-3 == rate(40 * per_epoch), "the peak comes after the warm-up"

@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hssl_hf.decode import CorruptImageError, decode
+from hssl_hf.positions import relative_coordinates, relative_geometry
 from hssl_hf.stream import EncodedImage, ImageStream, Source
 from hssl_hf.views import (
     Augmentation,
@@ -150,6 +151,38 @@ def test_half_of_the_views_are_flipped():
         for pixels in augmentation(ramp, 0, identity)["global_pixels"]
     ]
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.05)
+
+
+def test_crops_say_where_every_pixel_comes_from():
+    """An image whose pixels hold their own row and column, against the geometry that comes with its views, mirrored or not."""
+    rows, columns = torch.meshgrid(torch.arange(120), torch.arange(200), indexing="ij")
+    image = torch.stack([rows, columns, rows]).to(torch.uint8)
+    augmentation = Augmentation(ViewConfig(global_size=16, local_number=0, global_scale=(0.2, 0.6)))
+    mirrored = 0
+    for identity in range(60):
+        sample = augmentation(image, 0, identity)
+        for view in range(2):
+            y, x = relative_coordinates(
+                relative_geometry(torch.tensor([0.0, 0.0, 120.0, 200.0, 0.0]), sample["crops"][view]), (16, 16)
+            )
+            y, x = (y + 0.5) * 120 / 16 - 0.5, (x + 0.5) * 200 / 16 - 0.5  # patches of the whole image -> pixels
+            pixels = sample["global_pixels"][view].float()
+            torch.testing.assert_close(pixels[0, :, 8][2:14], y[2:14], atol=1.0, rtol=0)
+            torch.testing.assert_close(pixels[1, 8][2:14], x[2:14], atol=1.0, rtol=0)
+            mirrored += int(sample["crops"][view, 4])
+    assert 40 < mirrored < 80
+
+
+def test_only_the_views_asked_for_are_masked():
+    image, masks = decode(png(7, 40)), MaskConfig(shape="counted_block", ratios=(0.6,), spreads=(0.0,))
+    samples = [Augmentation(SMALL, masks, (4, 4), masked_views=count)(image, 0, 1) for count in (0, 1, None)]
+    assert samples[0]["masks"] is None
+    assert samples[1]["masks"].shape == (1, 4, 4) and samples[1]["masks"].sum() == 10
+    assert torch.equal(samples[2]["masks"][0], samples[1]["masks"][0]) and samples[2]["masks"].shape == (2, 4, 4)
+    assert all(torch.equal(samples[0][name], samples[2][name]) for name in ("global_pixels", "crops", "local_pixels"))
+    views = collate([{**samples[1], "corrupt": []}] * 3)
+    assert views.masked_indices.view(3, 10).remainder(16).unique().numel() == 10 and views.crops.shape == (2, 3, 5)
+    assert set(views.tensors()) >= {"global_pixels", "masks", "masked_indices", "crops"} and "corrupt" not in views.tensors()
 
 
 def test_unequal_lists_of_views_are_refused():

@@ -9,32 +9,35 @@ import json
 import os
 import sys
 import warnings
+from inspect import signature
 from pathlib import Path
 from signal import SIGTERM
 from time import perf_counter
 
 import timm
 import torch
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object, set_seed, tqdm
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import AutoModelForPreTraining
 
+import hssl_hf
 from hssl_hf.checkpoint import CheckpointError, Checkpoints
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
-from hssl_hf.export import ExportError, export_backbone, image_processor
+from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
-from hssl_hf.modeling_hssl import HSSLForPreTraining
-from hssl_hf.optim import build_optimizer, clip_each_gradient, drop_gradients, set_rates
+from hssl_hf.optim import CLIPS, build_optimizer, drop_gradients, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
+from hssl_hf.stock import image_processor
 from hssl_hf.stream import ImageStream, Source, StreamError, count_images
 from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
 from hssl_hf.views import Augmentation, CorruptShareError, ViewStream, collate
 
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
+hssl_hf.register()
 RECIPES = Path(__file__).parent / "recipes"
 USER_ERRORS = (RecipeError, LaunchError, StreamError, CorruptShareError, CheckpointError, ExportError, NonFiniteError)
 
@@ -49,13 +52,11 @@ class Pretraining:
         missing = set(recipe.run.trackers) - {str(tracker) for tracker in get_available_trackers()}
         if missing:
             raise RecipeError(f"run.trackers: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
-        idle = not any(arrow.endswith("base") for arrow in (*config.cls_supervision, *config.patch_supervision))
         self.accelerator = Accelerator(
             mixed_precision=optim.mixed_precision,
             gradient_accumulation_steps=optim.accumulate,
             log_with=list(recipe.run.trackers) or None,
             project_dir=str(folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],  # the base's norm
         )
         check_launch(self.accelerator, "training/pretrain.py")
         self._open_folder()
@@ -78,7 +79,7 @@ class Pretraining:
         if self.resumed and self.recipe.resume == "never":
             raise RecipeError(f"{self.folder} holds a run already; continue it with resume=auto, or set run.output_dir")
         if self.resumed:
-            changed = differences(yaml.safe_load(saved.read_text()), self.recipe.to_dict())
+            changed = differences(load_recipe(saved).to_dict(), self.recipe.to_dict())
             if changed:
                 raise RecipeError(
                     f"the run in {self.folder} was started with another recipe:\n  " + "\n  ".join(changed)
@@ -93,25 +94,25 @@ class Pretraining:
 
     def _build_model(self, config) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        if recipe.views.local_number and config.objective == "moco_v3":
-            raise RecipeError("the objective 'moco_v3' takes no local views; set views.local_number=0")
         set_seed(recipe.seed)
-        self.hssl = _check(lambda: HSSLForPreTraining(config))
+        self.method = method = _check(lambda: AutoModelForPreTraining.from_config(config))
+        _check(lambda: method.check_views(len(recipe.views.global_blur), recipe.views.local_number))
+        _check(lambda: method.network(recipe.run.export_network))
         if recipe.views.local_number:
-            _check(lambda: self.hssl.student.base.check_size(recipe.views.local_size, recipe.views.local_size))
-        if self.hssl.objective.in_batch and recipe.optim.accumulate > 1:
-            raise RecipeError(
-                f"the objective {config.objective!r} compares the images of a batch, so optim.accumulate must be 1"
-            )
+            _check(lambda: method.student.base.check_size(recipe.views.local_size, recipe.views.local_size))
+        if method.in_batch and recipe.optim.accumulate > 1:
+            raise RecipeError("this objective compares the images of a batch, so optim.accumulate must be 1")
         if recipe.run.activation_checkpointing:
-            self.hssl.activation_checkpointing_enable()
+            method.activation_checkpointing_enable()
         set_seed(recipe.seed, device_specific=True)
-        model = self.hssl
+        model = method
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = build_optimizer(self.hssl.student, recipe.optim.betas)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.leaves_parameters_idle)
+        optimizer = build_optimizer(method.student, recipe.optim.betas)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.hssl.train()
+        self.arguments = signature(method.forward).parameters
+        method.train()
 
     def _build_stream(self) -> None:
         recipe, accelerator = self.recipe, self.accelerator
@@ -130,8 +131,8 @@ class Pretraining:
             source, seed=recipe.seed, rank=accelerator.process_index, world_size=accelerator.num_processes,
             window=data.window, minimum=self.batch,
         )  # fmt: skip
-        masks = recipe.masks if self.hssl.config.patch_supervision else None
-        augmentation = Augmentation(recipe.views, masks, self.hssl.student.base.grid, recipe.seed)
+        grid, masked_views = self.method.student.base.grid, self.method.masked_views
+        augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, masked_views)
         self.loader = StatefulDataLoader(
             ViewStream(images, augmentation, data.corrupt_share),
             batch_size=self.batch,
@@ -180,25 +181,20 @@ class Pretraining:
             self.meter.waited += perf_counter() - started
             self.corrupt += batch.corrupt
             views = batch.to(accelerator.device).coloured(recipe.views)
+            arguments = {**views.tensors(), "teacher_temperature": self.plan.temperature(step)}
             with accelerator.accumulate(self.model):
-                output = self.model(
-                    global_pixels=views.global_pixels,
-                    local_pixels=views.local_pixels,
-                    masks=views.masks,
-                    masked_indices=views.masked_indices,
-                    teacher_temperature=self.plan.temperature(step),
-                )
+                output = self.model(**{name: value for name, value in arguments.items() if name in self.arguments})
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients:
                     if step < self.plan.frozen_steps:
-                        drop_gradients(self.hssl.prototype_parameters())
+                        drop_gradients(self.method.prototype_parameters())
                     if recipe.optim.clip is not None:
-                        clip_each_gradient(self.hssl.student.parameters(), recipe.optim.clip)
+                        CLIPS[recipe.optim.clip_norm](self.method.student.parameters(), recipe.optim.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            values = {"loss": output.loss, **output.parts, "discrepancy": output.discrepancy}
+            values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
             self.meter.add(values, self.batch * accelerator.num_processes)
-        self.hssl.update_teacher(self.plan.momentum(step))
+        self.method.update_teacher(self.plan.momentum(step + self.method.moves_before_forward))
 
     def _log(self, done: int, values: dict[str, float], bar) -> None:
         values["learning_rate"] = self.plan.learning_rate(done - 1)
@@ -228,16 +224,16 @@ class Pretraining:
     def _measure(self, done: int) -> None:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew."""
         if self.recipe.probe.path is not None and self.accelerator.is_main_process:
-            values = {"knn_top1": self.probe(self._encode, f"k-NN at step {done}")["top1"]}
+            values = {"knn_top1": self.probe.knn(self._encode, f"k-NN at step {done}")["top1"]}
             if done == 0:
-                values["knn_top1_pixels"] = self.probe(pixels_encoder, "k-NN of raw pixels")["top1"]
+                values["knn_top1_pixels"] = self.probe.knn(pixels_encoder, "k-NN of raw pixels")["top1"]
             self.track.log(done, values)
         self.track.draw()
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor):
-        base = getattr(self.hssl, self.recipe.run.export_network).base.eval()
+        base = self.method.network(self.recipe.run.export_network).base.eval()
         tokens = base(pixels.to(self.accelerator.device))[0]
         base.train()
         return tokens
@@ -247,7 +243,7 @@ class Pretraining:
         if self.accelerator.is_main_process:
             lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
             export = export_backbone(
-                self.hssl, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
+                self.method, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
             )
             if self.recipe.probe.path is not None:
                 lines += self._evaluate(export)
@@ -260,7 +256,7 @@ class Pretraining:
 
     def _evaluate(self, export: Path) -> list[str]:
         """k-NN of the export, as anybody would load it, beside the untrained backbone and the raw pixels, as records."""
-        final = self.probe(load_encoder(export)[0], "k-NN of the export")
+        final = self.probe.knn(load_encoder(export)[0], "k-NN of the export")
         self.track.log(self.plan.steps, {"knn_top1": final["top1"]})
         start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)
         found = {
@@ -270,7 +266,8 @@ class Pretraining:
         }
         (self.folder / "results.jsonl").unlink(missing_ok=True)
         for subject, value in found.items():
-            self.probe.record("top1", value, final["n"], subject, self.recipe.seed, self.folder / "results.jsonl")
+            results, settings = self.folder / "results.jsonl", self.probe.knn_settings()
+            self.probe.record("knn_top1", value, final["n"], settings, subject, self.recipe.seed, results)
         probe = self.recipe.probe
         lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
         return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]

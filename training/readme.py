@@ -24,24 +24,30 @@ def render(readme: str) -> str:
 
 
 def results() -> list[str]:
-    """One table per file of records: every subject with its mean, its single seeds, and their spread."""
+    """One table per file of records and metric: every subject with its mean, its single seeds, and their spread."""
     lines = []
     for path in sorted((ROOT / "training" / "results").glob("*.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        first = records[0]
-        found = defaultdict(dict)
-        for record in records:
-            if record["metric"] == first["metric"]:
-                found[record["subject"]][record["seed"]] = record["value"]
-        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
-        where = f"{first['dataset']} ({first['split']}, {first['n']} images)"
-        lines += ["", f"**{path.stem.replace('_', ' ')}**: {first['metric']} in {first['unit']} on {where}; {settings}."]
-        lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
-        for subject, values in found.items():
-            spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"
-            seeds = ", ".join(f"{values[seed]:.2f}" for seed in sorted(values))
-            lines.append(f"| {subject} | {statistics.mean(values.values()):.2f} | {seeds} | {spread} |")
+        for metric in sorted({record["metric"] for record in records if record["metric"].endswith("top1")}):
+            lines += table(path.stem.replace("_", " "), [record for record in records if record["metric"] == metric])
     return [*lines, ""]
+
+
+def table(title: str, records: list[dict]) -> list[str]:
+    """Records of one metric; settings that differ between them (a chosen learning rate) are left out of the caption."""
+    first, found = records[0], defaultdict(dict)
+    for record in records:
+        found[record["subject"]][record["seed"]] = record["value"]
+    shared = {k: v for k, v in first["settings"].items() if v and all(r["settings"].get(k) == v for r in records)}
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
+    where = f"{first['dataset']} ({first['split']}, {first['n']} images)"
+    lines = ["", f"**{title}**: {first['metric']} in {first['unit']} on {where}; {settings}."]
+    lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
+    for subject, values in found.items():
+        spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"
+        seeds = ", ".join(f"{values[seed]:.2f}" for seed in sorted(values))
+        lines.append(f"| {subject} | {statistics.mean(values.values()):.2f} | {seeds} | {spread} |")
+    return lines
 
 
 def differences() -> list[str]:

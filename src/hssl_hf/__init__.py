@@ -11,16 +11,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.configuration_siamese_im import SiameseIMConfig
+    from hssl_hf.convert import convert_checkpoint
     from hssl_hf.export import export_backbone
     from hssl_hf.modeling_hssl import HSSLForPreTraining, HSSLOutput
+    from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining, SiameseIMOutput
 
 _HOMES = {
     "HSSLConfig": "hssl_hf.configuration_hssl",
     "HSSLForPreTraining": "hssl_hf.modeling_hssl",
     "HSSLOutput": "hssl_hf.modeling_hssl",
+    "SiameseIMConfig": "hssl_hf.configuration_siamese_im",
+    "SiameseIMForPreTraining": "hssl_hf.modeling_siamese_im",
+    "SiameseIMOutput": "hssl_hf.modeling_siamese_im",
+    "convert_checkpoint": "hssl_hf.convert",
     "export_backbone": "hssl_hf.export",
 }
-__all__ = ["HSSLConfig", "HSSLForPreTraining", "HSSLOutput", "export_backbone", "register"]
+__all__ = [
+    "HSSLConfig",
+    "HSSLForPreTraining",
+    "HSSLOutput",
+    "SiameseIMConfig",
+    "SiameseIMForPreTraining",
+    "SiameseIMOutput",
+    "convert_checkpoint",
+    "export_backbone",
+    "register",
+]
 
 
 def register() -> None:
@@ -28,11 +45,14 @@ def register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
     from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.configuration_siamese_im import SiameseIMConfig
     from hssl_hf.modeling_hssl import HSSLForPreTraining
+    from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 
-    AutoConfig.register("hssl", HSSLConfig, exist_ok=True)
-    AutoModel.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
-    AutoModelForPreTraining.register(HSSLConfig, HSSLForPreTraining, exist_ok=True)
+    for config, model in ((HSSLConfig, HSSLForPreTraining), (SiameseIMConfig, SiameseIMForPreTraining)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForPreTraining.register(config, model, exist_ok=True)
 
 
 if "transformers" in sys.modules:

@@ -5,9 +5,11 @@ features in front of it. Vision transformers run block by block, so that patches
 """
 
 import difflib
+from collections.abc import Iterable
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -85,7 +87,7 @@ class Backbone(nn.Module):
         return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
 
     def visible(self, pixels: Tensor, kept: Tensor) -> Tokens:
-        """Encode some of the patches only; the others never enter the transformer.
+        """Encode some of the patches only; nothing at all is computed for the others.
 
         Args:
             pixels: (B, 3, H, W) normalised images.
@@ -93,9 +95,14 @@ class Backbone(nn.Module):
         Returns:
             normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`.
         """
-        patches = self.embed(pixels)
-        patches = (patches + self.positions(patches.shape[1:3])).flatten(1, 2)
-        tokens = self.norm(self.run_blocks(patches.gather(1, kept[..., None].expand(-1, -1, self.width))))
+        self.check_size(*pixels.shape[-2:])
+        projection = self.model.patch_embed.proj
+        height, width = self.model.patch_embed.patch_size
+        grid = (pixels.shape[-2] // height, pixels.shape[-1] // width)
+        pieces = pixels.unflatten(3, (grid[1], width)).unflatten(2, (grid[0], height)).permute(0, 2, 4, 1, 3, 5)
+        pieces = take(pieces.flatten(3).flatten(1, 2), kept)  # (B, K, 3 * height * width)
+        patches = F.linear(pieces, projection.weight.flatten(1), projection.bias)
+        tokens = self.norm(self.run_blocks(patches + self.positions(grid).flatten(0, 1)[kept]))
         return Tokens(tokens[:, 0], tokens[:, 1:])
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -118,12 +125,7 @@ class Backbone(nn.Module):
         """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""
         cls = (self.model.cls_token + self.model.pos_embed[:, :1]).expand(len(patches), -1, -1)
         hidden = torch.cat([cls.to(patches.dtype), patches], dim=1)
-        for block in self.model.blocks:
-            if self.model.grad_checkpointing and self.training and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, use_reentrant=False)
-            else:
-                hidden = block(hidden)
-        return hidden
+        return run_blocks(self.model.blocks, hidden, self.model.grad_checkpointing)
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's own names, without the mask token."""
@@ -136,6 +138,19 @@ class Backbone(nn.Module):
             grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
             return features[:, getattr(self.model, "num_prefix_tokens", 0) :].unflatten(1, grid)
         return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, C) tokens at (B, K) positions -> (B, K, C)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def run_blocks(blocks: Iterable[nn.Module], hidden: Tensor, checkpointing: bool) -> Tensor:
+    """Blocks one after the other; with checkpointing their activations are worked out again in the backward pass."""
+    for block in blocks:
+        recompute = checkpointing and torch.is_grad_enabled()
+        hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
+    return hidden
 
 
 def is_plain_vit(model: nn.Module) -> bool:

@@ -40,6 +40,17 @@ class BatchNorm(nn.BatchNorm1d):
         return normed.to(x.dtype)
 
 
+class TokenBatchNorm(nn.Module):
+    """Batch norm of tokens (B, n, C): statistics per channel over batch and tokens of all processes."""
+
+    def __init__(self, width: int, device=None, dtype=None):
+        super().__init__()
+        self.bn = BatchNorm(width, device=device, dtype=dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.bn(tokens.flatten(0, -2)).view_as(tokens)
+
+
 class Projection(nn.Sequential):
     """Three linear layers with GELU between, from C to the bottleneck, normalised to length 1.
 

@@ -48,9 +48,35 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
         (h, w) bool, True = hidden.
     Source: iBOT's block-wise sampler; BEiT, arXiv 2106.08254, algorithm 1.
     """
-    height, width = grid
     mask = np.zeros(grid, dtype=bool)
-    target, hidden = ratio * height * width, 0
+    _hide_blocks(mask, ratio * mask.size, generator)
+    return mask
+
+
+def counted_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
+    """Hide exactly round(ratio * h * w) patches: blocks as in `block_mask`, then single patches, each with equal chance.
+
+    Blocks cannot lie beyond the border, so that the middle of the grid is hidden far more often than its corners.
+
+    Args:
+        grid: (h, w) in patches.
+        ratio: share to hide, in [0, 1].
+    Returns:
+        (h, w) bool, True = hidden.
+    Source: released SiameseIM code.
+    Differs: the paper does not say that the count is made up with single patches.
+    """
+    mask = np.zeros(grid, dtype=bool)
+    target = round(ratio * mask.size)
+    _hide_blocks(mask, target, generator)
+    free = np.flatnonzero(~mask)
+    mask.flat[generator.permutation(free)[: target - int(mask.sum())]] = True
+    return mask
+
+
+def _hide_blocks(mask: np.ndarray, target: float, generator: np.random.Generator) -> None:
+    height, width = mask.shape
+    hidden = 0
     smallest = (min(height, width) // 3) ** 2
     low_aspect, high_aspect = map(math.log, ASPECT_RATIOS)
     while hidden < target:
@@ -70,7 +96,6 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
                 break
         else:
             break
-    return mask
 
 
-MASKS = {"block": block_mask, "random": random_mask}
+MASKS = {"block": block_mask, "counted_block": counted_block_mask, "random": random_mask}

@@ -4,17 +4,15 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
 from hssl_hf.backbone import Backbone
 from hssl_hf.configuration_hssl import HSSLConfig
-from hssl_hf.ema import copy_to_teacher, update_teacher
 from hssl_hf.objectives import OBJECTIVES
-from hssl_hf.tokens import Branches, Tokens
+from hssl_hf.student_teacher import StudentTeacherModel
+from hssl_hf.tokens import Branches
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Network(nn.Module):
         return branches.map(lambda x: x.unflatten(0, views))
 
 
-class HSSLForPreTraining(PreTrainedModel):
+class HSSLForPreTraining(StudentTeacherModel):
     """Pre-train a base model with a heterogeneous auxiliary head, on top of DINO, iBOT or MoCo v3.
 
     The teacher is a frozen submodule that follows the student: call `update_teacher` after every optimizer step. Only
@@ -60,9 +58,6 @@ class HSSLForPreTraining(PreTrainedModel):
     """
 
     config_class = HSSLConfig
-    base_model_prefix = "student"
-    main_input_name = "global_pixels"
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: HSSLConfig):
         super().__init__(config)
@@ -72,13 +67,13 @@ class HSSLForPreTraining(PreTrainedModel):
         self.teacher = copy.deepcopy(self.student)
         self.teacher.base.mask_token = None
         objective.drop_student_parts(self.teacher.heads)
-        for module in self.teacher.modules():
-            if isinstance(module, DropPath):
-                module.drop_prob = 0.0
         self.objective = objective
-        self._without_storage = next(base.parameters()).is_meta  # while from_pretrained builds it
-        self._freeze_teacher()
-        self.post_init()
+        self.num_views, self.takes_locals = objective.num_views, objective.takes_locals
+        self.in_batch = objective.in_batch
+        self.masked_views = None if config.patch_supervision else 0
+        arrows = (*config.cls_supervision, *config.patch_supervision)
+        self.leaves_parameters_idle = not any(arrow.endswith("base") for arrow in arrows)  # the norm of the base
+        self.complete()
 
     def forward(
         self,
@@ -96,19 +91,14 @@ class HSSLForPreTraining(PreTrainedModel):
             masked_indices: (M,) positions of the hidden patches in the flattened masks; saves waiting for the device.
             teacher_temperature: tau_t (dino, ibot).
         Raises:
-            ValueError: if the views do not suit the objective.
+            ValueError: if the numbers of views do not suit the objective.
         """
-        objective = self.objective
-        if objective.num_views not in (None, len(global_pixels)) or (local_pixels is not None and not objective.takes_locals):
-            raise ValueError(
-                f"the objective {self.config.objective!r} takes {objective.num_views} global views and no local ones, got "
-                f"{len(global_pixels)} and {0 if local_pixels is None else len(local_pixels)}"
-            )
+        self.check_views(len(global_pixels), 0 if local_pixels is None else len(local_pixels))
         student = self.student(global_pixels, masks)
         local = None if local_pixels is None else self.student(local_pixels)
         with torch.no_grad():
             teacher = self.teacher(global_pixels)
-        output = objective(
+        output = self.objective(
             student, local, teacher, self.student.heads, self.teacher.heads,
             masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,
         )  # fmt: skip
@@ -116,49 +106,12 @@ class HSSLForPreTraining(PreTrainedModel):
 
     def update_teacher(self, momentum: float) -> None:
         """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""
-        update_teacher(self.student, self.teacher, momentum)
+        super().update_teacher(momentum)
         self.objective.update()
 
-    def encode(self, pixels: Tensor, network: str = "teacher") -> Tokens:
-        """Tokens of the base model for (B, 3, H, W) normalised images, of the "teacher" or the "student"."""
-        return getattr(self, network).base(pixels)[0]
-
     def prototype_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the student's last layer, which stands still in the first epochs of DINO and iBOT."""
         prototypes = getattr(self.student.heads, "prototypes", None)
         return [] if prototypes is None else list(prototypes.parameters())
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers; the teacher comes back frozen.
-
-        What the checkpoint lacks is drawn as for a new model; without a teacher in it, the teacher is the student.
-        """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        missing = [key for key in info["missing_keys"] if not key.startswith("teacher.")]
-        if missing:
-            fresh = cls(model.config).state_dict()
-            model.load_state_dict({key: fresh[key] for key in missing}, strict=False)
-        if len(missing) < len(info["missing_keys"]):
-            copy_to_teacher(model.student, model.teacher)
-        model._freeze_teacher()
-        return (model, info) if output_loading_info else model
-
-    def _freeze_teacher(self) -> None:
-        self.teacher.requires_grad_(False)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Every part has initialised itself when it was built; transformers' own scheme would overwrite that.
-
-        Only buffers that no checkpoint holds are worked out again where the model was built without storage.
-        """
-        if self._without_storage and hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
-        self.student.base.model.set_grad_checkpointing(enable)
-        if self.student.auxiliary is not None:
-            self.student.auxiliary.grad_checkpointing = enable
 
 
 def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead | None, nn.Module]:

@@ -46,6 +46,20 @@ def clip_each_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Te
     return torch.stack(norms)
 
 
+@torch.no_grad()
+def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale down all gradients together if their common norm exceeds `largest`, without waiting for the device.
+
+    Returns:
+        (1,) norm before clipping.
+    Source: SiameseIM code.
+    """
+    return nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], largest, foreach=True).view(1)
+
+
+CLIPS = {"each": clip_each_gradient, "all": clip_gradient}
+
+
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make the optimizer pass these parameters over entirely, their weight decay included."""
     for parameter in parameters:

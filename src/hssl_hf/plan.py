@@ -23,7 +23,8 @@ class Plan:
         per_epoch = images_per_epoch // optim.batch_size
         self.steps = max(1, round(optim.epochs * per_epoch))
         peak = optim.learning_rate_per_256 * optim.batch_size / 256
-        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, round(optim.warmup_epochs * per_epoch))
+        warmup = round(optim.warmup_epochs * per_epoch)
+        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, warmup, warmup_rule=optim.warmup_rule)
         self.weight_decay = Cosine(*optim.weight_decay, self.steps)
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
         self.temperature = EpochRamp(*optim.teacher_temperature, optim.teacher_temperature_epochs, per_epoch)

@@ -1,4 +1,4 @@
-"""The k-NN probe: one protocol for training curves, final figures and the command line."""
+"""The probes: one protocol for training curves, final figures and the command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 from hssl_hf.evaluate.encoder import Encoder
 from hssl_hf.evaluate.features import LabelledImages
 from hssl_hf.evaluate.knn import knn_accuracy
+from hssl_hf.evaluate.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluate.results import Record
 from hssl_hf.recipe import ProbeConfig
 from hssl_hf.stream import Source
 
 
 class Probe:
-    """Weighted k-NN on labelled images.
+    """Weighted k-NN and linear classification on labelled images.
 
     Args:
         config: images and protocol.
@@ -22,27 +23,37 @@ class Probe:
     def __init__(self, config: ProbeConfig, processor: Callable):
         self.config, self.processor = config, processor
 
-    def __call__(self, encoder: Encoder, progress: str) -> dict[str, float]:
+    def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
         """Accuracies top1 and top5 in percent, and n, the number of query images."""
         config = self.config
-        bank = self._images(config.bank_split, config.bank_images)
-        queries = self._images(config.query_split, config.query_images)
-        return knn_accuracy(encoder, self.processor, bank, queries, config.neighbours, config.temperature, progress)
+        images = self._images(config.bank_split, config.bank_images), self._images(config.query_split, config.query_images)
+        protocol = config.neighbours, config.temperature, config.features
+        return knn_accuracy(encoder, self.processor, *images, *protocol, progress)
 
-    def record(self, metric: str, value: float, n: int, subject: str, seed: int, path: Path) -> None:
-        """Add one figure to a file of records, with what is needed to measure it again."""
+    def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
+        """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
+        config = self.config
+        images = self._images(config.bank_split, config.bank_images), self._images(config.query_split, config.query_images)
+        return linear_accuracy(encoder, self.processor, *images, config.features, linear, progress)
+
+    def record(self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path) -> None:
+        """Add one figure to a file of records, with what is needed to measure it again.
+
+        Args:
+            metric: with its protocol, for example knn_top1.
+            settings: of the protocol.
+        """
         config = self.config
         settings = {
-            "neighbours": config.neighbours,
-            "temperature": config.temperature,
-            "bank_split": config.bank_split,
-            "bank_images": config.bank_images,
-        }
+            **settings, "features": config.features, "bank_split": config.bank_split, "bank_images": config.bank_images,
+        }  # fmt: skip
         dataset = Path(config.path).name if Path(config.path).exists() else config.path
         source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
-        Record(
-            metric=f"knn_{metric}", value=value, unit="percent", subject=subject, n=n, settings=settings, seed=seed, **source
-        ).append_to(path)
+        record = Record(metric, value, "percent", subject, **source, n=n, settings=settings, seed=seed)
+        record.append_to(path)
+
+    def knn_settings(self) -> dict:
+        return {"neighbours": self.config.neighbours, "temperature": self.config.temperature}
 
     def _images(self, split: str, limit: int | None) -> LabelledImages:
         config = self.config

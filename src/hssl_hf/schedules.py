@@ -8,8 +8,8 @@ from dataclasses import dataclass
 class Cosine:
     """Linear warm-up from `warmup_from` to `start`, then half a cosine from `start` to `end`.
 
-    The warm-up covers `warmup_steps` steps and reaches `start` on its last one; the cosine starts on the step after it
-    and stops one step short of `end`.
+    The warm-up covers `warmup_steps` steps. It reaches `start` on the last of them (DINO) or on the one after it (MAE); there
+    the cosine starts, which stops one step short of `end`.
 
     Args:
         start: value at the end of the warm-up.
@@ -17,7 +17,8 @@ class Cosine:
         steps: length of the whole schedule.
         warmup_steps: length of the warm-up, in [0, steps].
         warmup_from: value on step 0 if there is a warm-up.
-    Source: the cosine scheduler of DINO and iBOT.
+        warmup_rule: "dino" or "mae".
+    Source: the schedulers of DINO and iBOT code, and of MAE, MoCo v3 and SiameseIM code.
     """
 
     start: float
@@ -25,10 +26,12 @@ class Cosine:
     steps: int
     warmup_steps: int = 0
     warmup_from: float = 0.0
+    warmup_rule: str = "dino"
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
-            return self.warmup_from + (self.start - self.warmup_from) * step / max(1, self.warmup_steps - 1)
+            length = max(1, self.warmup_steps - 1) if self.warmup_rule == "dino" else self.warmup_steps
+            return self.warmup_from + (self.start - self.warmup_from) * step / length
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 

@@ -79,12 +79,12 @@ class MaskConfig:
     """Which patches of the global views the student does not see.
 
     Args:
-        shape: "block" or "random".
+        shape: "block", "random", or "counted_block" (equally many patches in every image, `masking.py`).
         ratios, spreads: a view takes one of the ratios with equal chance, widened to ratio ± spread.
     Source: iBOT, `pred_shape`, `pred_ratio`, `pred_ratio_var`; HSSL, Table 20.
     """
 
-    shape: Literal["block", "random"] = "block"
+    shape: Literal["block", "counted_block", "random"] = "block"
     ratios: tuple[float, ...] = (0.0, 0.3)
     spreads: tuple[float, ...] = (0.0, 0.2)
 
@@ -97,8 +97,9 @@ class Views:
         global_pixels: (V, B, 3, H, W), uint8 from the loader, normalised floats after `coloured`.
         local_pixels: (L, B, 3, h, w) in the same form, or None.
         global_colours, local_colours: (V or L, B, 11) colour operations drawn for each view; None after `coloured`.
-        masks: (V, B, h, w) bool, True = hidden from the student; None where nothing is masked.
+        masks: (V', B, h, w) bool of the views that are masked, True = hidden from the student; None where nothing is masked.
         masked_indices: positions of the hidden patches in the flattened masks.
+        crops: (V, B, 5) float32 top, left, height, width of the global views in pixels of the image, and 1 where mirrored.
         corrupt: names of images skipped on the way to this batch.
     """
 
@@ -108,20 +109,24 @@ class Views:
     local_colours: Tensor | None
     masks: Tensor | None
     masked_indices: Tensor | None
+    crops: Tensor
     corrupt: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Views":
-        """Move pixels and masks. Colours stay: their indices are worked out on the host without waiting for the device."""
+        """Move all but the colours, whose indices are worked out on the host without waiting for the device."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name in ("global_pixels", "local_pixels", "masks", "masked_indices")
+            for name in ("global_pixels", "local_pixels", "masks", "masked_indices", "crops")
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
 
     def pin_memory(self) -> "Views":
-        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **pinned)
+        return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there, by name: the arguments of a model's forward."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def coloured(self, config: ViewConfig) -> "Views":
         """Apply the colour operations that were drawn and normalise."""
@@ -144,10 +149,19 @@ class Augmentation:
         masks: how to mask the global views, None for not at all.
         grid: (h, w) patches of a global view; needed with masks.
         seed: seed of every draw.
+        masked_views: how many global views to mask, from the first on; None for all.
     """
 
-    def __init__(self, config: ViewConfig, masks: MaskConfig | None = None, grid=(14, 14), seed: int = 0):
+    def __init__(
+        self,
+        config: ViewConfig,
+        masks: MaskConfig | None = None,
+        grid=(14, 14),
+        seed: int = 0,
+        masked_views: int | None = None,
+    ):
         self.config, self.masks, self.grid, self.seed = config, masks, grid, seed
+        self.masked_views = len(config.global_blur) if masked_views is None else masked_views
         self.interpolation = InterpolationMode(config.interpolation)
 
     def __call__(self, image: Tensor, epoch: int, identity: int) -> dict[str, Tensor | None]:
@@ -156,33 +170,38 @@ class Augmentation:
             image: (3, H, W) uint8.
             epoch, identity: with the seed and the number of the view they key all randomness.
         """
-        config, globals_ = self.config, []
+        config, globals_, masks = self.config, [], []
         for view, (blur, solarize) in enumerate(zip(config.global_blur, config.global_solarize, strict=True)):
             generator = keyed_generator(self.seed, epoch, identity, view)
-            crop = self._crop(image, config.global_size, config.global_scale, generator)
-            colours = draw_colour(config, blur, solarize, generator)
-            globals_.append((crop, colours, self._mask(generator)))
+            pixels, crop = self._crop(image, config.global_size, config.global_scale, generator)
+            globals_.append((pixels, draw_colour(config, blur, solarize, generator), crop))
+            if self.masks and view < self.masked_views:
+                masks.append(self._mask(generator))
         locals_ = []
         for view in range(len(globals_), len(globals_) + config.local_number):
             generator = keyed_generator(self.seed, epoch, identity, view)
-            crop = self._crop(image, config.local_size, config.local_scale, generator)
-            locals_.append((crop, draw_colour(config, config.local_blur, 0.0, generator)))
+            pixels, _ = self._crop(image, config.local_size, config.local_scale, generator)
+            locals_.append((pixels, draw_colour(config, config.local_blur, 0.0, generator)))
         return {
-            "global_pixels": torch.stack([crop for crop, _, _ in globals_]),
+            "global_pixels": torch.stack([pixels for pixels, _, _ in globals_]),
             "global_colours": torch.stack([colours for _, colours, _ in globals_]),
-            "masks": torch.stack([mask for _, _, mask in globals_]) if self.masks else None,
-            "local_pixels": torch.stack([crop for crop, _ in locals_]) if locals_ else None,
+            "crops": torch.stack([crop for _, _, crop in globals_]),
+            "masks": torch.stack(masks) if masks else None,
+            "local_pixels": torch.stack([pixels for pixels, _ in locals_]) if locals_ else None,
             "local_colours": torch.stack([colours for _, colours in locals_]) if locals_ else None,
         }
 
-    def _crop(self, image: Tensor, size: int, scale: tuple[float, float], generator: np.random.Generator) -> Tensor:
-        top, left, height, width = random_crop(image.shape[-2:], scale, generator)
-        crop = resized_crop(image, top, left, height, width, [size, size], self.interpolation, antialias=True)
-        return crop.flip(-1) if generator.random() < self.config.flip_probability else crop
+    def _crop(self, image: Tensor, size: int, scale, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Crop, resize and perhaps mirror: the pixels, and (top, left, height, width, mirrored).
 
-    def _mask(self, generator: np.random.Generator) -> Tensor | None:
-        if self.masks is None:
-            return None
+        Mirroring the crop is the same as mirroring the image first and cropping at the mirrored place.
+        """
+        top, left, height, width = random_crop(image.shape[-2:], scale, generator)
+        pixels = resized_crop(image, top, left, height, width, [size, size], self.interpolation, antialias=True)
+        mirrored = generator.random() < self.config.flip_probability
+        return pixels.flip(-1) if mirrored else pixels, torch.tensor([top, left, height, width, mirrored], dtype=torch.float32)
+
+    def _mask(self, generator: np.random.Generator) -> Tensor:
         ratio = draw_ratio(self.masks.ratios, self.masks.spreads, generator)
         return torch.from_numpy(MASKS[self.masks.shape](self.grid, ratio, generator))
 
@@ -226,7 +245,7 @@ def collate(samples: list[dict]) -> Views:
 
     masks = stack("masks")
     return Views(
-        **{name: stack(name) for name in ("global_pixels", "local_pixels", "global_colours", "local_colours")},
+        **{name: stack(name) for name in ("global_pixels", "local_pixels", "global_colours", "local_colours", "crops")},
         masks=masks,
         masked_indices=None if masks is None else masks.flatten().nonzero().flatten(),
         corrupt=tuple(name for sample in samples for name in sample["corrupt"]),

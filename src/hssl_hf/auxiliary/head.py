@@ -2,10 +2,9 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from hssl_hf.backbone import run_blocks
 from hssl_hf.tokens import Tokens
 
 
@@ -53,13 +52,7 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tokens:
         """(B, h, w, C) patch features before the base's final norm -> cls (B, C) and patches (B, h, w, C)."""
-        hidden = self.enter(features)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, use_reentrant=False)
-            else:
-                hidden = block(hidden)
-        hidden = self.leave(hidden)
+        hidden = self.leave(run_blocks(self.blocks, self.enter(features), self.grad_checkpointing))
         return Tokens(self.norm(hidden.mean((1, 2))), self.norm(hidden))
 
 

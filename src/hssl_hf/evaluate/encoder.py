@@ -14,6 +14,9 @@ Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encoder, Callable]:
     """Load an exported folder or a Hub repository with the Auto classes alone.
 
+    A configuration that says `features: hidden_states` is that of a backbone trained without a final norm: its tokens are those
+    of the last block.
+
     Returns:
         the encoder and the image processor that goes with it.
     Raises:
@@ -27,6 +30,9 @@ def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encod
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if getattr(model.config, "features", None) == "hidden_states":
+            hidden = model(pixels.to(model.device, model.dtype), output_hidden_states=True).hidden_states[-1]
+            return hidden[:, 0].float(), _to_map(hidden, hidden.shape[2]).float()
         output = model(pixels.to(model.device, model.dtype))
         cls = output.pooler_output.flatten(1)
         return cls.float(), _to_map(output.last_hidden_state, cls.shape[1]).float()
@@ -43,5 +49,6 @@ def _to_map(features: Tensor, width: int) -> Tensor:
 
 
 def pixels_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised pixels themselves: cls (B, 3HW), patches (B, H, W, 3)."""
-    return pixels.flatten(1), pixels.permute(0, 2, 3, 1)
+    """The normalised pixels themselves, the image as one patch: cls (B, 3HW), patches (B, 1, 1, 3HW)."""
+    flat = pixels.flatten(1)
+    return flat, flat[:, None, None]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -43,14 +44,34 @@ def _rows(dataset) -> Iterator[dict]:
             yield dict(zip(batch, values, strict=True))
 
 
+def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
+    """What stands for a whole image.
+
+    Args:
+        cls: (B, D) class tokens.
+        patches: (B, h, w, D) patch tokens.
+        kind: "cls", or "patches" for the mean of the patches, layer-normalised without scale and shift, on which SiameseIM is
+            probed and fine-tuned.
+    Returns:
+        (B, D).
+    """
+    return cls if kind == "cls" else F.layer_norm(patches.mean((1, 2)), patches.shape[-1:], eps=1e-6)
+
+
 def extract(
-    encoder: Encoder, processor: Callable, images: LabelledImages, batch_size: int = 256, progress: str | None = None
+    encoder: Encoder,
+    processor: Callable,
+    images: LabelledImages,
+    kind: str = "cls",
+    batch_size: int = 256,
+    progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Image-level features of a labelled split.
 
     Args:
         encoder: pixels -> cls, patches.
         processor: an image processor of transformers.
+        kind: of features, `image_features`.
         progress: caption of a progress bar; None for none.
     Returns:
         features (n, D) float32 and labels (n,) int64.
@@ -61,7 +82,7 @@ def extract(
     with tqdm(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
         while batch := list(islice(iterator, batch_size)):
             pixels = processor([image for image, _ in batch], return_tensors="pt")["pixel_values"]
-            features.append(encoder(pixels)[0].float().cpu())
+            features.append(image_features(*encoder(pixels), kind).float().cpu())
             labels += [label for _, label in batch]
             bar.update(len(batch))
     if not labels:

@@ -49,15 +49,18 @@ def knn_accuracy(
     queries: LabelledImages,
     neighbours: int = 20,
     temperature: float = 0.07,
+    kind: str = "cls",
     progress: str | None = None,
 ) -> dict[str, float]:
     """Classify the queries by their nearest neighbours in the bank.
 
+    Args:
+        kind: of features, "cls" or "patches" (`image_features`).
     Returns:
         top1 and top5 in percent, and n, the number of queries.
     """
-    bank_features, bank_labels = extract(encoder, processor, bank, progress=progress and f"{progress}: bank")
-    features, labels = extract(encoder, processor, queries, progress=progress and f"{progress}: queries")
+    bank_features, bank_labels = extract(encoder, processor, bank, kind, progress=progress and f"{progress}: bank")
+    features, labels = extract(encoder, processor, queries, kind, progress=progress and f"{progress}: queries")
     scores = knn_scores(bank_features, bank_labels, features, neighbours, temperature)
     accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=labels.numpy())
     return {**accuracy, "n": len(labels)}

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+
+from hssl_hf.objectives import pixel_targets, reconstruction
+
+
+def test_patches_are_cut_row_by_row_with_channels_last():
+    pixels = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
+    target = pixel_targets(pixels, (2, 3), normalize=False)
+    assert target.shape == (2, 4, 18)
+    for patch, (top, left) in enumerate([(0, 0), (0, 3), (2, 0), (2, 3)]):
+        expected = pixels[1, :, top : top + 2, left : left + 3].permute(1, 2, 0).flatten()
+        assert torch.equal(target[1, patch], expected)
+
+
+def test_normalised_patches_have_mean_0_and_unbiased_variance_1():
+    target = pixel_targets(torch.randn(2, 3, 8, 8) * 4 + 1, (4, 4), normalize=True)
+    np.testing.assert_allclose(target.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(target.var(-1), 1, atol=1e-4)
+
+
+def test_reconstruction_is_the_mean_squared_error():
+    output = reconstruction(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[0.0, 1.0]]]))
+    assert output.loss.item() == pytest.approx(2.5) and output.parts["reconstruction"] is output.loss
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_equals_the_official_loss(golden, normalize):
+    """MAE's own code on images of 64 pixels and patches of 16: over the hidden patches, with and without normalised pixels."""
+    data = golden("base_methods")
+    target = pixel_targets(torch.from_numpy(data["mae/imgs"]), (16, 16), normalize)
+    if not normalize:
+        np.testing.assert_allclose(target[0, :2], data["mae/patchify0"], atol=1e-6)
+    hidden = torch.from_numpy(data["mae/mask"]) > 0
+    found = reconstruction(torch.from_numpy(data["mae/pred"])[hidden], target[hidden]).loss
+    assert found.item() == pytest.approx(float(data[f"mae/loss_normpix{int(normalize)}"]), rel=1e-5)

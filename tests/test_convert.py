@@ -1,0 +1,218 @@
+import argparse
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+from hssl_hf import SiameseIMForPreTraining
+from hssl_hf.cli import main
+from hssl_hf.convert import (
+    Checkpoint,
+    ConversionError,
+    classifier_from_siamese_im,
+    convert_checkpoint,
+    from_siamese_im,
+    read_checkpoint,
+    to_siamese_im,
+)
+from hssl_hf.optim import build_optimizer, clip_gradient, set_rates
+from tests import siamese_reference as reference
+from tests.conftest import siamese_views
+
+HEADS, DECODER_HEADS = 2, 4
+SHAPES = {"decoder_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}
+FLAGS = ["--heads", str(HEADS), "--decoder-heads", str(DECODER_HEADS)]
+
+
+@pytest.fixture
+def state():
+    return reference.random_state()
+
+
+def official_geometry(crops: torch.Tensor) -> torch.Tensor:
+    """(2, B, 5) crops -> (B, 6) di, dj, dh, dw, flip, fj, each crop in the frame of its own, perhaps mirrored, image."""
+    width = 400.0
+    rows = []
+    for (top, left, h, w, f), (top2, left2, h2, w2, f2) in zip(*crops.tolist(), strict=True):
+        j, j2 = (width - left - w if f else left), (width - left2 - w2 if f2 else left2)
+        rows.append([(top2 - top) / h, (j2 - j) / w, h2 / h, w2 / w, float(f != f2), (width - j - j2) / w])
+    return torch.tensor(rows)
+
+
+def train(state, views, momenta, lr=1e-3):
+    """Three steps of a converted model, in the official order: the teacher moves before the forward."""
+    model = from_siamese_im(Checkpoint(state), **SHAPES).train()
+    optimizer, losses = build_optimizer(model.student, (0.9, 0.95)), []
+    for batch, momentum in zip(views, momenta, strict=True):
+        model.update_teacher(momentum)
+        set_rates(optimizer, lr, 0.05)
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        clip_gradient(model.student.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return to_siamese_im(model), losses
+
+
+def test_three_steps_equal_an_independent_derivation_weight_by_weight(state):
+    """Losses, student, teacher after three AdamW steps, from one official state dict; and the same bits when done again."""
+    views, momenta = [siamese_views(seed) for seed in range(3)], (0.9, 0.95, 0.99)
+    batches = [(v["global_pixels"][0], v["global_pixels"][1], v["masks"][0], official_geometry(v["crops"])) for v in views]
+    expected, expected_losses = reference.train(state, batches, momenta, HEADS, DECODER_HEADS)
+    found, losses = train(state, views, momenta)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if "running" in name or "tracked" in name or name == "mm_mask_token":
+            continue  # our statistics run, the reference has none; nothing reads the teacher's mask token
+        mine = found[name]
+        if name.endswith("qkv.bias"):  # a key's bias has no gradient but rounding, which Adam makes large
+            mine, value = (each.view(3, -1)[[0, 2]] for each in (mine, value))
+        torch.testing.assert_close(mine, value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    again, repeated = train(state, views, momenta)
+    assert repeated == losses and all(torch.equal(again[name], found[name]) for name in found)
+    assert not torch.equal(found["blocks.0.attn.proj.weight"], state["blocks.0.attn.proj.weight"])
+
+
+def test_there_and_back_nothing_changes(state):
+    back = to_siamese_im(from_siamese_im(Checkpoint(state), **SHAPES))
+    assert back.keys() == state.keys()
+    for name, value in state.items():
+        if name != "mm_mask_token":
+            torch.testing.assert_close(back[name], value, atol=1e-6 if name == "decoder_pos_embed" else 0, rtol=0)
+
+
+def test_shapes_and_arguments_make_the_configuration(state):
+    config = from_siamese_im(Checkpoint(state, {"neg_weight": 0.5}), **SHAPES).config
+    assert config.image_size == 32 and config.backbone_kwargs == {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    assert (config.projector_depth, config.decoder_depth, config.norm, config.negative_weight) == (1, 2, "batch", 0.5)
+    assert config.license == "cc-by-nc-4.0" and not config.train_patch_embed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.1.mlp.fc2.bias"), "missing: blocks.1.mlp.fc2.bias"),
+        (lambda s: s.pop("mm_blocks.0.norm1.weight"), "missing: mm_blocks.0.norm1.weight"),
+        (lambda s: s.pop("decoder_pos_embed"), "missing: decoder_pos_embed"),
+        (lambda s: s.pop("mask_token"), "missing: mask_token"),
+        (lambda s: s.pop("patch_embed.proj.weight"), "'patch_embed.proj.weight' is missing"),
+        (lambda s: s.update({"norm.weight": torch.ones(16)}), "unexpected: norm.weight"),
+        (lambda s: s.update({"cls_token": torch.ones(1, 2, 16)}), r"cls_token: expected \(1, 1, 16\), got \(1, 2, 16\)"),
+        (lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}), "not the fixed table"),
+        (
+            lambda s: s.update({"student_norm.weight": torch.zeros(16), "student_norm.bias": torch.zeros(16)}),
+            "student_norm should have scale 1",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(state, change, message):
+    change(state)
+    with pytest.raises(ConversionError, match=message):
+        from_siamese_im(Checkpoint(state), **SHAPES)
+
+
+def test_a_norm_of_predictions_is_taken_over(state):
+    state |= {"student_norm.weight": torch.ones(16), "student_norm.bias": torch.zeros(16)}
+    assert from_siamese_im(Checkpoint(state), **SHAPES).config.student_norm
+
+
+class Surprise:
+    def __reduce__(self):
+        return print, ("code of the checkpoint ran",)
+
+
+def test_pickles_run_nothing(state, tmp_path, capsys):
+    """A namespace of arguments is read, any other object refused, wherever it lies."""
+    torch.save({"model": state, "args": argparse.Namespace(neg_weight=0.3, model="sim"), "epoch": 3}, tmp_path / "good.pth")
+    checkpoint = read_checkpoint(tmp_path / "good.pth")
+    assert checkpoint.arguments["neg_weight"] == 0.3 and checkpoint.state.keys() == state.keys()
+    for content in ({"model": state, "args": Surprise()}, {"model": state, "args": argparse.Namespace(x=Surprise())}):
+        torch.save(content, tmp_path / "bad.pth")
+        with pytest.raises(ConversionError, match="can be read safely"):
+            read_checkpoint(tmp_path / "bad.pth")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None, {}, {"model": {}}, {"model": {"a": 1}}, [1]])
+def test_files_without_weights_are_refused(tmp_path, content):
+    path = tmp_path / "file.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ConversionError):
+        read_checkpoint(path)
+
+
+def fine_tuned(state) -> dict[str, torch.Tensor]:
+    kept = {n: v for n, v in state.items() if n.startswith(("cls_token", "pos_embed", "patch_embed", "blocks"))}
+    generator = torch.Generator().manual_seed(7)
+    head = {"fc_norm.weight": torch.ones(16) * 1.2, "fc_norm.bias": torch.zeros(16) + 0.1}
+    return {**kept, **head, "head.weight": torch.randn(5, 16, generator=generator), "head.bias": torch.zeros(5)}
+
+
+def test_fine_tuned_classifier_is_the_norm_of_the_mean(state, tmp_path):
+    """Against the reference: mean of the patch tokens behind the last block, norm, linear; and through the command line."""
+    tuned = fine_tuned(state)
+    torch.save({"model": tuned}, tmp_path / "tuned.pth")
+    assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "out"), *FLAGS]) == 0
+    model, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    pixels = torch.randn(3, 3, 32, 32)
+    patches = torch.nn.functional.conv2d(pixels, tuned["patch_embed.proj.weight"], tuned["patch_embed.proj.bias"], stride=8)
+    tokens = torch.cat([tuned["cls_token"].expand(3, -1, -1), patches.flatten(2).transpose(1, 2)], 1) + tuned["pos_embed"]
+    tokens = reference.stack(tokens, tuned, "blocks", HEADS)
+    expected = reference.linear(reference.norm(tokens[:, 1:].mean(1), tuned, "fc_norm"), tuned, "head")
+    torch.testing.assert_close(model.eval()(pixels).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not any(report.values()) and "license: cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
+    assert classifier_from_siamese_im(Checkpoint(tuned), HEADS).state_dict().keys() == tuned.keys(), "the way back is the names"
+
+
+@pytest.mark.parametrize("missing", ["fc_norm.weight", "head.bias", "blocks.0.attn.qkv.weight"])
+def test_fine_tuned_checkpoints_are_complete(state, missing):
+    tuned = fine_tuned(state)
+    tuned.pop(missing)
+    with pytest.raises(ConversionError, match=f"missing: {missing}"):
+        classifier_from_siamese_im(Checkpoint(tuned), HEADS)
+
+
+def test_converted_backbone_is_stock_and_carries_its_licence(state, tmp_path, capsys):
+    """The student's features, as the reference computes them, from `AutoModel` alone."""
+    save_file({n: v.contiguous() for n, v in state.items()}, tmp_path / "sim.safetensors")
+    assert main(["convert", str(tmp_path / "sim.safetensors"), str(tmp_path / "out"), *FLAGS]) == 0
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    identity = {"decoder_embed.weight": torch.eye(16), "decoder_embed.bias": torch.zeros(16)}
+    kept = {n: v for n, v in state.items() if not n.startswith("projector")} | identity
+    expected = reference.encode(pixels, None, kept, "", HEADS, DECODER_HEADS)
+    found = model(pixels, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card and "hidden_states[-1]" in card
+
+
+def test_whole_model_goes_on_from_a_checkpoint(state, tmp_path, capsys):
+    torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "sim.pth")
+    convert_checkpoint(tmp_path / "sim.pth", tmp_path / "whole", whole=True, **SHAPES)
+    loaded = SiameseIMForPreTraining.from_pretrained(tmp_path / "whole")
+    direct = from_siamese_im(Checkpoint(state), **SHAPES)
+    views = siamese_views()
+    assert torch.equal(loaded.train()(**views).loss, direct.train()(**views).loss)
+    assert "license: cc-by-nc-4.0" in (tmp_path / "whole" / "README.md").read_text()
+    torch.save({"model": fine_tuned(state)}, tmp_path / "tuned.pth")
+    assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "x"), "--whole"]) == 2
+    assert "no teacher, projector and decoder" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "nowhere.pth"), str(tmp_path / "x")]) == 2
+
+
+def test_a_namespace_is_read_without_this_package_registering_anything(state, tmp_path):
+    """The permission holds while one file is read."""
+    torch.save({"model": state, "args": argparse.Namespace(a=1)}, tmp_path / "sim.pth")
+    read_checkpoint(tmp_path / "sim.pth")
+    code = "import sys, torch, hssl_hf.convert\ntry: torch.load(sys.argv[1], weights_only=True)\nexcept Exception: print('no')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "sim.pth")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "no"

@@ -1,0 +1,99 @@
+"""SiameseIM's loss as a row sum against its M × M form: time and peak memory of the loss and of a whole step.
+
+    python training/benchmarks/siamese_im.py
+
+Every figure comes from a process of its own, all in one run; the last two columns are ratios. Views have 224 pixels, the
+network 96 channels and 4 + 1 + 2 blocks.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+import torch
+from torch import Tensor
+
+from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining, modeling_siamese_im
+from hssl_hf.objectives import ObjectiveOutput, unigrad
+
+BATCHES = (8, 16, 32, 64)
+SIDE, WIDTH, LAMBDA = 14, 96, 0.02
+
+
+def square(prediction: Tensor, target: Tensor, negative_weight: float) -> ObjectiveOutput:
+    """The loss as equation 4 is written, with all pairs of tokens in one matrix."""
+    prediction, target = prediction.float(), target.float()
+    positive = (prediction - target).square().mean()
+    covariance = target.T @ target / len(target)
+    negative = negative_weight * (prediction @ covariance @ prediction.T).diagonal().mean() / prediction.shape[1]
+    return ObjectiveOutput(positive + negative, {"positive": positive, "negative": negative, "collapse": negative})
+
+
+LOSSES = {"rows": unigrad, "square": square}
+
+
+def make_step(what: str, form: str, batch: int):
+    """A function that runs the loss, or a whole step, forward and backward."""
+    torch.manual_seed(0)
+    if what == "loss":
+        prediction = torch.randn(batch * SIDE**2, WIDTH, requires_grad=True)
+        target = torch.randn(batch * SIDE**2, WIDTH)
+        return lambda: LOSSES[form](prediction, target, LAMBDA).loss.backward()
+    modeling_siamese_im.unigrad = LOSSES[form]
+    kwargs = {"embed_dim": WIDTH, "depth": 4, "num_heads": 3}
+    config = SiameseIMConfig(backbone_kwargs=kwargs, decoder_heads=3, projector_depth=1, decoder_depth=2)
+    model = SiameseIMForPreTraining(config).train()
+    masks = (torch.rand(batch, SIDE**2).argsort(1) < 118).view(1, batch, SIDE, SIDE)
+    indices = masks.flatten().nonzero().flatten()
+    pixels, crops = torch.randn(2, batch, 3, 224, 224), torch.tensor([0.0, 0, 100, 100, 0]).expand(2, batch, 5)
+    return lambda: model(pixels, masks, indices, crops).loss.backward()
+
+
+def measure(what: str, form: str, batch: int, repeats: int) -> dict[str, float]:
+    """Median CPU seconds of a step, and how far it raised the peak of this process, in MiB."""
+    make_step(what, form, 2)()  # libraries take their own memory with the first use
+    step = make_step(what, form, batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(repeats):
+        started = process_time()
+        step()
+        seconds.append(process_time() - started)
+    return {"seconds": median(seconds), "mebibytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--one", nargs=3, metavar=("WHAT", "FORM", "BATCH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], options.one[1], int(options.one[2]), options.repeats)))
+        return
+    print(f"{'':6}{'batch':>6}{'rows s':>10}{'square s':>10}{'rows MiB':>10}{'square MiB':>12}{'time':>8}{'memory':>8}")
+    for what in ("loss", "step"):
+        for batch in BATCHES:
+            found = {form: _in_a_process(what, form, batch, options.repeats) for form in LOSSES}
+            rows, whole = found["rows"], found["square"]
+            ratios = rows["seconds"] / whole["seconds"], rows["mebibytes"] / whole["mebibytes"]
+            print(
+                f"{what:6}{batch:6}{rows['seconds']:10.4f}{whole['seconds']:10.4f}{rows['mebibytes']:10.1f}"
+                f"{whole['mebibytes']:12.1f}{ratios[0]:7.2f}×{ratios[1]:7.2f}×"
+            )
+
+
+def _in_a_process(what: str, form: str, batch: int, repeats: int) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__)), "--one", what, form, str(batch), "--repeats", str(repeats)]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=elsewhere)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
