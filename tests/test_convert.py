@@ -12,6 +12,8 @@ from hssl_hf.cli import main
 from hssl_hf.convert import (
     Checkpoint,
     ConversionError,
+    base_from_siamese_im,
+    base_to_siamese_im,
     classifier_from_siamese_im,
     convert_checkpoint,
     from_siamese_im,
@@ -20,7 +22,7 @@ from hssl_hf.convert import (
 )
 from hssl_hf.optim import build_optimizer, clip_gradient, set_rates
 from tests import siamese_reference as reference
-from tests.conftest import siamese_views
+from tests.conftest import MAE, siamese_views, tiny_siamese
 
 HEADS, DECODER_HEADS = 2, 4
 SHAPES = {"decoder_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}
@@ -119,6 +121,27 @@ def test_what_does_not_fit_is_refused(state, change, message):
 def test_a_norm_of_predictions_is_taken_over(state):
     state |= {"student_norm.weight": torch.ones(16), "student_norm.bias": torch.zeros(16)}
     assert from_siamese_im(Checkpoint(state), **SHAPES).config.student_norm
+
+
+@pytest.mark.parametrize("layout", ["pre-trained", "fine-tuned"])
+def test_base_goes_both_ways(state, layout):
+    """Out of both layouts into a backbone with the reference's features, and back to the same bits."""
+    source = state if layout == "pre-trained" else fine_tuned(state)
+    base = base_from_siamese_im(Checkpoint(source), HEADS)
+    pixels = torch.randn(2, 3, 32, 32)
+    kept = {n: v for n, v in state.items() if not n.startswith("projector")}
+    kept |= {"decoder_embed.weight": torch.eye(16), "decoder_embed.bias": torch.zeros(16)}
+    tokens, _ = base(pixels)
+    expected = reference.encode(pixels, None, kept, "", HEADS, DECODER_HEADS)
+    torch.testing.assert_close(tokens.cls, expected[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tokens.patches.flatten(1, 2), expected[:, 1:], atol=1e-5, rtol=1e-4)
+    back = base_to_siamese_im(base)
+    assert back and all(torch.equal(back[name], source[name]) for name in back)
+    assert base_from_siamese_im(Checkpoint(back), HEADS).width == 16
+    with pytest.raises(ConversionError, match=r"unexpected: norm\.weight"):
+        base_from_siamese_im(Checkpoint({**source, "norm.weight": torch.ones(16)}), HEADS)
+    with pytest.raises(ConversionError, match=r"no place for norm\.weight, norm\.bias"):
+        base_to_siamese_im(tiny_siamese(**MAE).student.base)
 
 
 class Surprise:

@@ -310,6 +310,10 @@ def test_siamese_arms_train_and_export(pretrain, tmp_path, arm, capsys):
     assert AutoModel.from_pretrained(tmp_path / "run" / "export").config.model_type == "vit"
     card = (tmp_path / "run" / "export" / "README.md").read_text()
     assert ("hidden_states[-1]" in card) == (arm != "mae") and "The student of" in card
+    if arm == "global":
+        assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
+        pair = [load_file(folder / "model.safetensors") for folder in (tmp_path / "run" / "export", tmp_path / "again")]
+        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
 
 
 def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
@@ -331,7 +335,9 @@ def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
     [
         (["run.export_network=teacher", "model.target=pixel"], "this method has no teacher"),
         (["model.views=same"], "this method takes 1 global views, got 2"),
-        (["masks.shape=block"], "equally many patches"),
+        (["masks.shape=block"], "set masks.shape to counted_block or random"),
+        (["masks.spreads=[0.1]"], "and masks.spreads=[0.0]"),
+        (["masks.ratios=[0.2, 0.6]", "masks.spreads=[0.0, 0.0]"], "one ratio in masks.ratios"),
         (["model.decoder_heads=5"], "set decoder_heads"),
         (["model.objective=dino"], "unknown key 'model.objective'"),
         (["model.backbone=resnet18", "model.backbone_kwargs=null"], "needs a vision transformer"),

@@ -100,6 +100,11 @@ class Pretraining:
         _check(lambda: method.network(recipe.run.export_network))
         if recipe.views.local_number:
             _check(lambda: method.student.base.check_size(recipe.views.local_size, recipe.views.local_size))
+        if method.counted_masks and not recipe.masks.counted:
+            raise RecipeError(
+                "this method hides equally many patches in every image; set masks.shape to counted_block or random, one ratio "
+                "in masks.ratios, and masks.spreads=[0.0]"
+            )
         if method.in_batch and recipe.optim.accumulate > 1:
             raise RecipeError("this objective compares the images of a batch, so optim.accumulate must be 1")
         if recipe.run.activation_checkpointing:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from hssl_hf.backbone import Backbone
 from hssl_hf.card import classifier_card, pretraining_card
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.export import export_backbone
@@ -37,6 +38,7 @@ STUDENT = {
 TEACHER = ("cls_token", "patch_embed.", "blocks.", "decoder_embed.", "projector_decoder_blocks.")
 OURS = {name: f"student.{ours}" for name, ours in STUDENT.items()} | {f"mm_{n}": f"teacher.{STUDENT[n]}" for n in TEACHER}
 OFFICIAL = {ours: name for name, ours in OURS.items()}
+BEHIND = ("student_norm.", "fc_norm.", "head.")
 FREE = ("decoder_pos_embed", "mm_mask_token")  # a fixed table, and a copy that nothing reads
 
 
@@ -117,6 +119,33 @@ def to_siamese_im(model: SiameseIMForPreTraining) -> dict[str, Tensor]:
     state["decoder_pos_embed"] = torch.cat([torch.zeros_like(decoder.positions[:1]), decoder.positions])[None]
     state["mm_mask_token"] = decoder.mask_token.detach()
     return {name: value.detach().clone() for name, value in state.items()}
+
+
+def base_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = None) -> Backbone:
+    """The base alone, of a pre-trained or a fine-tuned checkpoint, without a final norm.
+
+    Raises:
+        ConversionError: if one of its tensors is missing or of another shape, or anything in the file is unknown.
+    """
+    size, kwargs = _base_arguments(checkpoint.state, num_heads)
+    base = Backbone("vit_base_patch16_224", size, kwargs)
+    base.norm = nn.Identity()
+    behind = (*OURS, *FREE, *BEHIND)
+    known = {name for name in checkpoint.state if name.startswith(behind) and not name.startswith(BASE)}
+    _load(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, set())
+    return base.eval()
+
+
+def base_to_siamese_im(base: Backbone) -> dict[str, Tensor]:
+    """The base under official names, for example to fine-tune it with the released code.
+
+    Raises:
+        ConversionError: if it has parts for which the released code has no place, such as a final norm.
+    """
+    foreign = [name for name in base.timm_state_dict() if not name.startswith(BASE)]
+    if foreign or not base.is_transformer:
+        raise ConversionError(f"the released code has no place for {', '.join(foreign) or 'this architecture'}")
+    return {name: value.detach().clone() for name, value in base.timm_state_dict().items()}
 
 
 def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = None) -> VisionTransformer:

@@ -61,6 +61,7 @@ class SiameseIMForPreTraining(StudentTeacherModel):
 
     config_class = SiameseIMConfig
     masked_views = 1
+    counted_masks = True
     moves_before_forward = True
     kept_network = "student"
 

@@ -17,6 +17,7 @@ class StudentTeacherModel(PreTrainedModel):
 
     num_views: global views it expects; None for any number.
     masked_views: how many of them are masked, from the first on; None for all, 0 for none.
+    counted_masks: every image has to hide equally many patches.
     takes_locals: whether local views may come.
     in_batch: the images of a batch are compared with each other, so that accumulation is no larger batch.
     moves_before_forward: the teacher of step t has already followed the student with the momentum of step t.
@@ -30,6 +31,7 @@ class StudentTeacherModel(PreTrainedModel):
 
     num_views: int | None = 2
     masked_views: int | None = None
+    counted_masks = False
     takes_locals = False
     in_batch = False
     moves_before_forward = False

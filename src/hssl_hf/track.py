@@ -82,8 +82,9 @@ def progress_figures(values: dict[str, float]) -> dict[str, str]:
     terms = [name for name in values if name.startswith(("cls_", "patch_"))]
     for name in terms if len(terms) > 1 else []:
         shown[name.replace("auxiliary", "aux").replace("_to_", "→").replace("_", " ")] = f"{values[name]:.3f}"
-    if "discrepancy" in values:
-        shown["disc"] = f"{values['discrepancy']:.3f}"
+    for name, short in (("discrepancy", "disc"), ("collapse", "collapse")):
+        if name in values:
+            shown[short] = f"{values[name]:.3f}"
     return shown | {"img/s": f"{values['images_per_second']:.0f}", "wait": f"{100 * values['data_wait']:.0f}%"}
 
 
@@ -123,13 +124,15 @@ def read_log(path: Path) -> list[dict]:
 
 
 def draw_curves(lines: list[dict], target: Path) -> None:
-    """Loss and its terms, discrepancy, k-NN accuracy and learning rate over the steps, as far as the log has them."""
+    """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them."""
     from matplotlib.figure import Figure
 
-    terms = sorted({key for line in lines for key in line if key.startswith(("cls_", "patch_"))})
+    prefixes = ("cls_", "patch_", "positive", "negative")
+    terms = sorted({key for line in lines for key in line if key.startswith(prefixes)})
     panels = {
         "loss": ["loss", *(terms if len(terms) > 1 else [])],
         "discrepancy (nats)": ["discrepancy"],
+        "collapse of the targets": ["collapse"],
         "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
         "learning rate": ["learning_rate"],
     }

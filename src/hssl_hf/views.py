@@ -88,6 +88,11 @@ class MaskConfig:
     ratios: tuple[float, ...] = (0.0, 0.3)
     spreads: tuple[float, ...] = (0.0, 0.2)
 
+    @property
+    def counted(self) -> bool:
+        """Whether every image hides equally many patches."""
+        return self.shape != "block" and len(self.ratios) == 1 and not any(self.spreads)
+
 
 @dataclass(frozen=True)
 class Views:
