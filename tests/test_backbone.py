@@ -120,3 +120,9 @@ def test_masks_need_a_transformer_and_a_mask_token():
         Backbone("resnet18", 64, mask_token=True)
     with pytest.raises(ValueError, match="without a mask token"):
         tiny()(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kwargs", [{"num_heads": 5}, {"embed_dimm": 3}, {"depth": "two"}])
+def test_arguments_that_timm_cannot_take_are_refused(kwargs):
+    with pytest.raises(ValueError, match=r"timm cannot make 'vit_tiny_patch16_224' with backbone_kwargs="):
+        Backbone("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 32, **kwargs})

@@ -230,6 +230,12 @@ def test_whole_model_goes_on_from_a_checkpoint(state, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "x"), "--whole"]) == 2
     assert "no teacher, projector and decoder" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "nowhere.pth"), str(tmp_path / "x")]) == 2
+    assert main(["convert", str(tmp_path / "sim.pth"), str(tmp_path / "x"), "--heads", "3"]) == 2
+    assert "3 attention heads do not divide the width 16" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "mine")]) == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_a_namespace_is_read_without_this_package_registering_anything(state, tmp_path):

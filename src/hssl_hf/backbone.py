@@ -172,7 +172,10 @@ def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float
     patch = kwargs.get("patch_size")
     if patch and image_size % patch:
         raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
-    return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **timm_arguments(name, image_size, kwargs))
+    try:
+        return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **timm_arguments(name, image_size, kwargs))
+    except (AssertionError, TypeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot make {name!r} with backbone_kwargs={kwargs}: {error}") from error
 
 
 def timm_arguments(name: str, image_size: int, kwargs: dict) -> dict:

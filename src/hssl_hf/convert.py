@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
 
 from hssl_hf.backbone import Backbone
 from hssl_hf.card import classifier_card, pretraining_card
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.export import export_backbone
+from hssl_hf.export import ExportError, export_backbone, refuse_foreign
 from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 from hssl_hf.stock import image_processor, save_timm_wrapper
 
@@ -157,7 +158,7 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
     state = checkpoint.state
     size, kwargs = _base_arguments(state, num_heads)
     model = timm.create_model(
-        "vit_base_patch16_224", img_size=size, num_classes=len(state["head.weight"]), global_pool="avg", **kwargs
+        "vit_base_patch16_224", img_size=size, num_classes=len(_need(state, "head.weight")), global_pool="avg", **kwargs
     )
     _load(model, state, set())
     return model.eval()
@@ -177,17 +178,11 @@ def convert_checkpoint(path: Path | str, folder: Path | str, *, whole: bool = Fa
         ConversionError: if the checkpoint is not what it should be.
     """
     checkpoint, folder = read_checkpoint(path), Path(folder)
+    refuse_foreign(folder)
     if checkpoint.fine_tuned:
         if whole:
             raise ConversionError(f"{path} is fine-tuned: it has a classifier, but no teacher, projector and decoder")
-        model = classifier_from_siamese_im(checkpoint, (changes.get("backbone_kwargs") or {}).get("num_heads"))
-        size, kwargs = _base_arguments(checkpoint.state, model.blocks[0].attn.num_heads)
-        processor = image_processor(size)
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = {"img_size": size, "global_pool": "avg", **kwargs}
-        save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
-        processor.save_pretrained(folder)
-        (folder / "README.md").write_text(classifier_card(SiameseIMConfig(license=LICENSE)))
+        _write_classifier(checkpoint, folder, (changes.get("backbone_kwargs") or {}).get("num_heads"))
         return folder
     model = from_siamese_im(checkpoint, **changes)
     if not whole:
@@ -196,6 +191,24 @@ def convert_checkpoint(path: Path | str, folder: Path | str, *, whole: bool = Fa
     image_processor(model.config.image_size).save_pretrained(folder)
     (folder / "README.md").write_text(pretraining_card(model.config))
     return folder
+
+
+def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
+    """Write a fine-tuned checkpoint as a stock classifier and compare what transformers loads with what was converted."""
+    model = classifier_from_siamese_im(checkpoint, num_heads)
+    size, kwargs = _base_arguments(checkpoint.state, num_heads)
+    processor = image_processor(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {"img_size": size, "global_pool": "avg", **kwargs}
+    save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text(classifier_card(SiameseIMConfig(license=LICENSE)))
+    loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = (loaded.eval()(pixels).logits - model(pixels)).abs().max()
+    if any(report.values()) or not difference <= 1e-4:
+        raise ExportError(f"the classifier in {folder} differs from the checkpoint by {difference:.1e}; loading said {report}")
 
 
 def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict) -> SiameseIMConfig:
@@ -227,6 +240,8 @@ def _base_arguments(state: dict[str, Tensor], num_heads: int | None) -> tuple[in
     width, _, patch, _ = _need(state, "patch_embed.proj.weight").shape
     side = round((_need(state, "pos_embed").shape[1] - 1) ** 0.5)
     heads = num_heads or max(1, 16 if width == 1280 else width // 64)
+    if width % heads:
+        raise ConversionError(f"{heads} attention heads do not divide the width {width} of this checkpoint")
     depth = _count(state, "blocks")
     return side * patch, {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
 

@@ -73,8 +73,7 @@ def export_backbone(
         ValueError: if the folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not empty and is no export; choose another folder")
+    refuse_foreign(folder)
     network = network or model.kept_network
     base, processor = model.network(network).base, processor or image_processor(model.config.image_size)
     draft = folder.with_name(f".{folder.name}.draft")
@@ -95,6 +94,12 @@ def export_backbone(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise a ValueError if a folder to be written holds something else than a model."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+        raise ValueError(f"{folder} is not empty and is no export; choose another folder")
 
 
 def load_model(path: Path) -> tuple[StudentTeacherModel, Recipe]:
