@@ -114,6 +114,12 @@ def test_the_card_computes_the_features_right(kind, tmp_path, unchecked):
     torch.testing.assert_close(scope["features"], expected, atol=1e-5, rtol=1e-4)
     assert card.startswith("---\n") and "library_name: transformers" in card and "license" not in card
     assert ("hidden_states[-1]" in card) == (kind == "siamese_im")
+    name = {"hssl": "by HSSL", "siamese_im": "by SiameseIM", "mae": "by MAE"}[kind]
+    assert f"# vit_tiny_patch16_224 {name}\n" in card
+    if kind == "hssl":
+        assert (
+            "The teacher's base after pre-training by heterogeneous self-supervised learning: ibot with a convnext head" in card
+        )
 
 
 @pytest.mark.slow

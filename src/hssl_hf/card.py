@@ -27,11 +27,6 @@ This backbone was trained **without a norm behind its last block**, so its featu
 For a whole image take the layer norm of the mean of the patch tokens (linear probe, fine-tuning) or the class token as it
 is (few labels)."""
 
-METHODS = {
-    "hssl": "heterogeneous self-supervised learning (HSSL)",
-    "siamese_im": "siamese image modeling (SiameseIM, arXiv 2206.01204) or a method between it and MAE",
-}
-
 
 def backbone_card(config: PreTrainedConfig, network: str, *, without_norm: bool, repository: str = "user/name") -> str:
     """Markdown for the README.md of an exported backbone.
@@ -45,9 +40,10 @@ def backbone_card(config: PreTrainedConfig, network: str, *, without_norm: bool,
     imports = "import torch\nfrom PIL import Image\n" if without_norm else "from PIL import Image\n"
     usage = LOADED.format(auto="AutoModel", repository=repository) + "\n" + (WITHOUT_NORM if without_norm else PLAIN)
     return _card(
-        f"{config.backbone} by {config.model_type.replace('_', ' ')}",
-        f"The {network} of {METHODS[config.model_type]}, without the parts that only training needs. It is a stock "
-        "model: no code beside transformers is needed.",
+        f"{config.backbone} by {name_method(config)[0]}",
+        f"The {network}'s base after pre-training by {name_method(config)[1]}, without what only training needs: "
+        f"timm's `{config.backbone}`{_arguments(config)} for images of {config.image_size} pixels. It is a stock model; no code "
+        "beside transformers is needed.",
         imports + usage,
         ABOUT_WITHOUT_NORM if without_norm else ABOUT_PLAIN,
         ModelCardData(
@@ -60,8 +56,8 @@ def pretraining_card(config: PreTrainedConfig, repository: str = "user/name") ->
     """Markdown for a whole model, from which training can go on."""
     name = {"hssl": "HSSLForPreTraining", "siamese_im": "SiameseIMForPreTraining"}[config.model_type]
     return _card(
-        f"{config.backbone} by {config.model_type.replace('_', ' ')}, to go on with",
-        f"Student, teacher and heads of {METHODS[config.model_type]}.",
+        f"{config.backbone} by {name_method(config)[0]}, to go on with",
+        f"Student, teacher and heads, pre-trained by {name_method(config)[1]}.",
         f'from hssl_hf import {name}\n\nmodel = {name}.from_pretrained("{repository}")',
         "`model.encode(pixels)` gives the tokens of the base model; `hssl_hf.export_backbone` writes it as a stock model.",
         ModelCardData(library_name="hssl_hf", license=_license(config), tags=_tags(config)),
@@ -72,7 +68,7 @@ def classifier_card(config: PreTrainedConfig, repository: str = "user/name") -> 
     """Markdown for a fine-tuned classifier."""
     usage = LOADED.format(auto="AutoModelForImageClassification", repository=repository)
     return _card(
-        f"{config.backbone} by {config.model_type.replace('_', ' ')}, fine-tuned",
+        f"{config.backbone} by {name_method(config)[0]}, fine-tuned",
         "The classifier stands on the layer norm of the mean of the patch tokens.",
         f"from PIL import Image\n{usage}\nlabel = model(**inputs).logits.argmax(-1)",
         "It is a timm model that transformers wraps.",
@@ -82,9 +78,28 @@ def classifier_card(config: PreTrainedConfig, repository: str = "user/name") -> 
     )
 
 
+def name_method(config: PreTrainedConfig) -> tuple[str, str]:
+    """What a configuration amounts to: a short name, and one with what it consists of."""
+    if config.model_type == "hssl":
+        if config.auxiliary is None:
+            return config.objective, f"{config.objective} alone, without an auxiliary head"
+        return "HSSL", f"heterogeneous self-supervised learning: {config.objective} with a {config.auxiliary} head"
+    if config.target == "pixel" and config.views == "same":
+        return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
+    if (config.target, config.views, config.level) == ("feature", "different", "dense"):
+        return "SiameseIM", "siamese image modeling (SiameseIM, arXiv 2206.01204)"
+    variant = f"target: {config.target}, views: {config.views}, level: {config.level}"
+    return "a variant of SiameseIM", f"a variant of siamese image modeling (SiameseIM, arXiv 2206.01204; {variant})"
+
+
 def _card(title: str, what: str, usage: str, about: str, data: ModelCardData) -> str:
     terms = f"\nThe weights come from a release under `{data.license}` and stay under it.\n" if data.license else ""
     return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage}\n```\n\n{about}\n{terms}"
+
+
+def _arguments(config: PreTrainedConfig) -> str:
+    changed = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
+    return f" with {changed}," if changed else ""
 
 
 def _license(config: PreTrainedConfig) -> str | None:
