@@ -41,8 +41,8 @@ def backbone_card(config: PreTrainedConfig, network: str, *, without_norm: bool,
     usage = LOADED.format(auto="AutoModel", repository=repository) + "\n" + (WITHOUT_NORM if without_norm else PLAIN)
     return _card(
         f"{config.backbone} by {name_method(config)[0]}",
-        f"The {network}'s base after pre-training by {name_method(config)[1]}, without what only training needs: "
-        f"timm's `{config.backbone}`{_arguments(config)} for images of {config.image_size} pixels. It is a stock model; no code "
+        f"The {network}'s base after pre-training by {name_method(config)[1]}, without what only training needs: timm's "
+        f"`{config.backbone}`{_arguments(config)} for images of {config.image_size} pixels. It is a stock model; no code "
         "beside transformers is needed.",
         imports + usage,
         ABOUT_WITHOUT_NORM if without_norm else ABOUT_PLAIN,
