@@ -78,12 +78,12 @@ def test_siamese_features_are_those_in_front_of_the_norm(tmp_path):
         pixels = torch.randn(2, 3, size, size)
         output = stock.eval()(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
         with torch.no_grad():
-            tokens = model.encode(pixels)
+            tokens = model.encode(pixels, "student")
         torch.testing.assert_close(output.hidden_states[-1][:, 0], tokens.cls, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(output.hidden_states[-1][:, 1:], tokens.patches.flatten(1, 2), atol=1e-5, rtol=1e-4)
         assert not torch.allclose(output.last_hidden_state[:, 0], tokens.cls, atol=0.01)
     cls, patches = encoder(torch.ones(2, 3, 32, 32))
-    expected = model.encode(torch.ones(2, 3, 32, 32))
+    expected = model.encode(torch.ones(2, 3, 32, 32), "student")
     torch.testing.assert_close(cls, expected.cls, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(patches, expected.patches, atol=1e-5, rtol=1e-4)
 

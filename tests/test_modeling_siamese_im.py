@@ -166,6 +166,32 @@ def test_base_does_not_depend_on_what_stands_behind_it():
     assert all(torch.equal(state[name], value) for state in states for name, value in states[0].items())
 
 
+def test_projector_and_decoder_do_not_depend_on_the_base():
+    shallow = tiny_siamese(seed=3, backbone_kwargs={"patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2})
+    for part in ("projector", "decoder"):
+        pair = [model.student.get_submodule(part).state_dict() for model in (shallow, tiny_siamese(seed=3))]
+        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]), part
+    longer = tiny_siamese(seed=3, projector_depth=2)
+    assert torch.equal(longer.student.decoder.prediction.weight, shallow.student.decoder.prediction.weight)
+
+
+def test_predictions_are_normalised_where_the_arm_says_so():
+    """Layer norm without scale and shift, or squared length D; by default not at all."""
+    lengths = {}
+    for arm in ("siamese_im", "predictions normalised", "moco normalisation"):
+        output = tiny_siamese(**ARMS[arm])(**siamese_views())
+        prediction = output.prediction.flatten(0, 1)
+        lengths[arm] = prediction.square().sum(1)
+        covariance = output.target.flatten(0, 1).T @ output.target.flatten(0, 1) / 64
+        by_hand = (prediction - output.target.flatten(0, 1)).square().sum(1) + 0.02 * (
+            prediction @ covariance * prediction
+        ).sum(1)
+        torch.testing.assert_close(output.loss, by_hand.mean() / 64, rtol=1e-4, atol=1e-5)
+        assert (prediction.mean(1).abs().max() < 1e-5) == (arm == "predictions normalised")
+    torch.testing.assert_close(lengths["moco normalisation"], torch.full((64,), 64.0), rtol=1e-4, atol=0)
+    assert lengths["siamese_im"].std() > 1
+
+
 def test_any_resolution_patch_and_size():
     kwargs = {"patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 4}
     model = tiny_siamese(backbone_kwargs=kwargs, image_size=60, decoder_heads=2)
@@ -265,3 +291,28 @@ def test_pixels_have_no_teacher():
     with pytest.raises(ValueError, match="this method has no teacher"):
         model.encode(torch.randn(1, 3, 32, 32), "teacher")
     assert model.encode(torch.randn(1, 3, 32, 32)).patches.shape == (1, 4, 4, 64)
+
+
+def test_accumulated_parts_of_mae_equal_the_whole_batch():
+    """Without statistics of the batch, two halves give the gradients of the whole."""
+    whole, parts = tiny_siamese(**MAE), tiny_siamese(**MAE)
+    views = views_of(whole, images=6)
+    whole(**views).loss.backward()
+    for half in (slice(0, 3), slice(3, 6)):
+        (parts(**{name: value[:, half] for name, value in views.items()}).loss / 2).backward()
+    for a, b in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
+        if a.requires_grad:
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_sizes_are_those_of_the_released_models():
+    """Parameters of SiameseIM's and MAE's ViT-B/16, counted in the released code, without any storage."""
+    with torch.device("meta"):
+        siamese = SiameseIMForPreTraining(SiameseIMConfig())
+        mae = SiameseIMForPreTraining(SiameseIMConfig(**{**MAE, "decoder_width": 512, "decoder_depth": 8}))
+    count = lambda module, trained=(True, False): sum(p.numel() for p in module.parameters() if p.requires_grad in trained)  # noqa: E731
+    positions = siamese.student.base.model.pos_embed.numel()
+    assert count(siamese.student, (True,)) == 129_944_832
+    assert count(siamese.student.base.model.patch_embed) == 590_592
+    assert count(siamese.teacher) - positions == 100_412_928 - 768, "the released teacher has a mask token that nothing reads"
+    assert count(mae.student) + 197 * 512 == 111_907_840, "ours keeps the decoder's fixed positions in a buffer"

@@ -54,6 +54,8 @@ class SiameseIMForPreTraining(StudentTeacherModel):
         output.loss.backward()
         optimizer.step()
 
+    Where gradients accumulate, batch norm and the covariance of the loss are those of a part, as in the released code.
+
     Source: SiameseIM, arXiv 2206.01204; released code where paper and code part.
     Differs: the class token, on which the paper's equation 1 is silent, passes encoder, projector and decoder and is left out
         of the dense loss, as in the released code.
@@ -167,6 +169,7 @@ def _build_student(config: SiameseIMConfig) -> Network:
         inner = config.decoder_width or base.width
         torch.manual_seed(seeds[1])
         projector = Projector(base.width, inner, config.projector_depth, config.decoder_heads, config.norm)
+        projector.apply(_init_weights)
         torch.manual_seed(seeds[2])
         height, width = base.model.patch_embed.patch_size
         decoder = Decoder(
@@ -180,8 +183,7 @@ def _build_student(config: SiameseIMConfig) -> Network:
             asks=config.level == "dense",
             final_norm=config.final_norm,
         )
-        for part in (projector, decoder):
-            part.apply(_init_weights)
+        decoder.apply(_init_weights)
         if decoder.mask_token is not None:
             nn.init.normal_(decoder.mask_token, std=0.02)
     return Network(base, projector, decoder)

@@ -25,16 +25,12 @@ class Probe:
 
     def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
         """Accuracies top1 and top5 in percent, and n, the number of query images."""
-        config = self.config
-        images = self._images(config.bank_split, config.bank_images), self._images(config.query_split, config.query_images)
-        protocol = config.neighbours, config.temperature, config.features
-        return knn_accuracy(encoder, self.processor, *images, *protocol, progress)
+        protocol = self.config.neighbours, self.config.temperature, self.config.features
+        return knn_accuracy(encoder, self.processor, *self._splits(), *protocol, progress)
 
     def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
         """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
-        config = self.config
-        images = self._images(config.bank_split, config.bank_images), self._images(config.query_split, config.query_images)
-        return linear_accuracy(encoder, self.processor, *images, config.features, linear, progress)
+        return linear_accuracy(encoder, self.processor, *self._splits(), self.config.features, linear, progress)
 
     def record(self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path) -> None:
         """Add one figure to a file of records, with what is needed to measure it again.
@@ -55,7 +51,13 @@ class Probe:
     def knn_settings(self) -> dict:
         return {"neighbours": self.config.neighbours, "temperature": self.config.temperature}
 
-    def _images(self, split: str, limit: int | None) -> LabelledImages:
+    def _splits(self) -> list[LabelledImages]:
+        """Bank and queries."""
         config = self.config
-        source = Source(config.path, config.name, split, config.revision, config.image_column)
-        return LabelledImages(source, config.label_column, limit)
+        chosen = ((config.bank_split, config.bank_images), (config.query_split, config.query_images))
+        return [
+            LabelledImages(
+                Source(config.path, config.name, split, config.revision, config.image_column), config.label_column, limit
+            )
+            for split, limit in chosen
+        ]

@@ -19,7 +19,7 @@ class StudentTeacherModel(PreTrainedModel):
     masked_views: how many of them are masked, from the first on; None for all, 0 for none.
     counted_masks: every image has to hide equally many patches.
     takes_locals: whether local views may come.
-    in_batch: the images of a batch are compared with each other, so that accumulation is no larger batch.
+    in_batch: the images of a batch are each other's negatives, so that a batch cannot be taken in parts.
     moves_before_forward: the teacher of step t has already followed the student with the momentum of step t.
     kept_network: the network whose base is kept, unless somebody asks for the other.
     leaves_parameters_idle: some of the student's parameters get no gradient.
