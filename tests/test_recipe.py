@@ -54,6 +54,7 @@ def test_siamese_recipe_has_the_numbers_of_table_6():
     plan = Plan(recipe, recipe.data.images_per_epoch)
     per_epoch = 1281167 // 4096
     assert plan.steps == 1600 * per_epoch and plan.learning_rate(40 * per_epoch) == pytest.approx(1e-3)
+    assert plan.learning_rate(40 * per_epoch - 1) < 1e-3, "the peak comes after the warm-up"
     assert plan.momentum(0) == 0.995 and plan.learning_rate(0) == 0 and plan.weight_decay(5) == 0.05
     assert recipe.optim.betas == (0.9, 0.95) and (recipe.optim.clip, recipe.optim.clip_norm) == (1.0, "all")
     assert recipe.views.global_scale == (0.08, 1.0) and recipe.masks.shape == "counted_block"
