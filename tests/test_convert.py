@@ -105,6 +105,13 @@ def test_shapes_and_arguments_make_the_configuration(state):
         (lambda s: s.pop("patch_embed.proj.weight"), "'patch_embed.proj.weight' is missing"),
         (lambda s: s.update({"norm.weight": torch.ones(16)}), "unexpected: norm.weight"),
         (lambda s: s.update({"cls_token": torch.ones(1, 2, 16)}), r"cls_token: expected \(1, 1, 16\), got \(1, 2, 16\)"),
+        (lambda s: s.update({"patch_embed.proj.weight": torch.ones(16, 192)}), r"expected 4 axes.*got \(16, 192\)"),
+        (lambda s: s.update({"pos_embed": torch.ones(17)}), "pos_embed: expected 3 axes"),
+        (
+            lambda s: s.update({"decoder_embed.weight": torch.ones(0, 16)}),
+            "decoder_embed.weight: expected 2 axes, none of them",
+        ),
+        (lambda s: s.update({"pos_embed": torch.ones(1, 12, 16)}), r"pos_embed: expected"),
         (lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}), "not the fixed table"),
         (
             lambda s: s.update({"student_norm.weight": torch.zeros(16), "student_norm.bias": torch.zeros(16)}),
@@ -120,7 +127,14 @@ def test_what_does_not_fit_is_refused(state, change, message):
 
 def test_a_norm_of_predictions_is_taken_over(state):
     state |= {"student_norm.weight": torch.ones(16), "student_norm.bias": torch.zeros(16)}
-    assert from_siamese_im(Checkpoint(state), **SHAPES).config.student_norm
+    model = from_siamese_im(Checkpoint(state), **SHAPES)
+    assert model.config.student_norm and to_siamese_im(model).keys() == state.keys()
+
+
+@pytest.mark.parametrize("arm", [MAE, {"level": "global"}, {"views": "same"}, {"final_norm": True}])
+def test_arms_that_were_never_released_have_no_official_form(arm):
+    with pytest.raises(ConversionError, match="base_to_siamese_im writes its base alone"):
+        to_siamese_im(tiny_siamese(**arm))
 
 
 @pytest.mark.parametrize("layout", ["pre-trained", "fine-tuned"])

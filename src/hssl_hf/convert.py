@@ -113,12 +113,20 @@ def to_siamese_im(model: SiameseIMForPreTraining) -> dict[str, Tensor]:
     """The inverse of `from_siamese_im`, under official names.
 
     The teacher's mask token, which nothing reads, is the student's.
+
+    Raises:
+        ConversionError: for arms that the released code does not have; `base_to_siamese_im` writes their base.
     """
+    config = model.config
+    if (config.target, config.views, config.level, config.final_norm) != ("feature", "different", "dense", False):
+        raise ConversionError("the released code has no checkpoints of this arm; base_to_siamese_im writes its base alone")
     ours = {name: value for name, value in model.state_dict().items() if name != "teacher.base.model.pos_embed"}
     state = {_rename(name, OFFICIAL): value for name, value in ours.items()}
     decoder = model.student.decoder
     state["decoder_pos_embed"] = torch.cat([torch.zeros_like(decoder.positions[:1]), decoder.positions])[None]
     state["mm_mask_token"] = decoder.mask_token.detach()
+    if config.student_norm:
+        state |= {"student_norm.weight": torch.ones(decoder.width), "student_norm.bias": torch.zeros(decoder.width)}
     return {name: value.detach().clone() for name, value in state.items()}
 
 
@@ -158,7 +166,7 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
     state = checkpoint.state
     size, kwargs = _base_arguments(state, num_heads)
     model = timm.create_model(
-        "vit_base_patch16_224", img_size=size, num_classes=len(_need(state, "head.weight")), global_pool="avg", **kwargs
+        "vit_base_patch16_224", img_size=size, num_classes=len(_need(state, "head.weight", axes=2)), global_pool="avg", **kwargs
     )
     _load(model, state, set())
     return model.eval()
@@ -213,7 +221,7 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
 
 def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict) -> SiameseIMConfig:
     size, kwargs = _base_arguments(state, (changes.pop("backbone_kwargs", None) or {}).get("num_heads"))
-    inner = _need(state, "decoder_embed.weight").shape[0]
+    inner = _need(state, "decoder_embed.weight", axes=2).shape[0]
     normed = {".bn." in name for name in state if re.match(r"(projector|predictor)_decoder_blocks\.\d+\.norm", name)}
     if len(normed) != 1:
         raise ConversionError(
@@ -237,8 +245,8 @@ def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict
 
 def _base_arguments(state: dict[str, Tensor], num_heads: int | None) -> tuple[int, dict]:
     """Image size, and what makes `vit_base_patch16_224` a transformer of the state's shape."""
-    width, _, patch, _ = _need(state, "patch_embed.proj.weight").shape
-    side = round((_need(state, "pos_embed").shape[1] - 1) ** 0.5)
+    width, _, patch, _ = _need(state, "patch_embed.proj.weight", axes=4).shape
+    side = round((_need(state, "pos_embed", axes=3).shape[1] - 1) ** 0.5)
     heads = num_heads or max(1, 16 if width == 1280 else width // 64)
     if width % heads:
         raise ConversionError(f"{heads} attention heads do not divide the width {width} of this checkpoint")
@@ -246,9 +254,11 @@ def _base_arguments(state: dict[str, Tensor], num_heads: int | None) -> tuple[in
     return side * patch, {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
 
 
-def _need(state: dict[str, Tensor], name: str) -> Tensor:
+def _need(state: dict[str, Tensor], name: str, axes: int) -> Tensor:
     if name not in state:
         raise ConversionError(f"this is no SiameseIM checkpoint: {name!r} is missing")
+    if state[name].ndim != axes or 0 in state[name].shape:
+        raise ConversionError(f"{name}: expected {axes} axes, none of them empty, got {tuple(state[name].shape)}")
     return state[name]
 
 
