@@ -53,6 +53,11 @@ def test_progress_shows_terms_discrepancy_and_waiting():
     }
 
 
+def test_progress_shows_how_alike_targets_are():
+    shown = progress_figures({"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0})
+    assert shown == {"loss": "1.000", "collapse": "0.250", "img/s": "1", "wait": "0%"}
+
+
 def test_curves_are_drawn_from_what_the_log_has(tmp_path):
     lines = [{"step": s, "loss": 1 / (s + 1), "learning_rate": 0.1, "discrepancy": 0.2} for s in range(60)]
     lines += [{"step": 0, "knn_top1": 20.0, "knn_top1_pixels": 40.0}, {"step": 59, "knn_top1": 50.0}]
@@ -60,5 +65,7 @@ def test_curves_are_drawn_from_what_the_log_has(tmp_path):
     draw_curves(lines[:60], tmp_path / "three.png")
     four, three = (decode((tmp_path / name).read_bytes()).shape[2] for name in ("four.png", "three.png"))
     assert four * 3 == pytest.approx(three * 4, abs=8)
+    draw_curves([{**line, "collapse": 0.3} for line in lines], tmp_path / "five.png")
+    assert decode((tmp_path / "five.png").read_bytes()).shape[2] * 4 == pytest.approx(four * 5, abs=8)
     draw_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
