@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,34 +17,9 @@ from transformers import AutoModel
 
 from hssl_hf import cli
 from hssl_hf.track import read_log
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import SAMPLE
+from tests.runs import SCRIPT, TINY, losses, settings_of
 from tests.test_stream import write_parquet
-
-SCRIPT = ROOT / "training" / "pretrain.py"
-TINY = [
-    "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1, weight_init: moco}",
-    "model.projection_hidden=16",
-    "model.projection_size=8",
-    "optim.batch_size=16",
-    "optim.mixed_precision=no",
-    "optim.epochs=0.0384",  # 24 steps
-    "optim.warmup_epochs=0.01",
-    "data.window=64",
-    "run.log_every_steps=1",
-    "run.save_every_steps=5",
-    "probe.path=null",
-]
-SIAMESE = [
-    str(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"),
-    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
-    "model.decoder_heads=2",
-    "model.drop_path=0.3",
-    "views.global_size=28",
-    f"data.path={SAMPLE}",
-    "data.images_per_epoch=null",
-]
-HSSL_ALONE = ("model.projection_hidden", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
-WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
 
 
 @pytest.fixture
@@ -69,68 +40,6 @@ def pretrain(monkeypatch, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def settings_of(method: str) -> list[str]:
-    """Tiny settings of a method."""
-    return TINY if method == "hssl" else [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *SIAMESE]
-
-
-def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", *arguments]
-    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
-
-
-def wait_for_step(process: subprocess.Popen, step: int) -> None:
-    """Read the progress bar until it shows a step."""
-    seen = ""
-    while character := process.stderr.read(1):
-        seen = (seen + character)[-200:]
-        shown = re.search(r"(\d+)/24 ", seen)
-        if shown and int(shown.group(1)) >= step:
-            return
-    raise AssertionError(f"the program ended early: {seen}")
-
-
-def losses(folder) -> list[list[float]]:
-    return [[line.get(name) for name in WATCHED] for line in read_log(folder / "log.jsonl") if "loss" in line]
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
-
-
-@pytest.mark.parametrize(("workers", "method"), [(0, "hssl"), (2, "hssl"), (1, "siamese_im")])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
-    """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
-    arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
-    whole = start(tmp_path / "whole", *arguments, method=method)
-    killed = start(tmp_path / "killed", *arguments, method=method)
-    wait_for_step(killed, 6 + os.getpid() % 14)
-    killed.kill()
-    killed.communicate()
-    whole.communicate()
-    assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "export").exists()
-    resumed = start(tmp_path / "killed", *arguments, "resume=auto", method=method)
-    _, errors = resumed.communicate()
-    assert resumed.returncode == 0, errors
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
-    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_leave(tmp_path, number):
-    process = start(tmp_path / "run", "data.workers=1", "run.save_every_steps=1000")
-    wait_for_step(process, 3)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + number, errors
-    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume=auto" in errors
-    assert "Traceback" not in errors
 
 
 def test_whole_story_through_accelerate_launch(tmp_path):
@@ -156,61 +65,6 @@ def test_whole_story_through_accelerate_launch(tmp_path):
     assert cli.main(["export", str(folder), str(tmp_path / "again")]) == 0
     first, second = (AutoModel.from_pretrained(path).state_dict() for path in (folder / "export", tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
-def test_two_processes_train_and_resume(tmp_path, method):
-    """Through the launcher: two gloo processes, interrupted by the end of a first part, equal to an uninterrupted pair."""
-
-    def launch(folder, *arguments):
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
-        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-    whole = launch(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    part = tmp_path / "part"
-    shutil.copytree(tmp_path / "whole", part, ignore=shutil.ignore_patterns("step-00000024", "export"))
-    assert [path.name for path in (part / "checkpoints").iterdir()] == ["step-00000020"]
-    recipe = (part / "recipe.yaml").read_text().replace(str(tmp_path / "whole"), str(part))
-    (part / "recipe.yaml").write_text(recipe)
-    resumed = launch(part, "resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert losses(part) == losses(tmp_path / "whole")
-    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
-
-    alone = start(part, "resume=auto", "data.workers=1", method=method)
-    assert "started with 2 processes, this one has 1" in alone.communicate()[1] and alone.returncode == 2
-
-
-@pytest.mark.slow
-def test_launch_that_would_run_one_process_is_refused(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
-    assert done.returncode != 0 and "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in done.stderr
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "false"}
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode != 0 and "2 processes were asked for" in done.stderr
-
-
-def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
-    """Files of more than 64 KiB cannot be written from step 10 on: the checkpoint of step 5 stays and is named."""
-    folder = tmp_path / "run"
-    first = start(folder, "data.workers=0")
-    wait_for_step(first, 6)
-    first.kill()
-    first.communicate()
-    before = {path.name for path in (folder / "checkpoints").glob("step-*")}
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
-    full = start(folder, "data.workers=0", "resume=auto", preexec_fn=limit)
-    _, errors = full.communicate()
-    assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
-    assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
-    assert sorted(before)[-1] in errors and "Traceback" not in errors
 
 
 def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):

@@ -1,0 +1,100 @@
+"""The program killed, interrupted, resumed, spread over processes and out of disk space."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.runs import SCRIPT, TINY, losses, settings_of, start, wait_for_step, weights
+
+
+@pytest.mark.parametrize(("workers", "method"), [(0, "hssl"), (2, "hssl"), (1, "siamese_im")])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
+    """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
+    arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
+    whole = start(tmp_path / "whole", *arguments, method=method)
+    killed = start(tmp_path / "killed", *arguments, method=method)
+    wait_for_step(killed, 6 + os.getpid() % 14)
+    killed.kill()
+    killed.communicate()
+    whole.communicate()
+    assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "export").exists()
+    resumed = start(tmp_path / "killed", *arguments, "resume=auto", method=method)
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_leave(tmp_path, number):
+    process = start(tmp_path / "run", "data.workers=1", "run.save_every_steps=1000")
+    wait_for_step(process, 3)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number, errors
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume=auto" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
+def test_two_processes_train_and_resume(tmp_path, method):
+    """Through the launcher: two gloo processes, interrupted by the end of a first part, equal to an uninterrupted pair."""
+
+    def launch(folder, *arguments):
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    whole = launch(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part, ignore=shutil.ignore_patterns("step-00000024", "export"))
+    assert [path.name for path in (part / "checkpoints").iterdir()] == ["step-00000020"]
+    recipe = (part / "recipe.yaml").read_text().replace(str(tmp_path / "whole"), str(part))
+    (part / "recipe.yaml").write_text(recipe)
+    resumed = launch(part, "resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(part) == losses(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
+
+    alone = start(part, "resume=auto", "data.workers=1", method=method)
+    assert "started with 2 processes, this one has 1" in alone.communicate()[1] and alone.returncode == 2
+
+
+@pytest.mark.slow
+def test_launch_that_would_run_one_process_is_refused(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
+    assert done.returncode != 0 and "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in done.stderr
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "false"}
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode != 0 and "2 processes were asked for" in done.stderr
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """Files of more than 64 KiB cannot be written from step 10 on: the checkpoint of step 5 stays and is named."""
+    folder = tmp_path / "run"
+    first = start(folder, "data.workers=0")
+    wait_for_step(first, 6)
+    first.kill()
+    first.communicate()
+    before = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
+    full = start(folder, "data.workers=0", "resume=auto", preexec_fn=limit)
+    _, errors = full.communicate()
+    assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
+    assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
+    assert sorted(before)[-1] in errors and "Traceback" not in errors
