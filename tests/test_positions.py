@@ -61,7 +61,7 @@ def test_relative_positions_equal_the_official_ones(golden):
         torch.testing.assert_close(whole(geometry, side, width), expected, atol=1e-5, rtol=0)
     expected = torch.from_numpy(data["pos/embed_dim768_grid14_tokens"])
     found = whole(geometry, 14, 768)[:, torch.from_numpy(data["pos/token_idx"])]
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_fixed_positions_equal_the_official_ones(golden):
