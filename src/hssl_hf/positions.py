@@ -28,8 +28,9 @@ def resample_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def sinusoid(values: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of values at frequencies 10000^(-k / (width/2)): (...) -> (..., width), width even."""
-    exponents = torch.arange(width // 2, device=values.device, dtype=torch.float64) / (width // 2)
-    angles = values.double()[..., None] * 10000.0**-exponents
+    precise = torch.float32 if values.device.type == "mps" else torch.float64  # Apple's devices have no double precision
+    exponents = torch.arange(width // 2, device=values.device, dtype=precise) / (width // 2)
+    angles = values.to(precise)[..., None] * 10000.0**-exponents
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 

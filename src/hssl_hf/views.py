@@ -119,12 +119,8 @@ class Views:
 
     def to(self, device: torch.device) -> "Views":
         """Move all but the colours, whose indices are worked out on the host without waiting for the device."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name in ("global_pixels", "local_pixels", "masks", "masked_indices", "crops")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        moving = {name: value for name, value in self.tensors().items() if not name.endswith("_colours")}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moving.items()})
 
     def pin_memory(self) -> "Views":
         return replace(self, **{name: value.pin_memory() for name, value in self.tensors().items()})
