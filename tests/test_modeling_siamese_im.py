@@ -93,7 +93,7 @@ def test_visible_patches_are_encoded_as_by_cutting_the_whole():
     """Only the patches that are kept are embedded, and to the same values as by the convolution over all."""
     model = tiny_siamese(train_patch_embed=True)
     base, pixels, kept = model.student.base, torch.randn(2, 3, 32, 32), torch.tensor([[1, 6, 7], [0, 2, 15]])
-    embedded = (base.embed(pixels) + base.positions((4, 4))).flatten(1, 2)
+    embedded = (base.model.patch_embed.proj(pixels).permute(0, 2, 3, 1) + base.positions((4, 4))).flatten(1, 2)
     chosen = torch.stack([row[index] for row, index in zip(embedded, kept, strict=True)])
     expected = base.norm(base.run_blocks(chosen))
     found = base.visible(pixels, kept)

@@ -4,10 +4,12 @@ import pytest
 import yaml
 from transformers import AutoModelForPreTraining
 
+import hssl_hf
 from hssl_hf.plan import Plan
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from tests.conftest import ROOT
 
+hssl_hf.register()
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
 TINY = {"vit_small_patch16_224": {"depth": 1}, "vit_base_patch16_224": {"depth": 1}}
 NARROW = {"hssl": ["model.num_prototypes=16", "model.projection_hidden=32"], "siamese_im": ["model.decoder_depth=1"]}

@@ -23,6 +23,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
+from hssl_hf.augmentation import Augmentation
 from hssl_hf.checkpoint import CheckpointError, Checkpoints
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
@@ -34,7 +35,7 @@ from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from hssl_hf.stock import image_processor
 from hssl_hf.stream import ImageStream, Source, StreamError, count_images
 from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
-from hssl_hf.views import Augmentation, CorruptShareError, ViewStream, collate
+from hssl_hf.views import CorruptShareError, ViewStream, collate
 
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
 hssl_hf.register()
@@ -61,7 +62,7 @@ class Pretraining:
         check_launch(self.accelerator, "training/pretrain.py")
         self._open_folder()
         if self.accelerator.device.type == "cpu":
-            timm.layers.set_fused_attn(False)  # the fused kernel's backward is many times slower in bf16 on CPUs
+            timm.layers.set_fused_attn(optim.mixed_precision == "no")  # in bf16 its backward pass takes many times as long
             cores = len(os.sched_getaffinity(0)) // self.accelerator.num_processes
             torch.set_num_threads(max(1, cores))  # `accelerate launch` leaves a process one thread
         self._build_model(config)

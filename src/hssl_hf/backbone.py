@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hssl_hf.positions import resample_positions
+from hssl_hf.residual import make_frugal
 from hssl_hf.tokens import Tokens
 
 
@@ -52,6 +53,7 @@ class Backbone(nn.Module):
         if isinstance(getattr(self.model, "norm", None), nn.Module):
             self.norm, self.model.norm = self.model.norm, nn.Identity()
         self.rates = share_drop_path(self.model, drop_path, following_blocks)
+        make_frugal(self.model)
         self.mask_token = None
         if mask_token:
             if not self.is_transformer:
@@ -72,7 +74,7 @@ class Backbone(nn.Module):
             ValueError: for masks without a mask token, or a size that patches do not divide.
         """
         if self.is_transformer:
-            patches = self.embed(pixels)
+            patches = self.embed(self.cut(pixels))
             if masks is not None:
                 if self.mask_token is None:
                     raise ValueError("got masks, but this backbone was built without a mask token (patch_supervision is empty)")
@@ -95,20 +97,22 @@ class Backbone(nn.Module):
         Returns:
             normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`.
         """
-        self.check_size(*pixels.shape[-2:])
-        projection = self.model.patch_embed.proj
-        height, width = self.model.patch_embed.patch_size
-        grid = (pixels.shape[-2] // height, pixels.shape[-1] // width)
-        pieces = pixels.unflatten(3, (grid[1], width)).unflatten(2, (grid[0], height)).permute(0, 2, 4, 1, 3, 5)
-        pieces = take(pieces.flatten(3).flatten(1, 2), kept)  # (B, K, 3 * height * width)
-        patches = F.linear(pieces, projection.weight.flatten(1), projection.bias)
-        tokens = self.norm(self.run_blocks(patches + self.positions(grid).flatten(0, 1)[kept]))
+        pieces = self.cut(pixels)
+        patches = self.embed(take(pieces.flatten(1, 2), kept))
+        tokens = self.norm(self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[kept]))
         return Tokens(tokens[:, 0], tokens[:, 1:])
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, h, w, C) patch embeddings without positions."""
+    def cut(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h, w, 3 * p * q) pixels of every patch."""
         self.check_size(*pixels.shape[-2:])
-        return self.model.patch_embed.proj(pixels).permute(0, 2, 3, 1)
+        height, width = self.model.patch_embed.patch_size
+        pieces = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return pieces.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+    def embed(self, pieces: Tensor) -> Tensor:
+        """(..., 3 * p * q) pixels of patches -> (..., C) without positions: the patch convolution as one linear layer."""
+        projection = self.model.patch_embed.proj
+        return F.linear(pieces, projection.weight.flatten(1), projection.bias)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError if patches do not divide an image of this size in pixels."""

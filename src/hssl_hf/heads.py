@@ -71,7 +71,7 @@ class Projection(nn.Sequential):
 
 
 class Prototypes(nn.Module):
-    """Similarity to K prototypes of length 1, or of a learned length.
+    """K prototypes of length 1, or of a learned length.
 
     Args:
         bottleneck: width of the projections.
@@ -85,10 +85,15 @@ class Prototypes(nn.Module):
         nn.init.trunc_normal_(self.directions, std=0.02)
         self.lengths = nn.Parameter(torch.ones(count, 1)) if learned_length else None
 
-    def forward(self, projected: Tensor) -> Tensor:
-        """(..., bottleneck) -> (..., K)."""
-        weight = F.normalize(self.directions, dim=-1)
-        return F.linear(projected.to(weight.dtype), weight if self.lengths is None else weight * self.lengths)
+    def forward(self) -> Tensor:
+        """(K, bottleneck), to be worked out once per step."""
+        directions = F.normalize(self.directions, dim=-1)
+        return directions if self.lengths is None else directions * self.lengths
+
+
+def similarity(projected: Tensor, prototypes: Tensor) -> Tensor:
+    """(..., bottleneck) and (K, bottleneck) -> (..., K) fp32."""
+    return F.linear(projected.to(prototypes.dtype), prototypes).float()
 
 
 def contrastive_projector(width: int, hidden: int, output: int) -> nn.Sequential:

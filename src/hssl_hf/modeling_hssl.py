@@ -32,15 +32,16 @@ class HSSLOutput(ModelOutput):
 class Network(nn.Module):
     """A base model, the auxiliary head behind it, and the heads of the objective."""
 
-    def __init__(self, base: Backbone, auxiliary: AuxiliaryHead | None, heads: nn.Module):
+    def __init__(self, base: Backbone, auxiliary: AuxiliaryHead | None, heads: nn.Module, auxiliary_patches: bool):
         super().__init__()
         self.base, self.auxiliary, self.heads = base, auxiliary, heads
+        self.auxiliary_patches = auxiliary_patches
 
     def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Branches:
         """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens with the same two leading axes."""
         views = pixels.shape[:2]
         tokens, features = self.base(pixels.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
-        branches = Branches(tokens, None if self.auxiliary is None else self.auxiliary(features))
+        branches = Branches(tokens, None if self.auxiliary is None else self.auxiliary(features, self.auxiliary_patches))
         return branches.map(lambda x: x.unflatten(0, views))
 
 
@@ -63,7 +64,8 @@ class HSSLForPreTraining(StudentTeacherModel):
         super().__init__(config)
         objective = OBJECTIVES[config.objective](config)
         base, auxiliary, heads = _build_parts(config, objective)
-        self.student = Network(base, auxiliary, heads)
+        auxiliary_patches = any("auxiliary" in arrow for arrow in config.patch_supervision)
+        self.student = Network(base, auxiliary, heads, auxiliary_patches)
         self.teacher = copy.deepcopy(self.student)
         self.teacher.base.mask_token = None
         objective.drop_student_parts(self.teacher.heads)
@@ -94,10 +96,10 @@ class HSSLForPreTraining(StudentTeacherModel):
             ValueError: if the numbers of views do not suit the objective.
         """
         self.check_views(len(global_pixels), 0 if local_pixels is None else len(local_pixels))
+        with torch.no_grad():  # first, so that its passing tensors never lie beside those kept for the backward pass
+            teacher = self.teacher(global_pixels)
         student = self.student(global_pixels, masks)
         local = None if local_pixels is None else self.student(local_pixels)
-        with torch.no_grad():
-            teacher = self.teacher(global_pixels)
         output = self.objective(
             student, local, teacher, self.student.heads, self.teacher.heads,
             masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,

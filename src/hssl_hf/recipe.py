@@ -11,11 +11,11 @@ from typing import Literal
 
 import yaml
 
+from hssl_hf.augmentation import MaskConfig, ViewConfig
 from hssl_hf.configuration_hssl import HSSLConfig
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.stream import Source
 from hssl_hf.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
-from hssl_hf.views import MaskConfig, ViewConfig
 
 CONFIGS = {config.model_type: config for config in (HSSLConfig, SiameseIMConfig)}
 WITHOUT_EFFECT = ("probe", "run", "resume")  # sections that may change when a run is resumed

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitImageProcessor, ViTConfig, ViTModel
 
+from hssl_hf.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from hssl_hf.backbone import Backbone, is_plain_vit
-from hssl_hf.views import IMAGENET_MEAN, IMAGENET_STD
 
 VIT_NAMES = {
     "cls_token": "embeddings.cls_token",

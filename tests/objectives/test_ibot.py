@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from hssl_hf.heads import similarity
 from hssl_hf.objectives.ibot import IBOT
 from hssl_hf.tokens import Branches, Tokens
 from tests.conftest import tiny_config, tiny_model, tiny_views
@@ -88,7 +89,7 @@ def test_masked_only_equals_projecting_every_token():
     heads, teacher_heads = model.student.heads, model.teacher.heads
     student = model.student(views["global_pixels"], views["masks"]).base
     local, teacher = model.student(views["local_pixels"]).base, model.teacher(views["global_pixels"]).base
-    score = lambda h, x: h.prototypes(h.project("base", x))  # noqa: E731
+    score = lambda h, x: similarity(h.project("base", x), h.prototypes())  # noqa: E731
     cls = torch.cat([score(heads, student.cls), score(heads, local.cls)]) / 0.1
     t_cls = torch.softmax((score(teacher_heads, teacher.cls) - objective.cls_centers["base"].value) / 0.05, -1)
     t_logits = score(teacher_heads, teacher.patches)

@@ -6,17 +6,10 @@ Every figure comes from a process of its own, all in one run; the last two colum
 network 96 channels and 4 + 1 + 2 blocks.
 """
 
-import argparse
 import json
-import resource
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from statistics import median
-from time import process_time
 
 import torch
+from arms import measure, parse, run_arm
 from torch import Tensor
 
 from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining, modeling_siamese_im
@@ -55,44 +48,22 @@ def make_step(what: str, form: str, batch: int):
     return lambda: model(pixels, masks, indices, crops).loss.backward()
 
 
-def measure(what: str, form: str, batch: int, repeats: int) -> dict[str, float]:
-    """Median CPU seconds of a step, and how far it raised the peak of this process, in MiB."""
-    make_step(what, form, 2)()  # libraries take their own memory with the first use
-    step = make_step(what, form, batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats):
-        started = process_time()
-        step()
-        seconds.append(process_time() - started)
-    return {"seconds": median(seconds), "mebibytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one", nargs=3, metavar=("WHAT", "FORM", "BATCH"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one[0], options.one[1], int(options.one[2]), options.repeats)))
+    options = parse(__doc__, repeats=5)
+    if options.arm:
+        what, form, batch = options.arm
+        print(json.dumps(measure(make_step(what, form, int(batch)), options.repeats)))
         return
     print(f"{'':6}{'batch':>6}{'rows s':>10}{'square s':>10}{'rows MiB':>10}{'square MiB':>12}{'time':>8}{'memory':>8}")
     for what in ("loss", "step"):
         for batch in BATCHES:
-            found = {form: _in_a_process(what, form, batch, options.repeats) for form in LOSSES}
+            found = {form: run_arm(__file__, [what, form, batch], options.repeats) for form in LOSSES}
             rows, whole = found["rows"], found["square"]
             ratios = rows["seconds"] / whole["seconds"], rows["mebibytes"] / whole["mebibytes"]
             print(
                 f"{what:6}{batch:6}{rows['seconds']:10.4f}{whole['seconds']:10.4f}{rows['mebibytes']:10.1f}"
                 f"{whole['mebibytes']:12.1f}{ratios[0]:7.2f}×{ratios[1]:7.2f}×"
             )
-
-
-def _in_a_process(what: str, form: str, batch: int, repeats: int) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__)), "--one", what, form, str(batch), "--repeats", str(repeats)]
-    with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=elsewhere)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """ConvNeXt (arXiv 2201.03545): depth-wise 7×7 convolution, norm, MLP; one residual."""
 
+from functools import partial
+
+import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+
+from hssl_hf.residual import add_branch, mlp_branch
 
 
 class ConvNeXtBlock(nn.Module):
@@ -17,7 +22,17 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = self.mlp(self.norm(y))
-        return x + self.drop_path(y) if self.shortcut else y
+    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
+        branch = partial(self._branch, pool=pool)
+        return add_branch(x, branch, self.drop_path, pool) if self.shortcut else branch(x)
+
+    def _branch(self, x: Tensor, pool: tuple[int, ...]) -> Tensor:
+        return mlp_branch(self._mix, self.mlp, x, pool)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # the weights' gradient takes thrice as long in bf16
+            with torch.autocast("cpu", enabled=False):
+                y = self.depthwise(x.float().permute(0, 3, 1, 2))
+        else:
+            y = self.depthwise(x.permute(0, 3, 1, 2))
+        return self.norm(y.permute(0, 2, 3, 1))

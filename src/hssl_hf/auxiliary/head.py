@@ -50,9 +50,19 @@ class AuxiliaryHead(nn.Module):
         self.grad_checkpointing = False
         self.apply(partial(_init_weights, init=init))
 
-    def forward(self, features: Tensor) -> Tokens:
-        """(B, h, w, C) patch features before the base's final norm -> cls (B, C) and patches (B, h, w, C)."""
-        hidden = self.leave(run_blocks(self.blocks, self.enter(features), self.grad_checkpointing))
+    def forward(self, features: Tensor, patches: bool = True) -> Tokens:
+        """
+        Args:
+            features: (B, h, w, C) patch features before the base's final norm.
+            patches: whether anybody asks for the head's patches; without them its last linear layers run on means alone.
+        Returns:
+            cls (B, C), and patches (B, h, w, C) or None.
+        """
+        last = self.blocks[-1] if patches else partial(self.blocks[-1], pool=(1, 2))
+        blocks = [*self.blocks[:-1], last]
+        hidden = self.leave(run_blocks(blocks, self.enter(features), self.grad_checkpointing))
+        if not patches:
+            return Tokens(self.norm(hidden))
         return Tokens(self.norm(hidden.mean((1, 2))), self.norm(hidden))
 
 

@@ -1,9 +1,13 @@
 """ResMLP (arXiv 2105.03404): a linear layer across the patches as token mixer, then an MLP."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
+
+from hssl_hf.residual import add_branch, mlp_branch
 
 
 class ResMLPBlock(nn.Module):
@@ -24,12 +28,14 @@ class ResMLPBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
+        x = add_branch(x, self._mix, self.drop_path) if self.shortcut else self._mix(x)
+        return add_branch(x, partial(mlp_branch, self.norm2, self.mlp, pool=pool), self.drop_path, pool)
+
+    def _mix(self, x: Tensor) -> Tensor:
         y = resize(self.norm1(x), self.grid)
         y = self.mixer(y.flatten(1, 2).transpose(1, 2)).transpose(1, 2).unflatten(1, self.grid)
-        y = resize(y, x.shape[1:3])
-        x = x + self.drop_path(y) if self.shortcut else y
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return resize(y, x.shape[1:3])
 
 
 def resize(x: Tensor, grid: tuple[int, int]) -> Tensor:

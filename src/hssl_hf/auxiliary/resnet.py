@@ -26,6 +26,7 @@ class ResNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
         y = self.layers(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return F.relu(x + self.drop_path(y) if self.shortcut else y)
+        y = F.relu(x + self.drop_path(y) if self.shortcut else y)  # dropped samples are computed: they count in the norms
+        return y.mean(pool) if pool else y

@@ -1,11 +1,14 @@
 """Swin (arXiv 2103.14030): self-attention in windows, shifted in every second block, then an MLP."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, use_fused_attn
 from torch import Tensor, nn
 
 from hssl_hf.auxiliary.vit import attention_heads
+from hssl_hf.residual import add_branch, mlp_branch
 
 WINDOW = 7
 
@@ -31,12 +34,12 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._attend(self.norm1(x))
-        x = x + self.drop_path(y) if self.shortcut else y
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
+        x = add_branch(x, self._attend, self.drop_path) if self.shortcut else self._attend(x)
+        return add_branch(x, partial(mlp_branch, self.norm2, self.mlp, pool=pool), self.drop_path, pool)
 
     def _attend(self, x: Tensor) -> Tensor:
+        x = self.norm1(x)
         height, width = x.shape[1:3]
         window = (min(WINDOW, height), min(WINDOW, width))
         shift = (0, 0) if min(height, width) <= WINDOW else (self.shift, self.shift)

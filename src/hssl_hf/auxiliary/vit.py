@@ -1,8 +1,12 @@
 """ViT (arXiv 2010.11929): self-attention over all patches, then an MLP; the homogeneous control of the paper."""
 
+from functools import partial
+
 from timm.layers import DropPath, Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+
+from hssl_hf.residual import add_branch, mlp_branch
 
 
 class ViTBlock(nn.Module):
@@ -17,10 +21,12 @@ class ViTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.attention(self.norm1(x).flatten(1, 2)).view_as(x)
-        x = x + self.drop_path(y) if self.shortcut else y
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
+        x = add_branch(x, self._attend, self.drop_path) if self.shortcut else self._attend(x)
+        return add_branch(x, partial(mlp_branch, self.norm2, self.mlp, pool=pool), self.drop_path, pool)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        return self.attention(self.norm1(x).flatten(1, 2)).view_as(x)
 
 
 def attention_heads(width: int) -> int:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
 from hssl_hf.discrepancy import discrepancy
-from hssl_hf.heads import Projection, Prototypes
+from hssl_hf.heads import Projection, Prototypes, similarity
 from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, teachers
 from hssl_hf.tokens import Branches
 
@@ -79,8 +79,16 @@ class DINO(nn.Module):
             masks, masked_indices: unused here.
             temperature: tau_t of the teacher.
         """
-        targets, output = self._targets(teacher, teacher_heads, temperature)
-        logits = {name: self._student_logits(name, student, local, heads) for name in learners(self.cls_arrows)}
+        with torch.no_grad():
+            teacher_prototypes = teacher_heads.prototypes()
+        return self._compare_cls(
+            student, local, teacher, heads, teacher_heads, heads.prototypes(), teacher_prototypes, temperature
+        )
+
+    def _compare_cls(self, student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature):
+        """The image level."""
+        targets, output = self._targets(teacher, teacher_heads, teacher_prototypes, temperature)
+        logits = {name: self._student_logits(name, student, local, heads, prototypes) for name in learners(self.cls_arrows)}
         terms = {
             f"cls_{teacher_name}_to_{learner}": cross_view_loss(targets[teacher_name], logits[learner])
             for teacher_name, learner in self.cls_arrows
@@ -89,18 +97,20 @@ class DINO(nn.Module):
         output.parts = {**terms, **output.parts}
         return output
 
-    def _student_logits(self, name: str, student: Branches, local: Branches | None, heads) -> Tensor:
+    def _student_logits(self, name: str, student: Branches, local: Branches | None, heads, prototypes: Tensor) -> Tensor:
         """Logits (V + L, B, K) over tau_s of all views."""
         cls = getattr(student, name).cls
         if local is not None:
             cls = torch.cat([cls, getattr(local, name).cls])
-        return heads.prototypes(heads.project(name, cls)).float() / self.config.student_temperature
+        return similarity(heads.project(name, cls), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
-    def _targets(self, teacher: Branches, heads, temperature: float) -> tuple[dict[str, Tensor], ObjectiveOutput]:
+    def _targets(
+        self, teacher: Branches, heads, prototypes: Tensor, temperature: float
+    ) -> tuple[dict[str, Tensor], ObjectiveOutput]:
         """Targets (V, B, K) of every teaching branch; collects the centres and measures the discrepancy."""
         measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and heads.has(n)]
-        logits = {name: heads.prototypes(heads.project(name, getattr(teacher, name).cls)).float() for name in measured}
+        logits = {name: similarity(heads.project(name, getattr(teacher, name).cls), prototypes) for name in measured}
         targets = {}
         for name in teachers(self.cls_arrows):
             center = self.cls_centers[name]

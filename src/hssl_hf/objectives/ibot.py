@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
+from hssl_hf.heads import similarity
 from hssl_hf.objectives.dino import DINO
 from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, teachers
 from hssl_hf.tokens import Branches
@@ -39,16 +40,19 @@ class IBOT(DINO):
             masks: (V, B, h, w) bool, True = hidden from the student.
             masked_indices: (M,) their positions in the flattened masks; worked out here if None.
         """
-        output = super().forward(student, local, teacher, heads, teacher_heads, temperature=temperature)
+        if masks is None and self.patch_arrows:
+            raise ValueError("the objective 'ibot' needs masks (V, B, h, w), got None")
+        prototypes = heads.prototypes()
+        with torch.no_grad():
+            teacher_prototypes = teacher_heads.prototypes()
+        output = self._compare_cls(student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature)
         if not self.patch_arrows:
             return output
-        if masks is None:
-            raise ValueError("the objective 'ibot' needs masks (V, B, h, w), got None")
         if masked_indices is None:
             masked_indices = masks.flatten().nonzero().flatten()
-        targets = self._patch_targets(teacher, teacher_heads, masked_indices, temperature)
+        targets = self._patch_targets(teacher, teacher_heads, teacher_prototypes, masked_indices, temperature)
         weights = self._weights(masks, masked_indices)
-        logits = {n: self._patch_logits(n, student, heads, masked_indices) for n in learners(self.patch_arrows)}
+        logits = {n: self._patch_logits(n, student, heads, prototypes, masked_indices) for n in learners(self.patch_arrows)}
         terms = {}
         for name, learner in self.patch_arrows:
             s, t = logits[learner], targets[name]
@@ -57,20 +61,22 @@ class IBOT(DINO):
         output.parts |= terms
         return output
 
-    def _patch_logits(self, name: str, student: Branches, heads, indices: Tensor) -> Tensor:
+    def _patch_logits(self, name: str, student: Branches, heads, prototypes: Tensor, indices: Tensor) -> Tensor:
         """Logits (M, K) over tau_s of the hidden patches."""
         patches = getattr(student, name).patches.flatten(0, 3).index_select(0, indices)
-        return heads.prototypes(heads.project(name, patches)).float() / self.config.student_temperature
+        return similarity(heads.project(name, patches), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
-    def _patch_targets(self, teacher: Branches, heads, indices: Tensor, temperature: float) -> dict[str, Tensor]:
+    def _patch_targets(
+        self, teacher: Branches, heads, prototypes: Tensor, indices: Tensor, temperature: float
+    ) -> dict[str, Tensor]:
         targets = {}
         for name in teachers(self.patch_arrows):
             center = self.patch_centers[name]
             projected = heads.project(name, getattr(teacher, name).patches.flatten(0, 3))
             with torch.autocast(projected.device.type, enabled=False):
-                center.collect(heads.prototypes(projected.mean(0)))
-            logits = heads.prototypes(projected.index_select(0, indices)).float()
+                center.collect(similarity(projected.mean(0), prototypes))
+            logits = similarity(projected.index_select(0, indices), prototypes)
             targets[name] = torch.softmax((logits - center.value) / temperature, dim=-1)
         return targets
 

@@ -1,0 +1,66 @@
+"""Arms of a benchmark: each runs in a process of its own, one thread, and says what a step costs there."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def measure(step: Callable[[], None], repeats: int) -> dict[str, float]:
+    """CPU seconds of a step (median), and the largest sum of tensors that it holds at once beside what it found, in MiB.
+
+    The first step, in which libraries and optimizers take memory of their own, is not counted.
+    """
+    step()
+    seconds = []
+    for _ in range(repeats):
+        started = process_time()
+        step()
+        seconds.append(process_time() - started)
+    return {"seconds": median(seconds), "mebibytes": peak_bytes(step) / 2**20}
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """Largest sum of live allocations made by a step, exact to the byte."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def run_arm(script: str, arguments: list, repeats: int, python: str = sys.executable) -> dict[str, float]:
+    """Run one arm of a benchmark script, `script --arm ARGUMENT ...`, in a process of its own."""
+    command = [python, str(Path(script).resolve()), "--repeats", str(repeats), "--arm", *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=elsewhere)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def parse(description: str, repeats: int, **more) -> argparse.Namespace:
+    """Command line of a benchmark: `--repeats`, the hidden `--arm`, and further options with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--arm", nargs="+", help=argparse.SUPPRESS)
+    for name, (default, help_text) in more.items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true", help=help_text)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=help_text)
+    options = parser.parse_args()
+    if options.arm:
+        torch.set_num_threads(1)
+    return options
