@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Without compiled bytecode every start costs many seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all check clean
+.PHONY: quickstart test test-all check equivalence clean
 
 quickstart: .venv/installed
 	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume=auto
@@ -18,6 +18,10 @@ test-all: .venv/installed-test check
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# One process, accumulation, and two processes under every engine: is it the same training?
+equivalence: .venv/installed-test
+	$(BIN)/python training/equivalence.py
 
 clean:
 	rm -rf .venv runs

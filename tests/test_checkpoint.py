@@ -34,7 +34,7 @@ def test_everything_comes_back(training, tmp_path):
         move(training)
         expected.append((model.weight.clone(), torch.rand(3)))
     state, loader = checkpoints.load(accelerator, path)
-    assert state == {"step": 7, "corrupt": ["x"]} and loader == {"position": 11}
+    assert (state["step"], state["corrupt"]) == (7, ["x"]) and loader == [{"position": 11}]
     for weight, random in expected:
         move(training)
         assert torch.equal(model.weight, weight) and torch.equal(torch.rand(3), random)
@@ -79,4 +79,19 @@ def test_folder_without_checkpoint_is_refused(tmp_path):
 
 def test_state_is_plain_json(training, tmp_path):
     path = Checkpoints(tmp_path).save(training[0], 3, {}, {"processes": 1})
-    assert json.loads((path / "state.json").read_text()) == {"step": 3, "processes": 1}
+    state = json.loads((path / "state.json").read_text())
+    assert (state["step"], state["processes"]) == (3, 1) and {"model.safetensors", "loader-0.pt"} < set(state["files"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "state"])
+def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
+    assert checkpoints.newest_intact() == bad
+    file = bad / ("state.json" if damage == "state" else "optimizer.bin")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink() if damage == "missing" else file.write_bytes(data[:-1] if damage in ("cut", "state") else data)
+    with pytest.warns(UserWarning, match="step-00000002 is damaged"):
+        assert checkpoints.newest_intact() == good
+    assert checkpoints.all() == [good] and (tmp_path / "damaged-step-00000002").is_dir()

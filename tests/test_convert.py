@@ -54,7 +54,7 @@ def train(state, views, momenta, lr=1e-3):
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
-        clip_gradient(model.student.parameters(), 1.0)
+        clip_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 1.0)
         optimizer.step()
         losses.append(loss.item())
     return to_siamese_im(model), losses

@@ -36,7 +36,7 @@ def test_a_launcher_that_starts_fewer_is_caught(alone, monkeypatch, form):
     parent(monkeypatch, *form, "train.py")
     with pytest.raises(LaunchError, match=r"2 processes were asked for, but this one sees 1") as error:
         check_launch(alone, "train.py")
-    assert "accelerate launch --multi_gpu --num_processes 2 train.py" in str(error.value)
+    assert "--config_file training/accelerate/cpu.yaml --num_processes 2 train.py" in str(error.value)
 
 
 def test_a_configuration_file_counts_too(alone, monkeypatch, tmp_path):
@@ -66,12 +66,14 @@ def test_other_parents_ask_for_nothing(alone, monkeypatch):
 
 
 def test_signals_are_remembered_not_obeyed():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    codes = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+    before = {number: signal.getsignal(number) for number in codes}
     try:
-        interrupt = Interrupt()
-        assert interrupt.number == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.number == signal.SIGTERM
+        for number, code in codes.items():
+            interrupt = Interrupt()
+            assert interrupt.number == 0
+            os.kill(os.getpid(), number)
+            assert (interrupt.number, interrupt.exit_code) == (number, code)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,23 +24,21 @@ def test_decay_spares_biases_and_norms_alone():
 
 def test_every_tensor_is_clipped_by_its_own_norm():
     """Not the global norm: a small gradient beside a large one stays as it is."""
-    small, large = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
-    small.grad, large.grad = torch.full((4,), 0.1), torch.full((4,), 5.0)
-    norms = clip_each_gradient([small, large, torch.nn.Parameter(torch.zeros(1))], largest=3.0)
+    small, large = torch.full((4,), 0.1), torch.full((4,), 5.0)
+    norms = clip_each_gradient([small, large], largest=3.0)
     torch.testing.assert_close(norms, torch.tensor([0.2, 10.0]))
-    torch.testing.assert_close(small.grad, torch.full((4,), 0.1))
-    torch.testing.assert_close(large.grad, torch.full((4,), 5.0) * 3 / (10 + 1e-6))
+    torch.testing.assert_close(small, torch.full((4,), 0.1))
+    torch.testing.assert_close(large, torch.full((4,), 5.0) * 3 / (10 + 1e-6))
 
 
 def test_all_tensors_are_clipped_by_their_common_norm():
-    small, large = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
-    small.grad, large.grad = torch.full((4,), 0.3), torch.full((4,), 0.4)
-    norm = clip_gradient([small, large, torch.nn.Parameter(torch.zeros(1))], largest=0.5)
+    small, large = torch.full((4,), 0.3), torch.full((4,), 0.4)
+    norm = clip_gradient([small, large], largest=0.5)
     torch.testing.assert_close(norm, torch.tensor([1.0]))
-    torch.testing.assert_close(small.grad, torch.full((4,), 0.15), rtol=1e-4, atol=0)
-    torch.testing.assert_close(large.grad, torch.full((4,), 0.2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(small, torch.full((4,), 0.15), rtol=1e-4, atol=0)
+    torch.testing.assert_close(large, torch.full((4,), 0.2), rtol=1e-4, atol=0)
     clip_gradient([small, large], largest=0.5001)
-    torch.testing.assert_close(large.grad, torch.full((4,), 0.2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(large, torch.full((4,), 0.2), rtol=1e-4, atol=0)
 
 
 def test_siamese_tokens_decay_and_frozen_tables_take_no_part():
@@ -67,6 +65,19 @@ def test_dropped_gradients_freeze_against_decay_too():
     model(**tiny_views()).loss.backward()
     optimizer.step()
     assert not torch.equal(before[0], model.prototype_parameters()[0])
+
+
+def test_parameters_apart_stand_still_when_they_shall():
+    model = tiny_model(learned_prototype_length=True)
+    optimizer = build_optimizer(model.student, (0.9, 0.999), apart=model.prototype_parameters())
+    still = optimizer.param_groups[2]
+    assert [id(p) for p in still["params"]] == [id(p) for p in model.prototype_parameters()] and len(
+        optimizer.param_groups
+    ) == 3
+    set_rates(optimizer, 0.1, 0.5, frozen=True)
+    assert (still["lr"], still["weight_decay"], optimizer.param_groups[0]["lr"]) == (0.0, 0.0, 0.1)
+    set_rates(optimizer, 0.1, 0.5)
+    assert (still["lr"], still["weight_decay"]) == (0.1, 0.5)
 
 
 def test_rates_reach_their_groups():

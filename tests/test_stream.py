@@ -78,6 +78,50 @@ def test_resumes_exactly_at_any_image(parquet, stop, window, readers):
     assert list(islice(iter(again), 70)) == whole[stop:]
 
 
+@settings(max_examples=40)
+@given(st.data())
+def test_other_numbers_of_readers_go_on_without_loss_or_repetition(parquet, data):
+    """Readers stop anywhere, others go on, stop, and others again: every epoch has every image once."""
+    window, seen = data.draw(st.integers(1, 30)), []
+    states, readers = None, data.draw(st.integers(1, 6))
+    for _ in range(3):
+        streams = [ImageStream(parquet, seed=3, window=window, rank=r, world_size=readers) for r in range(readers)]
+        for stream in streams:
+            if states:
+                stream.inherit(states)
+            seen += [(i.epoch, i.name) for i in islice(stream, data.draw(st.integers(0, 40)))]
+            copy = ImageStream(parquet, seed=3, window=window)
+            copy.load_state_dict(stream.state_dict())
+            assert copy.state_dict() == stream.state_dict()
+        states, readers = [stream.state_dict() for stream in streams], data.draw(st.integers(1, 6))
+    final = [ImageStream(parquet, seed=3, window=window, rank=r, world_size=readers) for r in range(readers)]
+    last = max(epoch for epoch, _ in seen) if seen else 0
+    for stream in final:
+        stream.inherit(states)
+        seen += [(i.epoch, i.name) for i in takewhile(lambda i: i.epoch <= last + 1, stream)]
+    complete = Counter((epoch, f"{i}.png") for epoch in range(last + 2) for i in range(50))
+    assert Counter(seen) == complete
+
+
+def test_what_is_inherited_is_resumed_exactly(parquet):
+    before = [ImageStream(parquet, seed=3, window=8, rank=r, world_size=3) for r in range(3)]
+    for count, stream in zip((5, 30, 12), before, strict=True):
+        list(islice(stream, count))
+    states = [stream.state_dict() for stream in before]
+
+    def heir():
+        stream = ImageStream(parquet, seed=3, window=8, rank=1, world_size=2)
+        stream.inherit(states)
+        return stream
+
+    whole = list(islice(heir(), 80))
+    for stop in (0, 3, 9, 20, 50):
+        stopped, again = heir(), ImageStream(parquet, seed=3, window=8, rank=1, world_size=2)
+        assert list(islice(stopped, stop)) == whole[:stop]
+        again.load_state_dict(stopped.state_dict())
+        assert list(islice(again, 80 - stop)) == whole[stop:]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumes_exactly_behind_a_loader(parquet, workers):
     def loader():

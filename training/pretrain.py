@@ -9,33 +9,33 @@ import json
 import os
 import sys
 import warnings
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from signal import SIGTERM
 from time import perf_counter
 
 import timm
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object, set_seed, tqdm
+from accelerate.utils import broadcast_object_list, gather_object, set_seed, tqdm
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
 from hssl_hf.augmentation import Augmentation
-from hssl_hf.checkpoint import CheckpointError, Checkpoints
+from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
+from hssl_hf.engine import Engine, make_accelerator
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
-from hssl_hf.optim import CLIPS, build_optimizer, drop_gradients, set_rates
+from hssl_hf.optim import build_optimizer, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from hssl_hf.stock import image_processor
 from hssl_hf.stream import ImageStream, Source, StreamError, count_images
 from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
-from hssl_hf.views import CorruptShareError, ViewStream, collate
+from hssl_hf.views import CorruptShareError, ViewStream, collate, reader_states
 
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
 hssl_hf.register()
@@ -53,12 +53,11 @@ class Pretraining:
         missing = set(recipe.run.trackers) - {str(tracker) for tracker in get_available_trackers()}
         if missing:
             raise RecipeError(f"run.trackers: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
-        self.accelerator = Accelerator(
-            mixed_precision=optim.mixed_precision,
-            gradient_accumulation_steps=optim.accumulate,
-            log_with=list(recipe.run.trackers) or None,
-            project_dir=str(folder),
-        )
+        self.batch = recipe.images_per_process(int(os.environ.get("WORLD_SIZE", 1)))
+        self.accelerator = make_accelerator(
+            optim.mixed_precision == "bf16", optim.accumulate, self.batch,
+            log_with=list(recipe.run.trackers) or None, project_dir=str(folder),
+        )  # fmt: skip
         check_launch(self.accelerator, "training/pretrain.py")
         self._open_folder()
         if self.accelerator.device.type == "cpu":
@@ -76,7 +75,7 @@ class Pretraining:
     def _open_folder(self) -> None:
         """Make the folder of the run; keep the recipe that it was started with, and refuse to resume with another."""
         saved = self.folder / "recipe.yaml"
-        self.resumed = next(reversed(Checkpoints(self.folder / "checkpoints").all()), None)
+        self.resumed = self._newest_intact()
         if self.resumed and self.recipe.resume == "never":
             raise RecipeError(f"{self.folder} holds a run already; continue it with resume=auto, or set run.output_dir")
         if self.resumed:
@@ -92,6 +91,19 @@ class Pretraining:
                 self.recipe.save(saved)
         except OSError as error:
             raise RecipeError(f"cannot write to run.output_dir={self.folder}: {error}") from error
+
+    def _newest_intact(self) -> Path | None:
+        """The checkpoint to resume from, as the main process finds it."""
+        found = [None]
+        if self.accelerator.is_main_process and self.recipe.resume == "auto":
+            with warnings.catch_warnings(record=True) as damaged:
+                warnings.simplefilter("always")
+                found = [Checkpoints(self.folder / "checkpoints").newest_intact()]
+            for warning in damaged:
+                print(f"warning: {warning.message}", file=sys.stderr)
+        elif self.accelerator.is_main_process:
+            found = [next(reversed(Checkpoints(self.folder / "checkpoints").all()), None)]
+        return broadcast_object_list(found)[0]
 
     def _build_model(self, config) -> None:
         recipe, accelerator = self.recipe, self.accelerator
@@ -114,22 +126,14 @@ class Pretraining:
         model = method
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.leaves_parameters_idle)
-        optimizer = build_optimizer(method.student, recipe.optim.betas)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        optimizer = build_optimizer(method.student, recipe.optim.betas, method.prototype_parameters())
+        self.engine = Engine(accelerator, model, optimizer, recipe.optim.mixed_precision == "bf16")
         self.arguments = signature(method.forward).parameters
         method.train()
 
     def _build_stream(self) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        data, optim = recipe.data, recipe.optim
-        parts = accelerator.num_processes * optim.accumulate
-        self.batch, rest = divmod(optim.batch_size, parts)
-        if rest or not self.batch:
-            raise RecipeError(
-                f"optim.batch_size={optim.batch_size} does not divide into {accelerator.num_processes} processes × "
-                f"{optim.accumulate} accumulated parts"
-            )
+        data = recipe.data
         source = Source(data.path, data.name, data.split, data.revision, data.image_column, data.streaming)
         next(iter(ImageStream(source, window=1)))  # a missing column or an empty stream shows here, not in a worker
         self.images_per_epoch = data.images_per_epoch or count_images(source)
@@ -170,7 +174,7 @@ class Pretraining:
                         self._save(done)
                     if stop:
                         print(f"\ninterrupted after step {done}; continue with resume=auto", file=sys.stderr)
-                        return 128 + (interrupt.number or SIGTERM)
+                        return interrupt.exit_code
                 bar.update()
                 if done % self.plan.probe_every == 0 and done < self.plan.steps:
                     self._measure(done)
@@ -180,7 +184,8 @@ class Pretraining:
 
     def _train_step(self, step: int, batches) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        set_rates(self.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step))
+        frozen = step < self.plan.frozen_steps
+        set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), frozen)
         for _ in range(recipe.optim.accumulate):
             started = perf_counter()
             batch = next(batches)
@@ -188,16 +193,11 @@ class Pretraining:
             self.corrupt += batch.corrupt
             views = batch.to(accelerator.device).coloured(recipe.views)
             arguments = {**views.tensors(), "teacher_temperature": self.plan.temperature(step)}
-            with accelerator.accumulate(self.model):
-                output = self.model(**{name: value for name, value in arguments.items() if name in self.arguments})
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients:
-                    if step < self.plan.frozen_steps:
-                        drop_gradients(self.method.prototype_parameters())
-                    if recipe.optim.clip is not None:
-                        CLIPS[recipe.optim.clip_norm](self.method.student.parameters(), recipe.optim.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+            with accelerator.accumulate(self.engine.model):
+                output = self.engine.forward(**{name: value for name, value in arguments.items() if name in self.arguments})
+                self.engine.backward(output.loss)
+                still = self.method.prototype_parameters() if frozen else []
+                self.engine.step(still, recipe.optim.clip, recipe.optim.clip_norm)
             values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
             self.meter.add(values, self.batch * accelerator.num_processes)
         self.method.update_teacher(self.plan.momentum(step + self.method.moves_before_forward))
@@ -212,25 +212,31 @@ class Pretraining:
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
-        self.checkpoints.save(self.accelerator, done, position, {"processes": self.accelerator.num_processes})
+        state = {"processes": self.accelerator.num_processes}
+        self.checkpoints.save(self.accelerator, done, position, state, self.engine.whole)
 
     def _resume(self) -> int:
         if not self.resumed:
             return 0
-        state, position = self.checkpoints.load(self.accelerator, self.resumed)
-        if state["processes"] != self.accelerator.num_processes:
-            raise CheckpointError(
-                f"the run was started with {state['processes']} processes, this one has {self.accelerator.num_processes}; "
-                "resume with as many, so that every image is seen as it would have been"
-            )
-        self.loader.load_state_dict(position["loader"])
-        self.corrupt = position["corrupt"]
+        accelerator = self.accelerator
+        self.engine.check_processes(json.loads((self.resumed / STATE).read_text())["processes"])
+        state, positions = self.checkpoints.load(accelerator, self.resumed)
+        if len(positions) == accelerator.num_processes:
+            self.loader.load_state_dict(positions[accelerator.process_index]["loader"])
+            self.corrupt = positions[accelerator.process_index]["corrupt"]
+            return state["step"]
+        self.loader.dataset.inherit([reader for position in positions for reader in reader_states(position["loader"])])
+        if accelerator.is_main_process:
+            self.corrupt = [name for position in positions for name in position["corrupt"]]
+            print(f"resuming with {accelerator.num_processes} processes what {len(positions)} began", file=sys.stderr)
         return state["step"]
 
     def _measure(self, done: int) -> None:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew."""
-        if self.recipe.probe.path is not None and self.accelerator.is_main_process:
-            values = {"knn_top1": self.probe.knn(self._encode, f"k-NN at step {done}")["top1"]}
+        method = self.engine.whole() if self.recipe.probe.path is not None else None
+        if method is not None and self.accelerator.is_main_process:
+            encode = partial(self._encode, method.network(self.recipe.run.export_network).base)
+            values = {"knn_top1": self.probe.knn(encode, f"k-NN at step {done}")["top1"]}
             if done == 0:
                 values["knn_top1_pixels"] = self.probe.knn(pixels_encoder, "k-NN of raw pixels")["top1"]
             self.track.log(done, values)
@@ -238,18 +244,17 @@ class Pretraining:
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
-    def _encode(self, pixels: torch.Tensor):
-        base = self.method.network(self.recipe.run.export_network).base.eval()
-        tokens = base(pixels.to(self.accelerator.device))[0]
+    def _encode(self, base: torch.nn.Module, pixels: torch.Tensor):
+        tokens = base.eval()(pixels.to(next(base.parameters()).device))[0]
         base.train()
         return tokens
 
     def _finish(self) -> None:
-        corrupt = gather_object(self.corrupt)
+        corrupt, method = gather_object(self.corrupt), self.engine.whole()
         if self.accelerator.is_main_process:
             lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
             export = export_backbone(
-                self.method, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
+                method, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
             )
             if self.recipe.probe.path is not None:
                 lines += self._evaluate(export)

@@ -1,19 +1,23 @@
 """Checkpoints of a run: written whole or not at all, newest kept, resumed exactly.
 
 A checkpoint is what accelerate saves (weights, optimizer, random states) plus the stream's position of every process and a
-small JSON with the step and what it depends on. It is written beside its place and renamed into it when complete.
+small JSON with the step, what it depends on, and the size and checksum of every file. It is written beside its place and
+renamed into it when complete.
 """
 
 import json
 import os
 import shutil
+import warnings
+import zlib
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-STATE = "state.json"
+STATE, WEIGHTS = "state.json", "model.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -35,9 +39,27 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
 
-    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict) -> Path:
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; damaged ones are put aside, with a warning."""
+        for path in reversed(self.all()):
+            damage = _damage(path)
+            if not damage:
+                return path
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            warnings.warn(f"the checkpoint {path.name} is damaged ({damage}); it is put aside as {aside}", stacklevel=2)
+        return None
+
+    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, whole=None) -> Path:
         """Write a checkpoint; on failure the earlier ones stay as they are.
 
+        Args:
+            accelerator: with the model and the optimizer.
+            step: finished steps.
+            loader_state: of this process.
+            state: what else to write down, the same in all processes.
+            whole: a function that gives the model with whole weights, for engines that save it in pieces.
         Raises:
             CheckpointError: if the disk is full or the folder cannot be written.
         """
@@ -49,10 +71,14 @@ class Checkpoints:
                 draft.mkdir(parents=True)
             accelerator.wait_for_everyone()
             accelerator.save_state(str(draft))
+            if whole is not None and not (draft / WEIGHTS).exists():
+                model = whole()
+                if accelerator.is_main_process:
+                    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, draft / WEIGHTS)
             torch.save(loader_state, draft / f"loader-{accelerator.process_index}.pt")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                (draft / STATE).write_text(json.dumps({"step": step, **state}, indent=1))
+                (draft / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(draft)}, indent=1))
                 _sync(draft)
                 shutil.rmtree(place, ignore_errors=True)
                 draft.rename(place)
@@ -63,17 +89,18 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         return place
 
-    def load(self, accelerator: Accelerator, path: Path) -> tuple[dict, dict]:
-        """Restore weights, optimizer and random states; returns the state and this process's loader state."""
+    def load(self, accelerator: Accelerator, path: Path) -> tuple[dict, list[dict]]:
+        """Restore weights, optimizer and random states; returns the state and the loader states of all processes that saved."""
         state = json.loads((path / STATE).read_text())
         try:
             accelerator.load_state(str(path))
-            loader = torch.load(path / f"loader-{accelerator.process_index}.pt", weights_only=True)
+            files = sorted(path.glob("loader-*.pt"), key=lambda file: int(file.stem.removeprefix("loader-")))
+            loaders = [torch.load(file, weights_only=True) for file in files]
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
             ) from error
-        return state, loader
+        return state, loaders
 
     def _prune(self) -> None:
         for old in self.all()[: -self.keep]:
@@ -87,6 +114,30 @@ class Checkpoints:
             f"the checkpoint of step {step} could not be written to {self.folder} ({free:.0f} MiB free): {error}\n{safe} "
             "Make room, or choose another folder with run.output_dir, and start again with resume=auto."
         )
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file but the state, by relative name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != STATE:
+            checksum = 0
+            with path.open("rb") as file:
+                while piece := file.read(2**22):
+                    checksum = zlib.crc32(piece, checksum)
+            found[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum]
+    return found
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint; empty if nothing is."""
+    try:
+        expected = json.loads((path / STATE).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE} cannot be read: {error!r}"
+    found = _checksums(path)
+    wrong = [name for name in expected if found.get(name) != expected[name]]
+    return f"{', '.join(wrong)} missing, cut short or changed" if wrong else ""
 
 
 def _sync(folder: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed._functional_collectives import all_reduce
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -25,7 +25,7 @@ class BatchNorm(nn.BatchNorm1d):
         count = x.numel() // x.shape[1]
         values = x.float()
         sums = torch.cat([values.sum(axes), values.square().sum(axes), values.new_tensor([count])])
-        sums = all_reduce(sums)
+        sums = all_reduce(sums, "sum", dist.group.WORLD)
         total = sums[-1].detach()
         mean = sums[: self.num_features] / total
         variance = sums[self.num_features : -1] / total - mean.square()

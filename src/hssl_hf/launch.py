@@ -11,7 +11,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file
 
-COMMAND = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} {script}"
+COMMAND = "accelerate launch --config_file training/accelerate/{config}.yaml --num_processes {n} {script}"
 
 
 class LaunchError(RuntimeError):
@@ -34,9 +34,7 @@ def check_launch(accelerator: Accelerator, script: str) -> None:
         connected = int(ones.item())
     if asked == accelerator.num_processes == connected and (asked == 1 or accelerator.distributed_type != "NO"):
         return
-    works = COMMAND.format(n=asked, script=script) if not torch.cuda.is_available() else (
-        f"accelerate launch --multi_gpu --num_processes {asked} {script}"
-    )  # fmt: skip
+    works = COMMAND.format(n=asked, script=script, config="multi_gpu" if torch.cuda.is_available() else "cpu")
     raise LaunchError(
         f"{asked} processes were asked for, but this one sees {accelerator.num_processes} and {connected} answer "
         f"(mode {accelerator.distributed_type}). Start them with\n    {works}"
@@ -70,13 +68,21 @@ def _options(arguments: list[str]) -> dict[str, str]:
     return options
 
 
+REQUEUE = os.EX_TEMPFAIL
+
+
 class Interrupt:
-    """Remembers SIGTERM and Ctrl-C, so that a step can end before the program does."""
+    """Remembers SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
 
     def __init__(self):
         self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._remember)
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, as in a shell; else 75 (EX_TEMPFAIL), which tells a scheduler to queue the job again."""
+        return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
 
     def _remember(self, number: int, _frame) -> None:
         self.number = number

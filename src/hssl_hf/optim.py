@@ -3,64 +3,95 @@
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
-def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: parameters with weight decay (first), and biases and other one-dimensional ones without.
+def parameter_groups(module: nn.Module, apart: Iterable[nn.Parameter] = ()) -> list[dict]:
+    """Groups of parameters with weight decay (first), of biases and other one-dimensional ones without, and of those `apart`.
 
     Position tables, class and mask tokens and prototypes are matrices and decay, as in DINO and iBOT. Every trainable
     parameter is in exactly one group.
+
+    Args:
+        apart: parameters that stand still at times (`set_rates`).
     """
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    decays = {name for name, p in trainable.items() if p.ndim > 1 and not name.endswith(".bias")}
-    return [
-        {"params": [p for name, p in trainable.items() if name in decays], "decays": True},
-        {"params": [p for name, p in trainable.items() if name not in decays], "decays": False, "weight_decay": 0.0},
+    apart = {id(p) for p in apart}
+    groups = [
+        {"params": [], "decays": True, "apart": False},
+        {"params": [], "decays": False, "apart": False, "weight_decay": 0.0},
+        {"params": [], "decays": True, "apart": True},
     ]
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            group = 2 if id(p) in apart else 0 if p.ndim > 1 and not name.endswith(".bias") else 1
+            groups[group]["params"].append(p)
+    return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, betas: tuple[float, float]) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, betas: tuple[float, float], apart: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
     """AdamW over a module's trainable parameters; learning rate and weight decay are set at every step."""
-    return torch.optim.AdamW(parameter_groups(module), lr=0.0, betas=betas, fused=True)
+    return torch.optim.AdamW(parameter_groups(module, apart), lr=0.0, betas=betas, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, frozen: bool = False) -> None:
+    """Learning rate and weight decay of a step; `frozen` lets the parameters apart stand still."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        still = frozen and group["apart"]
+        group["lr"] = 0.0 if still else learning_rate
         if group["decays"]:
-            group["weight_decay"] = weight_decay
+            group["weight_decay"] = 0.0 if still else weight_decay
 
 
 @torch.no_grad()
-def clip_each_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scale down the gradient of every parameter tensor whose own norm exceeds `largest`, without waiting for the device.
+def clip_each_gradient(gradients: list[Tensor], largest: float) -> Tensor:
+    """Scale down every gradient whose own norm exceeds `largest`, without waiting for the device.
 
+    Args:
+        gradients: of whole tensors, or sharded ones (`DTensor`).
     Returns:
         (n,) norms before clipping.
     Source: DINO and iBOT code. Differs: their papers do not say that the norm is per tensor, not global.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    torch._foreach_mul_(gradients, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
-    return torch.stack(norms)
+    norms = _norms(gradients)
+    torch._foreach_mul_(_local(gradients), list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    return norms
 
 
 @torch.no_grad()
-def clip_gradient(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+def clip_gradient(gradients: list[Tensor], largest: float) -> Tensor:
     """Scale down all gradients together if their common norm exceeds `largest`, without waiting for the device.
 
+    Args:
+        gradients: of whole tensors, or sharded ones (`DTensor`).
     Returns:
         (1,) norm before clipping.
     Source: SiameseIM code.
     """
-    return nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], largest, foreach=True).view(1)
+    norm = _norms(gradients).norm()
+    torch._foreach_mul_(_local(gradients), (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm.view(1)
 
 
 CLIPS = {"each": clip_each_gradient, "all": clip_gradient}
 
 
+def _local(gradients: list[Tensor]) -> list[Tensor]:
+    return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+
+
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """(n,) norms, of sharded gradients over all shards."""
+    norms = torch.stack(torch._foreach_norm(_local(gradients)))
+    if any(isinstance(g, DTensor) for g in gradients):
+        squares = norms.square()
+        dist.all_reduce(squares)
+        norms = squares.sqrt()
+    return norms
+
+
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Make the optimizer pass these parameters over entirely, their weight decay included."""
+    """Make the optimizer pass these parameters over entirely, their moments included."""
     for parameter in parameters:
         parameter.grad = None

@@ -161,6 +161,20 @@ class Recipe:
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
         return _config_class(self.model)(**arguments, image_size=self.views.global_size)
 
+    def images_per_process(self, processes: int) -> int:
+        """Images of one accumulated part of one process's share of a batch.
+
+        Raises:
+            RecipeError: if the batch does not divide.
+        """
+        images, rest = divmod(self.optim.batch_size, processes * self.optim.accumulate)
+        if rest or not images:
+            raise RecipeError(
+                f"optim.batch_size={self.optim.batch_size} does not divide into {processes} processes × "
+                f"{self.optim.accumulate} accumulated parts"
+            )
+        return images
+
     def to_dict(self) -> dict:
         return plain(dataclasses.asdict(self))
 

@@ -6,8 +6,10 @@ a reader permutes windows of rows. Everything follows from (seed, epoch, reader,
 """
 
 import difflib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -162,6 +164,27 @@ class Position:
     window: int = 0
 
 
+@dataclass
+class Inheritance:
+    """What other readers left.
+
+    Args:
+        states: where each of them is now.
+        place: how many of those that concern this reader are finished.
+        count: images that have passed so far, of which every n-th is this reader's.
+    """
+
+    states: list[dict]
+    place: int = 0
+    count: int = 0
+
+
+def _furthest(states: Sequence[Mapping]) -> int:
+    """The furthest epoch that any reader, or anyone whom it inherits from, has begun."""
+    epochs = [state["start"]["epoch"] - (1 if state.get("inherited") else 0) for state in states]
+    return max(epochs)
+
+
 class ImageStream(torch.utils.data.IterableDataset):
     """Encoded images without end, each reader (process × worker) with a part of its own.
 
@@ -196,21 +219,40 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
         self.dataset = load_source(source)
         self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
-        self._start, self._taken = Position(), 0
+        self._start, self._taken, self._inherited = Position(), 0, None
 
     def state_dict(self) -> dict:
-        """Position of the next image: the window it is in, and how many of that window are taken."""
-        return {"start": asdict(self._start), "taken": self._taken}
+        """Position of the next image: the window it is in, how many of that window are taken, and what is left of others."""
+        inherited = None if self._inherited is None else asdict(self._inherited)
+        return {"start": asdict(self._start), "taken": self._taken, "inherited": inherited}
 
     def load_state_dict(self, state: Mapping) -> None:
         self._start, self._taken = Position(**state["start"]), state["taken"]
+        self._inherited = None if state.get("inherited") is None else Inheritance(**deepcopy(state["inherited"]))
+
+    def inherit(self, states: Sequence[Mapping]) -> None:
+        """Go on where another number of readers stopped: nothing is lost, nothing is seen twice.
+
+        Every reader takes a part of what those readers have left of the furthest epoch that one of them had begun.
+
+        Args:
+            states: `state_dict` of all of them, in order.
+        """
+        window = 1 + max(state["start"]["window"] for state in states)
+        self._start, self._taken = Position(1 + _furthest(states), window=window), 0
+        self._inherited = Inheritance(deepcopy(list(states)))
 
     def __iter__(self) -> Iterator[EncodedImage]:
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        reader, readers = self.rank * workers + worker_id, self.world_size * workers
+        yield from self._images(self.rank * workers + worker_id, self.world_size * workers)
+
+    def _images(self, reader: int, readers: int, last_epoch: float = math.inf) -> Iterator[EncodedImage]:
+        if self._inherited is not None:
+            yield from self._left_over(reader, readers)
+            self._inherited = None
         dataset = self.dataset if self.dataset.num_shards >= readers else self.dataset.reshard()
-        while True:
+        while self._start.epoch <= last_epoch:
             rows = self._rows(dataset, reader, readers)
             while window := list(islice(rows, self.window)):
                 rng = np.random.default_rng([self.seed, reader, self._start.window])
@@ -224,6 +266,22 @@ class ImageStream(torch.utils.data.IterableDataset):
                     f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
+
+    def _left_over(self, reader: int, readers: int) -> Iterator[EncodedImage]:
+        """This reader's part of what other readers have left: some of them, or every n-th image of one."""
+        left = self._inherited
+        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= len(left.states))
+        sharers, residue = readers // groups, reader // groups
+        last = self._start.epoch - 1
+        mine = range(reader % groups, len(left.states), groups)
+        while left.place < len(mine):
+            other = copy(self)
+            other.load_state_dict(left.states[mine[left.place]])
+            for image in other._images(mine[left.place], len(left.states), last):
+                left.states[mine[left.place]], left.count = other.state_dict(), left.count + 1
+                if left.count % sharers == residue:
+                    yield image
+            left.place += 1
 
     def _rows(self, dataset, reader: int, readers: int) -> Iterator[tuple[EncodedImage, Position]]:
         """The rest of this reader's epoch in the order of the files; each image with the position after it."""

@@ -78,6 +78,12 @@ class StudentTeacherModel(PreTrainedModel):
         """Parameters of the student's last layer, which stands still in the first epochs of DINO and iBOT."""
         return []
 
+    def get_input_embeddings(self) -> None:
+        """There is no table of embeddings that an engine could treat apart."""
+
+    def get_output_embeddings(self) -> None:
+        """There is none either."""
+
     def freeze(self) -> None:
         """Mark what no optimizer moves; transformers forgets that when it loads a model."""
         if self.teacher is not None:

@@ -5,7 +5,7 @@ Legend of all shapes: V global views, L local views, B images, h×w grid of patc
 Workers decode, crop and draw (`augmentation.py`); colour operations are applied behind the loader (`colour.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -93,6 +93,14 @@ def collate(samples: list[dict]) -> Views:
     )
 
 
+def reader_states(loader: Mapping) -> list[dict]:
+    """The states of a loader's readers, out of its `state_dict`: of its workers in order, or of the process itself."""
+    if "_snapshot" in loader:
+        workers = loader["_snapshot"]["_worker_snapshots"]
+        return [workers[f"worker_{number}"]["dataset_state"] for number in range(len(workers))]
+    return [loader["dataset_state"]]
+
+
 class ViewStream(torch.utils.data.IterableDataset):
     """The stream with every image decoded and augmented; what cannot be decoded is skipped and reported.
 
@@ -114,6 +122,11 @@ class ViewStream(torch.utils.data.IterableDataset):
     def load_state_dict(self, state: Mapping) -> None:
         self.images.load_state_dict(state["images"])
         self._read, self._corrupt = state["read"], state["corrupt"]
+
+    def inherit(self, states: Sequence[Mapping]) -> None:
+        """Go on where another number of readers stopped, whose `state_dict`s these are."""
+        self.images.inherit([state["images"] for state in states])
+        self._read, self._corrupt = (sum(state[name] for state in states) // len(states) for name in ("read", "corrupt"))
 
     def __iter__(self) -> Iterator[dict]:
         skipped: list[str] = []

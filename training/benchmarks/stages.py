@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pretrain
 
+from hssl_hf.optim import CLIPS
 from hssl_hf.recipe import load_recipe
 from hssl_hf.track import Meter
 from hssl_hf.views import Views
@@ -61,10 +62,10 @@ def watch(run: pretrain.Pretraining) -> Stopwatch:
             stopwatch.wrap(part, "forward", "heads")
     stopwatch.wrap(method, "forward", "forward")
     stopwatch.wrap(method, "update_teacher", "teacher")
-    stopwatch.wrap(run.accelerator, "backward", "backward")
-    stopwatch.wrap(run.optimizer, "step", "optimizer")
-    for rule, function in pretrain.CLIPS.items():
-        pretrain.CLIPS[rule] = stopwatch.timed(function, "clip")
+    stopwatch.wrap(run.engine, "backward", "backward")
+    stopwatch.wrap(run.engine.optimizer, "step", "optimizer")
+    for rule, function in CLIPS.items():
+        CLIPS[rule] = stopwatch.timed(function, "clip")
     stopwatch.wrap(Views, "coloured", "colour")
     return stopwatch
 

@@ -39,7 +39,7 @@ def our_step(images: int, drop_path: float, autocast, auxiliary: str | None):
         with autocast():
             loss = model(globals_, locals_, masks, teacher_temperature=0.04).loss
         loss.backward()
-        clip_each_gradient(model.student.parameters(), 3.0)
+        clip_each_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.996)
