@@ -49,14 +49,14 @@ def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Pop
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
 
-def wait_for_step(process: subprocess.Popen, step: int) -> None:
-    """Read the progress bar until it shows a step."""
+def wait_for_step(process: subprocess.Popen, step: int) -> int:
+    """Read the progress bar until it shows a step, or a later one, which is returned."""
     seen = ""
     while character := process.stderr.read(1):
         seen = (seen + character)[-200:]
-        shown = re.search(r"(\d+)/24 ", seen)
+        shown = re.search(r"(\d+)/\d+ ", seen)
         if shown and int(shown.group(1)) >= step:
-            return
+            return int(shown.group(1))
     raise AssertionError(f"the program ended early: {seen}")
 
 
@@ -64,5 +64,5 @@ def losses(folder) -> list[list[float]]:
     return [[line.get(name) for name in WATCHED] for line in read_log(folder / "log.jsonl") if "loss" in line]
 
 
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
+def weights(folder, step: int = 24) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")

@@ -12,7 +12,7 @@ from hssl_hf import colour as C
 from hssl_hf import colour_batch, colour_cpu
 from hssl_hf.augmentation import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 from hssl_hf.decode import decode
-from hssl_hf.stream import Source, load_source
+from hssl_hf.source import Source, load_source
 from tests.conftest import SAMPLE
 
 

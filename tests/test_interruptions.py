@@ -1,6 +1,7 @@
 """The program killed, interrupted, resumed, spread over processes and out of disk space."""
 
 import os
+import random
 import resource
 import shutil
 import signal
@@ -113,3 +114,33 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path):
     assert losses(folder) == expected[0]
     assert all(torch.equal(value, expected[1][name]) for name, value in weights(folder).items())
     assert (folder / "checkpoints" / "damaged-step-00000024").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_five_kills_change_nothing(tmp_path, workers):
+    """kill -9 again and again, after some steps or in the middle of a checkpoint: the same bits as without."""
+    settings = [f"data.workers={workers}", "optim.epochs=0.1", "run.save_every_steps=3", "model.drop_path=0.2"]
+    whole = start(tmp_path / "whole", *settings)
+    whole.communicate()
+    folder, dice, saving = tmp_path / "killed", random.Random(workers), 0
+    for _ in range(25):
+        process = start(folder, *settings, "resume=auto")
+        done = wait_for_step(process, 0)
+        if dice.random() < 0.5:
+            wait_for_step(process, done + dice.randrange(4))
+        else:
+            drafts = folder / "checkpoints"
+            while process.poll() is None and not list(drafts.glob(".*.draft/*")):
+                pass
+            saving += 1
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = start(folder, *settings, "resume=auto")
+    _, errors = last.communicate()
+    assert last.returncode == 0 and saving > 5, errors
+    assert losses(folder) == losses(tmp_path / "whole") and len(losses(folder)) == 62
+    found, expected = weights(folder, 62), weights(tmp_path / "whole", 62)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    print(f"{workers} workers: 25 kills, {saving} of them while saving, {62 * 16} images")

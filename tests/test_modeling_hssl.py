@@ -199,7 +199,8 @@ def test_targets_come_from_the_teacher_and_from_whole_images():
 def test_discrepancy_is_reported_with_a_head_alone():
     assert tiny_model()(**tiny_views()).discrepancy > 0
     plain = tiny_model(auxiliary=None, cls_supervision=["base->base"])(**tiny_views())
-    assert plain.discrepancy is None and set(plain.to_tuple()[1]) == {"cls_base_to_base", "patch_base_to_base", "entropy_base"}
+    watched = {"teacher_entropy_base", "teacher_spread_base", "student_entropy_base", "agreement_base_to_base"}
+    assert plain.discrepancy is None and set(plain.to_tuple()[1]) == {"cls_base_to_base", "patch_base_to_base", *watched}
 
 
 def test_images_do_not_mix():

@@ -73,6 +73,21 @@ def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
     assert "loss" in json.loads((tmp_path / "run" / "not_finite.json").read_text())["not_finite"]
 
 
+def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):
+    arguments = [
+        "model.objective=dino",
+        "model.num_prototypes=32",
+        "optim.teacher_temperature=[9.0, 9.0]",
+        "optim.epochs=0.0192",
+    ]
+    assert pretrain(*arguments, "optim.freeze_prototypes_epochs=0", "optim.warmup_epochs=0.003") == 0
+    assert "alarm at step 4: the teacher says nothing" in capsys.readouterr().err
+    assert "optim.teacher_temperature" in (tmp_path / "run" / "alarms.jsonl").read_text()
+    assert {"rank_me", "share_cls_auxiliary_to_base", "student_entropy_base"} <= set(
+        read_log(tmp_path / "run" / "log.jsonl")[-1]
+    )
+
+
 def empty(folder):
     folder.mkdir()
     features = datasets.Features({"image": datasets.Image()})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from hssl_hf.stream import ImageStream, Source, StreamError, count_images, load_source
+from hssl_hf.source import Source, StreamError, count_images, load_source
+from hssl_hf.stream import ImageStream
 from tests.conftest import SAMPLE
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hssl_hf.augmentation import Augmentation, ViewConfig
-from hssl_hf.stream import EncodedImage, ImageStream, Source
+from hssl_hf.source import Source
+from hssl_hf.stream import EncodedImage, ImageStream
 from hssl_hf.views import CorruptShareError, ViewStream
 from tests.test_augmentation import SMALL
 from tests.test_stream import png, write_parquet

@@ -17,25 +17,25 @@ from time import perf_counter
 import timm
 import torch
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, gather_object, set_seed, tqdm
-from torchdata.stateful_dataloader import StatefulDataLoader
+from accelerate.utils import gather_object, set_seed, tqdm
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
-from hssl_hf.augmentation import Augmentation
 from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
+from hssl_hf.doctor import Doctor, largest_rank, rank_me, shares
 from hssl_hf.engine import Engine, make_accelerator
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
+from hssl_hf.loader import make_loader, open_source, take_up
 from hssl_hf.optim import build_optimizer, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
+from hssl_hf.source import StreamError
 from hssl_hf.stock import image_processor
-from hssl_hf.stream import ImageStream, Source, StreamError, count_images
 from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
-from hssl_hf.views import CorruptShareError, ViewStream, collate, reader_states
+from hssl_hf.views import CorruptShareError
 
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
 hssl_hf.register()
@@ -67,7 +67,6 @@ class Pretraining:
         self._build_model(config)
         self._build_stream()
         self.plan = Plan(recipe, self.images_per_epoch)
-        self.checkpoints = Checkpoints(folder / "checkpoints", recipe.run.keep_checkpoints)
         self.processor = image_processor(config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)
         self.probe = Probe(recipe.probe, self.processor)
         self.corrupt: list[str] = []
@@ -75,7 +74,8 @@ class Pretraining:
     def _open_folder(self) -> None:
         """Make the folder of the run; keep the recipe that it was started with, and refuse to resume with another."""
         saved = self.folder / "recipe.yaml"
-        self.resumed = self._newest_intact()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.run.keep_checkpoints)
+        self.resumed = self.checkpoints.newest(self.accelerator, put_aside=self.recipe.resume == "auto")
         if self.resumed and self.recipe.resume == "never":
             raise RecipeError(f"{self.folder} holds a run already; continue it with resume=auto, or set run.output_dir")
         if self.resumed:
@@ -91,19 +91,6 @@ class Pretraining:
                 self.recipe.save(saved)
         except OSError as error:
             raise RecipeError(f"cannot write to run.output_dir={self.folder}: {error}") from error
-
-    def _newest_intact(self) -> Path | None:
-        """The checkpoint to resume from, as the main process finds it."""
-        found = [None]
-        if self.accelerator.is_main_process and self.recipe.resume == "auto":
-            with warnings.catch_warnings(record=True) as damaged:
-                warnings.simplefilter("always")
-                found = [Checkpoints(self.folder / "checkpoints").newest_intact()]
-            for warning in damaged:
-                print(f"warning: {warning.message}", file=sys.stderr)
-        elif self.accelerator.is_main_process:
-            found = [next(reversed(Checkpoints(self.folder / "checkpoints").all()), None)]
-        return broadcast_object_list(found)[0]
 
     def _build_model(self, config) -> None:
         recipe, accelerator = self.recipe, self.accelerator
@@ -132,31 +119,18 @@ class Pretraining:
         method.train()
 
     def _build_stream(self) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        data = recipe.data
-        source = Source(data.path, data.name, data.split, data.revision, data.image_column, data.streaming)
-        next(iter(ImageStream(source, window=1)))  # a missing column or an empty stream shows here, not in a worker
-        self.images_per_epoch = data.images_per_epoch or count_images(source)
-        images = ImageStream(
-            source, seed=recipe.seed, rank=accelerator.process_index, world_size=accelerator.num_processes,
-            window=data.window, minimum=self.batch,
-        )  # fmt: skip
-        grid, masked_views = self.method.student.base.grid, self.method.masked_views
-        augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, masked_views)
-        self.loader = StatefulDataLoader(
-            ViewStream(images, augmentation, data.corrupt_share),
-            batch_size=self.batch,
-            num_workers=data.workers,
-            collate_fn=collate,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator().manual_seed(recipe.seed),
-        )
+        source, self.images_per_epoch = open_source(self.recipe)
+        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
+        grid = self.method.student.base.grid
+        self.loader = make_loader(self.recipe, source, grid, self.method.masked_views, self.batch, *self.place)
 
     def run(self) -> int:
         """Train from the newest checkpoint, or from the start, to the end; returns the exit code."""
         first = self._resume()
         self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(self.recipe.to_dict())})
         self.track, self.meter, interrupt = Track(self.folder, self.accelerator, first), Meter(), Interrupt()
+        prototypes = getattr(self.method.config, "num_prototypes", None) if self.method.prototype_parameters() else None
+        self.doctor = Doctor(self.folder, prototypes, first_step=self.plan.settled)
         if first == 0 or (first % self.plan.probe_every == 0 and not self.track.has(first, "knn_top1")):
             self._measure(first)
         views, run = iter(self.loader), self.recipe.run
@@ -200,15 +174,25 @@ class Pretraining:
                 self.engine.step(still, recipe.optim.clip, recipe.optim.clip_norm)
             values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
             self.meter.add(values, self.batch * accelerator.num_processes)
+            self.features = output.get("features")  # of the last batch
         self.method.update_teacher(self.plan.momentum(step + self.method.moves_before_forward))
 
     def _log(self, done: int, values: dict[str, float], bar) -> None:
         values["learning_rate"] = self.plan.learning_rate(done - 1)
-        values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
-        self.track.log(done, values)
-        bar.set_postfix(progress_figures(values), refresh=False)
         newest = next(reversed(self.checkpoints.all()), None)
         require_finite(values, done, self.folder / "not_finite.json", newest)
+        values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
+        if self.accelerator.is_main_process:
+            self._examine(done, values)
+        self.track.log(done, values)
+        bar.set_postfix(progress_figures(values), refresh=False)
+
+    def _examine(self, done: int, values: dict[str, float]) -> None:
+        rank = None
+        if self.features is not None:
+            values["rank_me"], rank = rank_me(self.features), largest_rank(self.features)
+        values |= shares(values)
+        self.doctor.examine(done, values, rank)
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
@@ -221,12 +205,10 @@ class Pretraining:
         accelerator = self.accelerator
         self.engine.check_processes(json.loads((self.resumed / STATE).read_text())["processes"])
         state, positions = self.checkpoints.load(accelerator, self.resumed)
+        take_up(self.loader, [position["loader"] for position in positions], *self.place)
         if len(positions) == accelerator.num_processes:
-            self.loader.load_state_dict(positions[accelerator.process_index]["loader"])
             self.corrupt = positions[accelerator.process_index]["corrupt"]
-            return state["step"]
-        self.loader.dataset.inherit([reader for position in positions for reader in reader_states(position["loader"])])
-        if accelerator.is_main_process:
+        elif accelerator.is_main_process:
             self.corrupt = [name for position in positions for name in position["corrupt"]]
             print(f"resuming with {accelerator.num_processes} processes what {len(positions)} began", file=sys.stderr)
         return state["step"]

@@ -8,12 +8,13 @@ renamed into it when complete.
 import json
 import os
 import shutil
-import warnings
+import sys
 import zlib
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -39,8 +40,19 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
 
+    def newest(self, accelerator: Accelerator, put_aside: bool) -> Path | None:
+        """The newest checkpoint, as the main process finds it.
+
+        Args:
+            put_aside: look for damage, and put damaged checkpoints aside.
+        """
+        found = [None]
+        if accelerator.is_main_process:
+            found = [self.newest_intact() if put_aside else next(reversed(self.all()), None)]
+        return broadcast_object_list(found)[0]
+
     def newest_intact(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; damaged ones are put aside, with a warning."""
+        """The newest checkpoint whose files are as they were written; damaged ones are put aside, which is said."""
         for path in reversed(self.all()):
             damage = _damage(path)
             if not damage:
@@ -48,7 +60,7 @@ class Checkpoints:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            warnings.warn(f"the checkpoint {path.name} is damaged ({damage}); it is put aside as {aside}", stacklevel=2)
+            print(f"warning: the checkpoint {path.name} is damaged ({damage}); it is put aside as {aside}", file=sys.stderr)
         return None
 
     def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, whole=None) -> Path:

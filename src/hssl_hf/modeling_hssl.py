@@ -22,11 +22,13 @@ class HSSLOutput(ModelOutput):
         loss: scalar to minimise.
         parts: its terms and what is worth watching, by name (for example "cls_auxiliary_to_base").
         discrepancy: scalar, how differently the teacher's base and head describe the images; None without a head.
+        features: (V * B, C) the teacher's class tokens of the global views, to be watched.
     """
 
     loss: Tensor | None = None
     parts: dict[str, Tensor] | None = None
     discrepancy: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -104,7 +106,8 @@ class HSSLForPreTraining(StudentTeacherModel):
             student, local, teacher, self.student.heads, self.teacher.heads,
             masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,
         )  # fmt: skip
-        return HSSLOutput(loss=output.loss, parts=output.parts, discrepancy=output.discrepancy)
+        features = teacher.base.cls.flatten(0, 1)
+        return HSSLOutput(loss=output.loss, parts=output.parts, discrepancy=output.discrepancy, features=features)
 
     def update_teacher(self, momentum: float) -> None:
         """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""

@@ -29,4 +29,5 @@ class Plan:
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
         self.temperature = EpochRamp(*optim.teacher_temperature, optim.teacher_temperature_epochs, per_epoch)
         self.frozen_steps = round(optim.freeze_prototypes_epochs * per_epoch)
+        self.settled = max(warmup, self.frozen_steps)  # from here on the student should learn
         self.probe_every = max(1, round(recipe.probe.every_epochs * per_epoch))

@@ -9,7 +9,7 @@ from hssl_hf.evaluate.knn import knn_accuracy
 from hssl_hf.evaluate.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluate.results import Record
 from hssl_hf.recipe import ProbeConfig
-from hssl_hf.stream import Source
+from hssl_hf.source import Source
 
 
 class Probe:

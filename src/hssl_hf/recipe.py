@@ -14,7 +14,7 @@ import yaml
 from hssl_hf.augmentation import MaskConfig, ViewConfig
 from hssl_hf.configuration_hssl import HSSLConfig
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.stream import Source
+from hssl_hf.source import Source
 from hssl_hf.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
 
 CONFIGS = {config.model_type: config for config in (HSSLConfig, SiameseIMConfig)}

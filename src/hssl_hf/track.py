@@ -133,6 +133,10 @@ def draw_curves(lines: list[dict], target: Path) -> None:
         "loss": ["loss", *(terms if len(terms) > 1 else [])],
         "discrepancy (nats)": ["discrepancy"],
         "collapse of the targets": ["collapse"],
+        "entropy (nats)": sorted(
+            {key for line in lines for key in line if key.startswith(("teacher_entropy", "student_entropy"))}
+        ),
+        "RankMe of the teacher": ["rank_me"],
         "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
         "learning rate": ["learning_rate"],
     }

@@ -93,14 +93,6 @@ def collate(samples: list[dict]) -> Views:
     )
 
 
-def reader_states(loader: Mapping) -> list[dict]:
-    """The states of a loader's readers, out of its `state_dict`: of its workers in order, or of the process itself."""
-    if "_snapshot" in loader:
-        workers = loader["_snapshot"]["_worker_snapshots"]
-        return [workers[f"worker_{number}"]["dataset_state"] for number in range(len(workers))]
-    return [loader["dataset_state"]]
-
-
 class ViewStream(torch.utils.data.IterableDataset):
     """The stream with every image decoded and augmented; what cannot be decoded is skipped and reported.
 

@@ -7,7 +7,7 @@ from hssl_hf.evaluate.encoder import pixels_encoder
 from hssl_hf.evaluate.features import LabelledImages, extract
 from hssl_hf.evaluate.knn import knn_accuracy, knn_scores
 from hssl_hf.evaluate.metrics import TopKAccuracy
-from hssl_hf.stream import Source, StreamError
+from hssl_hf.source import Source, StreamError
 from tests.conftest import SAMPLE
 from tests.test_stream import write_parquet
 

@@ -5,7 +5,7 @@ from transformers import BitImageProcessor
 from hssl_hf.evaluate.encoder import pixels_encoder
 from hssl_hf.evaluate.features import LabelledImages, image_features
 from hssl_hf.evaluate.linear import LinearClassifiers, LinearConfig, linear_accuracy
-from hssl_hf.stream import Source
+from hssl_hf.source import Source
 from tests.conftest import SAMPLE
 from tests.test_stream import write_parquet
 

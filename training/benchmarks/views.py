@@ -19,7 +19,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def encoded_images(folder: str, count: int) -> list:
-    from hssl_hf.stream import ImageStream, Source
+    from hssl_hf.source import Source
+    from hssl_hf.stream import ImageStream
 
     return list(islice(ImageStream(Source(folder), window=1), count))
 

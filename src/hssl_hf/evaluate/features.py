@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hssl_hf.decode import CorruptImageError, decode
 from hssl_hf.evaluate.encoder import Encoder
-from hssl_hf.stream import Source, StreamError, image_bytes, load_source
+from hssl_hf.source import Source, StreamError, image_bytes, load_source
 
 
 @dataclass(frozen=True)

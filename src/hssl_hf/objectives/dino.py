@@ -94,7 +94,7 @@ class DINO(nn.Module):
             for teacher_name, learner in self.cls_arrows
         }
         output.loss = combine(terms, self.config.reduction)
-        output.parts = {**terms, **output.parts}
+        output.parts = {**terms, **output.parts, **self._watched(targets, logits)}
         return output
 
     def _student_logits(self, name: str, student: Branches, local: Branches | None, heads, prototypes: Tensor) -> Tensor:
@@ -103,6 +103,16 @@ class DINO(nn.Module):
         if local is not None:
             cls = torch.cat([cls, getattr(local, name).cls])
         return similarity(heads.project(name, cls), prototypes) / self.config.student_temperature
+
+    @torch.no_grad()
+    def _watched(self, targets: dict[str, Tensor], logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How sure the learners are, and how often they give their teacher's first answer for another view."""
+        watched = {f"student_entropy_{name}": entropies(value.softmax(-1)).mean() for name, value in logits.items()}
+        for teacher, learner in self.cls_arrows:
+            answers = targets[teacher].argmax(-1)
+            agree = logits[learner][: len(answers)].argmax(-1) == answers.roll(1, 0)
+            watched[f"agreement_{teacher}_to_{learner}"] = agree.float().mean()
+        return watched
 
     @torch.no_grad()
     def _targets(
@@ -118,7 +128,9 @@ class DINO(nn.Module):
             center.collect(logits[name].mean((0, 1)))
         output = ObjectiveOutput(loss=None)
         for name, target in targets.items():
-            output.parts[f"entropy_{name}"] = -(target * target.clamp(min=1e-12).log()).sum(-1).mean()
+            centre, entropy = target.mean((0, 1)), entropies(target).mean()
+            output.parts[f"teacher_entropy_{name}"] = entropy
+            output.parts[f"teacher_spread_{name}"] = entropies(centre) - entropy
         if len(measured) == 2:
             flat = [value.flatten(0, 1) for value in logits.values()]
             output.discrepancy = discrepancy(*(value - value.mean(0) for value in flat), temperature)
@@ -130,6 +142,11 @@ class DINO(nn.Module):
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
+
+
+def entropies(probabilities: Tensor) -> Tensor:
+    """(..., K) -> (...) in nats."""
+    return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1)
 
 
 def cross_view_loss(targets: Tensor, logits: Tensor) -> Tensor:

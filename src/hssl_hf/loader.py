@@ -1,0 +1,69 @@
+"""The loader of a run: stream, views and batches of this process, and how it takes up again where it stopped."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from hssl_hf.augmentation import Augmentation
+from hssl_hf.recipe import Recipe
+from hssl_hf.source import Source, count_images
+from hssl_hf.stream import ImageStream
+from hssl_hf.views import ViewStream, collate
+
+
+def open_source(recipe: Recipe) -> tuple[Source, int]:
+    """The source of a recipe, and the images that make an epoch.
+
+    Raises:
+        StreamError: if it cannot be opened, is empty, or does not tell its length.
+    """
+    data = recipe.data
+    source = Source(data.path, data.name, data.split, data.revision, data.image_column, data.streaming)
+    next(iter(ImageStream(source, window=1)))  # a missing column or an empty stream shows here, not in a worker
+    return source, data.images_per_epoch or count_images(source)
+
+
+def make_loader(recipe: Recipe, source: Source, grid, masked_views: int | None, batch: int, rank: int, world_size: int):
+    """Batches of `Views` without end.
+
+    Args:
+        grid: (h, w) patches of a global view.
+        masked_views: how many global views the method masks.
+        batch: images of this process per part of a step.
+        rank, world_size: this process among the processes.
+    """
+    data = recipe.data
+    images = ImageStream(
+        source, seed=recipe.seed, rank=rank, world_size=world_size, window=data.window, minimum=batch
+    )  # fmt: skip
+    augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, masked_views)
+    return StatefulDataLoader(
+        ViewStream(images, augmentation, data.corrupt_share),
+        batch_size=batch,
+        num_workers=data.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+
+
+def take_up(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
+    """Go on where the loaders of a checkpoint stopped, exactly if they were as many as now, else with the same images.
+
+    Args:
+        positions: `state_dict` of the loader of every process.
+        rank, world_size: this process among those of now.
+    """
+    if len(positions) == world_size:
+        loader.load_state_dict(positions[rank])
+    else:
+        loader.dataset.inherit([state for position in positions for state in _reader_states(position)])
+
+
+def _reader_states(position: Mapping) -> list[dict]:
+    """The states of a loader's readers: of its workers in order, or of the process itself."""
+    if "_snapshot" in position:
+        workers = position["_snapshot"]["_worker_snapshots"]
+        return [workers[f"worker_{number}"]["dataset_state"] for number in range(len(workers))]
+    return [position["dataset_state"]]

@@ -1,0 +1,134 @@
+"""Where images come from: Hub repositories, folders of images, parquet files and tar shards, opened lazily."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import fsspec
+
+MAP_STYLE_SHARDS = 128
+SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+class StreamError(ValueError):
+    """The data cannot be used as asked; the message says what was expected, what came and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are.
+
+    Args:
+        path: Hub dataset id, folder (of images, parquet files or tar shards) or a single parquet or tar file.
+        name: configuration of a Hub dataset.
+        split: split to read.
+        revision: revision of a Hub dataset.
+        image_column: column with the images; None takes the only column of type `Image` (of a tar shard: its image file).
+        streaming: read while training (True) or fetch everything to the local cache first (False).
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    image_column: str | None = None
+    streaming: bool = True
+
+
+def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDataset:
+    """Open a source lazily, keep only its column of images (renamed to `image`) and leave the images encoded.
+
+    Args:
+        source: where the images are.
+        also: further columns to keep, such as labels.
+    Raises:
+        StreamError: if there is no such dataset, split or column.
+    """
+    try:
+        dataset = datasets.load_dataset(
+            **_locate(source),
+            name=source.name,
+            split=source.split,
+            revision=source.revision,
+            streaming=source.streaming,
+        )
+    except (OSError, ValueError) as error:
+        raise StreamError(
+            f"cannot open data.path={source.path!r} (split {source.split!r}, configuration {source.name!r}): {error}\n"
+            "Expected a Hub dataset id, a folder of images, parquet or tar files, or one such file."
+        ) from error
+    if not source.streaming:
+        dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MAP_STYLE_SHARDS, len(dataset))))
+    column = _image_column(dataset, source)
+    features = datasets.Features({**(dataset.features or {}), column: datasets.Image(decode=False)})
+    dataset = dataset.cast(features) if dataset.features is None else dataset.cast_column(column, features[column])
+    for name in also:
+        if dataset.features is not None and name not in dataset.features:
+            raise StreamError(f"{source.path!r} has no column {name!r}; it has {sorted(dataset.features)}")
+    dataset = dataset.select_columns([column, *also])
+    return dataset if column == "image" else dataset.rename_column(column, "image")
+
+
+def _locate(source: Source) -> dict:
+    path = Path(source.path).expanduser()
+    if path.is_file() and path.suffix in SUFFIXES:
+        return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
+    if path.is_dir():
+        if sorted(path.rglob("*.tar")):
+            pattern = f"**/{source.split}*.tar" if sorted(path.rglob(f"{source.split}*.tar")) else "**/*.tar"
+            return {"path": "webdataset", "data_files": {source.split: str(path / pattern)}}
+        if not sorted(path.rglob("*.parquet")):
+            return {"path": "imagefolder", "data_dir": str(path), "drop_labels": False}
+        return {"path": str(path)}
+    if path.is_absolute() or source.path.startswith("."):
+        raise StreamError(f"data.path={source.path!r} does not exist. Expected a folder, a parquet file or a tar file.")
+    return {"path": source.path}
+
+
+def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
+    features = dataset.features or {}
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if source.image_column is None:
+        if len(images) == 1:
+            return images[0]
+        raise StreamError(
+            f"{source.path!r} has {len(images)} image columns ({', '.join(images) or 'none'}) among {sorted(features)}; "
+            "name the one to use with data.image_column=..."
+        )
+    if features and source.image_column not in features:
+        near = difflib.get_close_matches(source.image_column, features, n=1)
+        raise StreamError(
+            f"{source.path!r} has no column {source.image_column!r}; it has {sorted(features)}."
+            + (f" Did you mean data.image_column={near[0]}?" if near else "")
+        )
+    return source.image_column
+
+
+def count_images(source: Source) -> int:
+    """Number of images in a source: from its metadata, else by one pass over local files.
+
+    Raises:
+        StreamError: if the metadata does not tell and the files are not on this machine.
+    """
+    dataset = load_source(source)
+    splits = dataset.info.splits or {}
+    if source.split in splits and splits[source.split].num_examples:
+        return splits[source.split].num_examples
+    if not Path(source.path).expanduser().exists() and source.streaming:
+        raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
+    return sum(len(rows["image"]) for rows in dataset.iter(batch_size=1024))
+
+
+def image_bytes(image: Mapping | None) -> bytes:
+    """Bytes of a cell of type `Image(decode=False)`; an empty cell or a missing file gives none, which no decoder accepts."""
+    if image is None or (image.get("bytes") is None and image.get("path") is None):
+        return b""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    try:
+        with fsspec.open(image["path"], "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
