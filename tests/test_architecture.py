@@ -76,7 +76,6 @@ COVERED = {  # modules that are tested through their only user
         for name in ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
     },
     "objectives/supervision.py": "objectives/test_dino.py",
-    "source.py": "test_stream.py",
     "loader.py": "test_pretrain.py",
     "student_teacher.py": "test_modeling_hssl.py",
     "configuration_siamese_im.py": "test_modeling_siamese_im.py",

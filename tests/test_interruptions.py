@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -46,26 +47,29 @@ def test_signals_save_and_leave(tmp_path, number):
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
-def test_two_processes_train_and_resume(tmp_path, method):
-    """Through the launcher: two gloo processes, interrupted by the end of a first part, equal to an uninterrupted pair."""
+@pytest.mark.parametrize("method", ["hssl", pytest.param("siamese_im", marks=pytest.mark.slow)])
+def test_one_of_two_processes_is_killed(tmp_path, method):
+    """Through the launcher: two gloo processes, of which one is killed, resumed, equal an uninterrupted pair; one goes on."""
 
     def launch(folder, *arguments):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
         command += ["--config_file", str(SCRIPT.parent / "accelerate" / "cpu.yaml"), "--num_processes", "2"]
         command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
-    whole = launch(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    part = tmp_path / "part"
-    shutil.copytree(tmp_path / "whole", part, ignore=shutil.ignore_patterns("step-00000024", "export"))
-    assert [path.name for path in (part / "checkpoints").iterdir()] == ["step-00000020"]
-    recipe = (part / "recipe.yaml").read_text().replace(str(tmp_path / "whole"), str(part))
-    (part / "recipe.yaml").write_text(recipe)
+    whole, part = launch(tmp_path / "whole"), tmp_path / "part"
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    killed = launch(part)
+    wait_for_step(killed, 13)
+    ranks = [p for p in psutil.Process(killed.pid).children(recursive=True) if p.environ().get("LOCAL_RANK") == "1"]
+    ranks[0].kill()
+    killed.communicate()
+    assert killed.returncode != 0 and not (part / "export").exists()
     resumed = launch(part, "resume=auto")
-    assert resumed.returncode == 0, resumed.stderr
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
     assert losses(part) == losses(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
 
@@ -81,6 +85,20 @@ def test_launch_that_would_run_one_process_is_refused(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
     assert done.returncode != 0 and "accelerate/cpu.yaml --num_processes 2 training/pretrain.py" in done.stderr
+
+
+def test_a_reader_that_dies_is_reported(tmp_path):
+    """As when the system kills it for want of memory; the run can be resumed."""
+    folder = tmp_path / "run"
+    process = start(folder, "data.workers=1")
+    wait_for_step(process, 7)
+    (reader,) = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
+    reader.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 2 and "error: a reader process died" in errors and "Traceback" not in errors, errors
+    resumed = start(folder, "data.workers=1", "resume=auto")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0 and len(losses(folder)) == 24, errors
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):

@@ -27,7 +27,7 @@ from hssl_hf.engine import Engine, make_accelerator
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
-from hssl_hf.loader import make_loader, open_source, take_up
+from hssl_hf.loader import make_loader, next_batch, open_source, take_up
 from hssl_hf.optim import build_optimizer, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
@@ -162,7 +162,7 @@ class Pretraining:
         set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), frozen)
         for _ in range(recipe.optim.accumulate):
             started = perf_counter()
-            batch = next(batches)
+            batch = next_batch(batches)
             self.meter.waited += perf_counter() - started
             self.corrupt += batch.corrupt
             views = batch.to(accelerator.device).coloured(recipe.views)

@@ -1,15 +1,15 @@
 """The loader of a run: stream, views and batches of this process, and how it takes up again where it stopped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.augmentation import Augmentation
 from hssl_hf.recipe import Recipe
-from hssl_hf.source import Source, count_images
+from hssl_hf.source import Source, StreamError, count_images
 from hssl_hf.stream import ImageStream
-from hssl_hf.views import ViewStream, collate
+from hssl_hf.views import Views, ViewStream, collate
 
 
 def open_source(recipe: Recipe) -> tuple[Source, int]:
@@ -46,6 +46,23 @@ def make_loader(recipe: Recipe, source: Source, grid, masked_views: int | None, 
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(recipe.seed),
     )
+
+
+def next_batch(batches: Iterator[Views]) -> Views:
+    """The next batch.
+
+    Raises:
+        StreamError: if a reader process has died.
+    """
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise StreamError(
+            f"a reader process died, mostly for lack of memory: {error}\nStart again with resume=auto, perhaps with smaller "
+            "data.window, or more shared memory (/dev/shm)."
+        ) from error
 
 
 def take_up(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:

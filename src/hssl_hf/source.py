@@ -1,6 +1,7 @@
 """Where images come from: Hub repositories, folders of images, parquet files and tar shards, opened lazily."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ class Source:
     """Where the images are.
 
     Args:
-        path: Hub dataset id, folder (of images, parquet files or tar shards) or a single parquet or tar file.
+        path: Hub dataset id, folder (of images, parquet files or tar shards), a single parquet or tar file, or the URL of
+            such files, with a range such as https://host/train-{000..127}.tar for many.
         name: configuration of a Hub dataset.
         split: split to read.
         revision: revision of a Hub dataset.
@@ -72,6 +74,11 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
 
 
 def _locate(source: Source) -> dict:
+    if "://" in source.path:
+        suffix = Path(source.path).suffix
+        if suffix not in SUFFIXES:
+            raise StreamError(f"data.path={source.path!r}: expected a URL of parquet files or tar shards (.parquet, .tar)")
+        return {"path": SUFFIXES[suffix], "data_files": {source.split: expand(source.path)}}
     path = Path(source.path).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
@@ -85,6 +92,16 @@ def _locate(source: Source) -> dict:
     if path.is_absolute() or source.path.startswith("."):
         raise StreamError(f"data.path={source.path!r} does not exist. Expected a folder, a parquet file or a tar file.")
     return {"path": source.path}
+
+
+def expand(url: str) -> list[str]:
+    """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
+    if not found:
+        return [url]
+    first, last = found.groups()
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return [rest for number in numbers for rest in expand(url[: found.start()] + number + url[found.end() :])]
 
 
 def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
