@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 
 import pytest
 import torch
@@ -94,3 +96,25 @@ def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage, capsys):
     file.unlink() if damage == "missing" else file.write_bytes(data[:-1] if damage in ("cut", "state") else data)
     assert checkpoints.newest_intact() == good and "step-00000002 is damaged" in capsys.readouterr().err
     assert checkpoints.all() == [good] and (tmp_path / "damaged-step-00000002").is_dir()
+
+
+class Harmful:
+    """A pickle that makes a folder when somebody loads it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "loader-0.pt"])
+def test_a_checkpoint_of_somebody_else_runs_nothing(training, tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    path = checkpoints.save(training[0], 1, {}, {})
+    torch.save(Harmful(tmp_path / "harm"), path / name)
+    with contextlib.suppress(CheckpointError):  # random states that cannot be read are left out by accelerate
+        checkpoints.load(training[0], path)
+    assert not (tmp_path / "harm").exists()
+    torch.load(path / name, weights_only=False)
+    assert (tmp_path / "harm").exists(), "the file is harmful indeed"

@@ -69,8 +69,13 @@ def test_whole_story_through_accelerate_launch(tmp_path):
 
 def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
     assert pretrain("optim.learning_rate_per_256=1e38", "optim.clip=null", "optim.warmup_epochs=0") == 2
-    assert "not finite in the steps up to" in capsys.readouterr().err
-    assert "loss" in json.loads((tmp_path / "run" / "not_finite.json").read_text())["not_finite"]
+    errors = capsys.readouterr().err
+    assert "the gradients of step 2 are not finite" in errors and "Lower optim.learning_rate_per_256" in errors
+    place = tmp_path / "run" / "captures" / "step-00000001"
+    assert f"hssl-hf replay {place}" in errors
+    assert cli.main(["replay", str(place)]) == 0
+    shown = capsys.readouterr().out
+    assert "parts-0  loss nan" in shown and "base.model.patch_embed.proj.weight" in shown
 
 
 def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):

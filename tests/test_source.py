@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hssl_hf.evaluate.encoder import load_encoder
 from hssl_hf.source import Source, StreamError, expand
 from hssl_hf.stream import ImageStream
 from tests.http_server import FaultyServer
@@ -76,3 +77,11 @@ def test_urls_of_something_else_are_refused(server):
         ImageStream(Source(f"{server.url}/train.zip"))
     with pytest.raises(StreamError, match=r"cannot open data\.path="):
         ImageStream(Source(f"{server.url}/nowhere.parquet"))
+
+
+@pytest.mark.parametrize("path", ["user/../../secret", "user/name/../..", "us er/name", "user//name"])
+def test_ids_that_leave_their_place_are_refused(path):
+    with pytest.raises(StreamError, match=r"cannot open data\.path="):
+        ImageStream(Source(path))
+    with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):
+        load_encoder(path)

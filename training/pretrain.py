@@ -21,6 +21,7 @@ from accelerate.utils import gather_object, set_seed, tqdm
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
+from hssl_hf.capture import Recorder
 from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
 from hssl_hf.doctor import Doctor, largest_rank, rank_me, shares
 from hssl_hf.engine import Engine, make_accelerator
@@ -115,7 +116,7 @@ class Pretraining:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         optimizer = build_optimizer(method.student, recipe.optim.betas, method.prototype_parameters())
         self.engine = Engine(accelerator, model, optimizer, recipe.optim.mixed_precision == "bf16")
-        self.arguments = signature(method.forward).parameters
+        self.arguments = signature(method.forward).parameters.keys()
         method.train()
 
     def _build_stream(self) -> None:
@@ -131,6 +132,8 @@ class Pretraining:
         self.track, self.meter, interrupt = Track(self.folder, self.accelerator, first), Meter(), Interrupt()
         prototypes = getattr(self.method.config, "num_prototypes", None) if self.method.prototype_parameters() else None
         self.doctor = Doctor(self.folder, prototypes, first_step=self.plan.settled)
+        kept = 1 if self.accelerator.device.type == "cpu" else min(16, self.recipe.run.log_every_steps)
+        self.recorder = Recorder(kept * self.recipe.optim.accumulate)
         if first == 0 or (first % self.plan.probe_every == 0 and not self.track.has(first, "knn_top1")):
             self._measure(first)
         views, run = iter(self.loader), self.recipe.run
@@ -165,19 +168,29 @@ class Pretraining:
             batch = next_batch(batches)
             self.meter.waited += perf_counter() - started
             self.corrupt += batch.corrupt
+            temperature = self.plan.temperature(step)
+            self.recorder.note(step, batch, temperature)
             views = batch.to(accelerator.device).coloured(recipe.views)
-            arguments = {**views.tensors(), "teacher_temperature": self.plan.temperature(step)}
+            arguments = {**views.tensors(), "teacher_temperature": temperature}
             with accelerator.accumulate(self.engine.model):
-                output = self.engine.forward(**{name: value for name, value in arguments.items() if name in self.arguments})
+                output = self.engine.forward(**{name: arguments[name] for name in self.arguments & arguments.keys()})
                 self.engine.backward(output.loss)
                 still = self.method.prototype_parameters() if frozen else []
-                self.engine.step(still, recipe.optim.clip, recipe.optim.clip_norm)
+                self.engine.step(step, still, recipe.optim.clip, recipe.optim.clip_norm)
             values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
             self.meter.add(values, self.batch * accelerator.num_processes)
             self.features = output.get("features")  # of the last batch
+        if accelerator.device.type == "cpu":  # others would have to wait for the answer, and are asked with the log
+            self._require_finite_gradients()
         self.method.update_teacher(self.plan.momentum(step + self.method.moves_before_forward))
 
+    def _require_finite_gradients(self) -> None:
+        if (step := int(self.engine.bad_step)) >= 0:
+            newest = next(reversed(self.checkpoints.all()), None)
+            self.recorder.stop(self.accelerator, self.engine.whole(), self.folder, step, newest)
+
     def _log(self, done: int, values: dict[str, float], bar) -> None:
+        self._require_finite_gradients()
         values["learning_rate"] = self.plan.learning_rate(done - 1)
         newest = next(reversed(self.checkpoints.all()), None)
         require_finite(values, done, self.folder / "not_finite.json", newest)

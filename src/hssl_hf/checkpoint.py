@@ -11,6 +11,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
@@ -108,7 +109,7 @@ class Checkpoints:
             accelerator.load_state(str(path))
             files = sorted(path.glob("loader-*.pt"), key=lambda file: int(file.stem.removeprefix("loader-")))
             loaders = [torch.load(file, weights_only=True) for file in files]
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, UnpicklingError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
             ) from error

@@ -1,4 +1,7 @@
-"""The command line: `hssl-hf pretrain | convert | export | evaluate`. Libraries are imported by the command that needs them."""
+"""The command line: `hssl-hf pretrain | convert | export | evaluate | replay`.
+
+Libraries are imported by the command that needs them.
+"""
 
 import argparse
 import os
@@ -48,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("--seed", type=int, default=0, help="seed of its training, for the records (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
+    replay = commands.add_parser("replay", help="run a step again whose gradients were not finite")
+    replay.add_argument("capture", type=Path, help="RUN/captures/step-…, as the error of the run said")
+    replay.set_defaults(run=_replay)
+
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -87,6 +94,16 @@ def _convert(options: argparse.Namespace) -> int:
 
     heads = {"decoder_heads": options.decoder_heads, "backbone_kwargs": {"num_heads": options.heads}}
     print(convert_checkpoint(options.checkpoint, options.folder, whole=options.whole, **heads))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from hssl_hf.capture import replay
+
+    for report in replay(options.capture):
+        bad = report["not_finite"]
+        print(report["process"], *(f"{name} {value:.4g}" for name, value in report["losses"].items()), sep="  ")
+        print(f"  gradients that are not finite: {len(bad)}" + "".join(f"\n    {name}" for name in bad))
     return 0
 
 

@@ -17,9 +17,10 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hssl_hf.launch import LaunchError
-from hssl_hf.optim import CLIPS, drop_gradients
+from hssl_hf.optim import CLIPS, drop_gradients, gradient_norms
 
 
 def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **more) -> Accelerator:
@@ -100,6 +101,7 @@ class Engine:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`_get_pg_default_device`|.*was not found in the")
             self.model, self.optimizer = accelerator.prepare(method, optimizer)
+        self.bad_step = torch.tensor(-1, device=accelerator.device)
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def check_processes(self, before: int) -> None:
@@ -142,10 +144,13 @@ class Engine:
         self.model.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
         self.model.backward(loss)
 
-    def step(self, frozen: Iterable[nn.Parameter], clip: float | None, rule: str) -> None:
+    def step(self, number: int, frozen: Iterable[nn.Parameter], clip: float | None, rule: str) -> None:
         """An optimizer step once all parts of a batch have passed, nothing before.
 
+        From the first step on whose gradients are not finite nothing moves any more; `bad_step` holds its number.
+
         Args:
+            number: of the step.
             frozen: parameters that are passed over, their weight decay included.
             clip: largest norm of a gradient, or None.
             rule: "each" or "all", of `CLIPS`.
@@ -155,26 +160,35 @@ class Engine:
                 self.model.step()
             return
         if self.is_deepspeed:
-            self._deepspeed_step(list(frozen), clip, rule)
+            self._deepspeed_step(number, list(frozen), clip, rule)
             return
         drop_gradients(frozen)
-        if clip is not None:
-            CLIPS[rule]([p.grad for p in self.method.student.parameters() if p.grad is not None], clip)
+        gradients = [p.grad for p in self.method.student.parameters() if p.grad is not None]
+        bad = self._judge(number, gradient_norms(gradients) if clip is None else CLIPS[rule](gradients, clip))
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            _clear(gradients, bad)
+        else:
+            self.optimizer.optimizer.found_inf = bad.float()  # on the device: the fused kernel passes the step over
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _deepspeed_step(self, frozen: list[nn.Parameter], clip: float | None, rule: str) -> None:
+    def _judge(self, number: int, norms: Tensor) -> Tensor:
+        """Whether this step or an earlier one is bad, without waiting for the device."""
+        first = (self.bad_step < 0) & ~norms.isfinite().all()
+        self.bad_step = torch.where(first, number, self.bad_step)
+        return self.bad_step >= 0
+
+    def _deepspeed_step(self, number: int, frozen: list[nn.Parameter], clip: float | None, rule: str) -> None:
         from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
         trained = [p for p in self.method.student.parameters() if p.requires_grad]
-        if clip is not None or frozen:
-            gradients = {p: safe_get_full_grad(p).clone() for p in trained}
-            for p in frozen:
-                gradients[p].zero_()
-            if clip is not None:
-                CLIPS[rule](list(gradients.values()), clip)
-            for p, gradient in gradients.items():
-                safe_set_full_grad(p, gradient)
+        gradients = {p: safe_get_full_grad(p).clone() for p in trained}
+        for p in frozen:
+            gradients[p].zero_()
+        whole = list(gradients.values())
+        _clear(whole, self._judge(number, gradient_norms(whole) if clip is None else CLIPS[rule](whole, clip)))
+        for p, gradient in gradients.items():
+            safe_set_full_grad(p, gradient)
         self.model.step()
         if frozen:  # as if they had not been there: the clock of their moments stands still too
             for group, partition in zip(
@@ -182,6 +196,13 @@ class Engine:
             ):
                 if group["apart"]:
                     self.model.optimizer.optimizer.state[partition]["step"].zero_()
+
+
+def _clear(gradients: list[Tensor], bad: Tensor) -> None:
+    """Set gradients to zero if they are bad."""
+    for gradient in gradients:
+        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local.masked_fill_(bad, 0)
 
 
 def repeated_blocks(network: nn.Module) -> list[str]:

@@ -54,7 +54,7 @@ def clip_each_gradient(gradients: list[Tensor], largest: float) -> Tensor:
         (n,) norms before clipping.
     Source: DINO and iBOT code. Differs: their papers do not say that the norm is per tensor, not global.
     """
-    norms = _norms(gradients)
+    norms = gradient_norms(gradients)
     torch._foreach_mul_(_local(gradients), list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
     return norms
 
@@ -69,7 +69,7 @@ def clip_gradient(gradients: list[Tensor], largest: float) -> Tensor:
         (1,) norm before clipping.
     Source: SiameseIM code.
     """
-    norm = _norms(gradients).norm()
+    norm = gradient_norms(gradients).norm()
     torch._foreach_mul_(_local(gradients), (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm.view(1)
 
@@ -81,7 +81,7 @@ def _local(gradients: list[Tensor]) -> list[Tensor]:
     return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
 
 
-def _norms(gradients: list[Tensor]) -> Tensor:
+def gradient_norms(gradients: list[Tensor]) -> Tensor:
     """(n,) norms, of sharded gradients over all shards."""
     norms = torch.stack(torch._foreach_norm(_local(gradients)))
     if any(isinstance(g, DTensor) for g in gradients):

@@ -105,11 +105,15 @@ def require_finite(values: dict[str, float], step: int, report: Path, checkpoint
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         report.write_text(json.dumps({"step": step, "not_finite": bad, "values": values}, indent=1))
-        raise NonFiniteError(
-            f"not finite in the steps up to {step}: {', '.join(bad)} (see {report}).\n"
-            f"The newest good checkpoint is {checkpoint}. Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs or "
-            "tighten optim.clip."
-        )
+        raise NonFiniteError(f"not finite in the steps up to {step}: {', '.join(bad)} (see {report}).\n{advice(checkpoint)}")
+
+
+def advice(checkpoint: Path | None) -> str:
+    """What to do when figures or gradients are not finite."""
+    return (
+        f"The newest good checkpoint is {checkpoint}. Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs or "
+        "tighten optim.clip."
+    )
 
 
 def read_log(path: Path) -> list[dict]:
