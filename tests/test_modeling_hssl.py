@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf import HSSLConfig, HSSLForPreTraining
 from hssl_hf.auxiliary import BLOCKS
+from hssl_hf.optim import build_optimizer, clip_each_gradient
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
@@ -222,3 +226,23 @@ def test_accumulated_parts_equal_the_whole_batch():
     whole.update_teacher(0.9), parts.update_teacher(0.9)
     for a, b in zip(whole.objective.buffers(), parts.objective.buffers(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("objective", ["ibot", "dino", "moco_v3"])
+def test_nothing_in_a_step_waits_for_the_device(objective):
+    """Fake tensors have no values: a step that asked for one would fail. Clipping, optimizer and teacher included."""
+    views = tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None)
+    if objective == "ibot":
+        views["masked_indices"] = views["masks"].flatten().nonzero().flatten()
+    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path=0.0).train()
+    with FakeCopyMode(mode):
+        model, views = copy.deepcopy(model), copy.deepcopy(views)
+    with mode:
+        optimizer = build_optimizer(model.student, (0.9, 0.999))
+        model(**views).loss.backward()
+        clip_each_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
+        optimizer.step()
+        model.update_teacher(0.9)
+        if objective == "ibot":
+            with pytest.raises(DynamicOutputShapeException):
+                model(**{**views, "masked_indices": None})
