@@ -28,7 +28,7 @@ from hssl_hf.engine import Engine, make_accelerator
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
-from hssl_hf.loader import make_loader, next_batch, open_source, take_up
+from hssl_hf.loader import make_loader, open_source, take_up, watching_readers
 from hssl_hf.optim import build_optimizer, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
@@ -165,7 +165,7 @@ class Pretraining:
         set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), frozen)
         for _ in range(recipe.optim.accumulate):
             started = perf_counter()
-            batch = next_batch(batches)
+            batch = next(batches)
             self.meter.waited += perf_counter() - started
             self.corrupt += batch.corrupt
             temperature = self.plan.temperature(step)
@@ -296,7 +296,8 @@ def main() -> int:
         if len(paths) > 1:
             raise RecipeError(f"expected one recipe, got {', '.join(map(str, paths))}")
         recipe = load_recipe(paths[0], [a for a in arguments if "=" in a])
-        return Pretraining(recipe, Path(recipe.run.output_dir or f"runs/{paths[0].stem}")).run()
+        with watching_readers():
+            return Pretraining(recipe, Path(recipe.run.output_dir or f"runs/{paths[0].stem}")).run()
     except USER_ERRORS as error:
         message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()  # without a worker's traceback
         print(f"error: {message}", file=sys.stderr)

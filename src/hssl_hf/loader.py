@@ -1,6 +1,7 @@
 """The loader of a run: stream, views and batches of this process, and how it takes up again where it stopped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -9,7 +10,7 @@ from hssl_hf.augmentation import Augmentation
 from hssl_hf.recipe import Recipe
 from hssl_hf.source import Source, StreamError, count_images
 from hssl_hf.stream import ImageStream
-from hssl_hf.views import Views, ViewStream, collate
+from hssl_hf.views import ViewStream, collate
 
 
 def open_source(recipe: Recipe) -> tuple[Source, int]:
@@ -48,14 +49,15 @@ def make_loader(recipe: Recipe, source: Source, grid, masked_views: int | None, 
     )
 
 
-def next_batch(batches: Iterator[Views]) -> Views:
-    """The next batch.
+@contextmanager
+def watching_readers():
+    """Turn the death of a reader process, which may be noticed at any moment, into an error for users.
 
     Raises:
-        StreamError: if a reader process has died.
+        StreamError: if one has died.
     """
     try:
-        return next(batches)
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
