@@ -160,10 +160,13 @@ def test_embedded_images_survive_every_operation():
 
 
 def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
-    """Every operation by itself, and all of them as drawn, within a few of 256 steps; hue has 256 steps itself."""
+    """Every operation by itself, and all of them as drawn, within a few of 256 steps.
+
+    Hue has 256 steps itself: rounding it and its shift moves a channel by up to 2 · 6 / 256 of the chroma, but never one way.
+    """
     pixels = (images * 255).to(torch.uint8).repeat(8, 1, 1, 1)[None]
     drawn = draw(count=pixels.shape[1])[None]
-    tolerances = {"brightness": 1, "contrast": 1.5, "saturation": 2, "hue": 4, "grey": 1, "blur": 1.5, "solarize": 1}
+    tolerances = {"brightness": 1, "contrast": 1.5, "saturation": 2, "hue": 12, "grey": 1, "blur": 1.5, "solarize": 1}
     columns = {
         "brightness": 4,
         "contrast": 5,
@@ -180,6 +183,7 @@ def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
         alone[..., column] = drawn[..., column]
         ours, theirs = (module.colour(pixels, alone, (0, 0, 0), (1, 1, 1)) for module in (colour_cpu, colour_batch))
         assert 255 * (ours - theirs).abs().max() <= tolerances[name], name
+        assert 255 * (ours - theirs).mean().abs() < 0.3 and 255 * (ours - theirs).abs().mean() < 1, name
         assert (alone[..., column] == 0).all() or not torch.equal(ours, pixels.float() / 255), name
     ours, theirs = (module.colour(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (colour_cpu, colour_batch))
     difference = 255 * 0.225 * (ours - theirs).abs()

@@ -28,7 +28,7 @@ from hssl_hf.engine import Engine, make_accelerator
 from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
 from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
-from hssl_hf.loader import make_loader, open_source, take_up, watching_readers
+from hssl_hf.loader import epoch_length, make_loader, take_up, watching_readers
 from hssl_hf.optim import build_optimizer, set_rates
 from hssl_hf.plan import Plan
 from hssl_hf.probe import Probe
@@ -120,10 +120,10 @@ class Pretraining:
         method.train()
 
     def _build_stream(self) -> None:
-        source, self.images_per_epoch = open_source(self.recipe)
+        self.images_per_epoch = epoch_length(self.recipe.data)
         self.place = (self.accelerator.process_index, self.accelerator.num_processes)
         grid = self.method.student.base.grid
-        self.loader = make_loader(self.recipe, source, grid, self.method.masked_views, self.batch, *self.place)
+        self.loader = make_loader(self.recipe, grid, self.method.masked_views, self.batch, *self.place)
 
     def run(self) -> int:
         """Train from the newest checkpoint, or from the start, to the end; returns the exit code."""

@@ -7,7 +7,6 @@ which gradients break.
 import json
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class Recorder:
 
     def note(self, step: int, batch: Views, temperature: float) -> None:
         random = torch.get_rng_state()
-        self.parts.append({"step": step, "temperature": temperature, "random": random, "batch": asdict(batch)})
+        self.parts.append({"step": step, "temperature": temperature, "random": random, "batch": dict(vars(batch))})
 
     def save(self, accelerator: Accelerator, whole: nn.Module | None, folder: Path, step: int) -> Path:
         """Write the parts of a step of every process, and the weights.

@@ -57,7 +57,7 @@ def largest_rank(features: Tensor) -> int:
 
 def shares(values: Mapping[str, float]) -> dict[str, float]:
     """The share of each term in the sum of the loss's terms; empty where there is only one."""
-    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_", "positive", "negative"))}
+    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
     total = sum(terms.values())
     return {f"share_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
 
@@ -76,10 +76,14 @@ def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: i
     return alarms
 
 
+def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
+    """The figures whose names begin alike, by the rest of their names."""
+    return [(name.removeprefix(prefix), value) for name, value in values.items() if name.startswith(prefix)]
+
+
 def _of_entropies(values: Mapping[str, float], most: float):
-    for name in [name for name in values if name.startswith("teacher_spread_")]:
-        branch = name.removeprefix("teacher_spread_")
-        entropy, spread = values[f"teacher_entropy_{branch}"], values[name]
+    for branch, spread in _family(values, "teacher_spread_"):
+        entropy = values[f"teacher_entropy_{branch}"]
         finding = f"the {branch} teacher's answers lie {spread:.2g} nats from their mean; entropy {entropy:.2f} of {most:.2f}"
         if spread < 0.01 * most and entropy > 0.9 * most:
             yield Alarm(
@@ -92,10 +96,10 @@ def _of_entropies(values: Mapping[str, float], most: float):
                 "One prototype has won, because centring is too slow or batches are too small.",
                 "Raise optim.teacher_temperature or optim.batch_size, or lower model.center_momentum and the learning rate.",
             )  # fmt: skip
-    for name in [name for name in values if name.startswith("student_entropy_")]:
-        if values[name] > 0.97 * most:
+    for _, entropy in _family(values, "student_entropy_"):
+        if entropy > 0.97 * most:
             yield Alarm(
-                "the student has learned nothing", f"its entropy is {values[name]:.2f} of {most:.2f}, the loss is flat at ln K",
+                "the student has learned nothing", f"its entropy is {entropy:.2f} of {most:.2f}, the loss is flat at ln K",
                 "The learning rate is too low for the batch, or the prototypes still stand still.",
                 "Raise optim.learning_rate_per_256, shorten optim.warmup_epochs or optim.freeze_prototypes_epochs.",
             )  # fmt: skip
@@ -108,19 +112,19 @@ def _of_figures(values: Mapping[str, float], rank: int | None):
             "The network maps all images to a line or a plane.",
             "Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs, or raise optim.batch_size.",
         )  # fmt: skip
-    for name in [name for name in values if name.startswith("agreement_")]:
-        if values[name] > 0.995:
+    for arrow, share in _family(values, "agreement_"):
+        if share > 0.995:
             yield Alarm(
-                "the task is too easy", f"student and teacher agree on {100 * values[name]:.1f} % of the images ({name})",
+                "the task is too easy", f"student and teacher agree on {100 * share:.1f} % of the images ({arrow})",
                 "Something gives an image away: weak augmentation, repeated images, or answers that are always the same.",
                 "Strengthen views.jitter, views.global_scale or views.global_blur, and look for duplicates in the data.",
             )  # fmt: skip
-    for name in [name for name in values if name.startswith("share_")]:
-        if values[name] < 0.005 and not name.endswith(("positive", "negative")):
+    for term, share in _family(values, "share_"):
+        if share < 0.005:
             yield Alarm(
-                "a term does not count", f"{name.removeprefix('share_')} is {100 * values[name]:.2f} % of the loss",
+                "a term does not count", f"{term} is {100 * share:.2f} % of the loss",
                 "Its teacher is easy to predict, so that the other terms alone are learned.",
-                "Compare the teachers' entropies; give the term another teacher (model.cls_supervision)."  ,
+                "Compare the teachers' entropies; give the term another teacher (model.cls_supervision).",
             )  # fmt: skip
     if values.get("discrepancy", 1.0) < 1e-5:
         yield Alarm(

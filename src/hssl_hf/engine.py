@@ -4,7 +4,6 @@ The loop asks for an accelerator, for a backward pass and for a step, whatever t
 """
 
 import os
-import warnings
 from collections.abc import Iterable
 
 import torch
@@ -34,10 +33,10 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **mor
     Raises:
         LaunchError: for an engine under which the teacher would not be right.
     """
-    if not _has_device() and not _asked("DEEPSPEED"):
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else several processes would not find each other
     if _asked("DEEPSPEED"):
         return _deepspeed(bf16, accumulate, images_per_process, more)
+    if not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # else several processes would not find each other
     if _asked("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise LaunchError("FSDP 1 cannot run student and teacher in one model; use training/accelerate/fsdp2.yaml")
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, **more)  # `Engine` autocasts
@@ -46,10 +45,6 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **mor
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return accelerator
-
-
-def _has_device() -> bool:
-    return torch.accelerator.is_available()
 
 
 def _asked(engine: str) -> bool:
@@ -98,9 +93,7 @@ class Engine:
         self.accelerator, self.method, self.bf16 = accelerator, method, bf16
         method._no_split_modules = repeated_blocks(method.student)
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.leaves_parameters_idle)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`_get_pg_default_device`|.*was not found in the")
-            self.model, self.optimizer = accelerator.prepare(method, optimizer)
+        self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.bad_step = torch.tensor(-1, device=accelerator.device)
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
 
@@ -156,8 +149,6 @@ class Engine:
             rule: "each" or "all", of `CLIPS`.
         """
         if not self.accelerator.sync_gradients:
-            if self.is_deepspeed:
-                self.model.step()
             return
         if self.is_deepspeed:
             self._deepspeed_step(number, list(frozen), clip, rule)
@@ -191,11 +182,10 @@ class Engine:
             safe_set_full_grad(p, gradient)
         self.model.step()
         if frozen:  # as if they had not been there: the clock of their moments stands still too
-            for group, partition in zip(
-                self.optimizer.param_groups, self.model.optimizer.single_partition_of_fp32_groups, strict=True
-            ):
+            zero = self.model.optimizer
+            for group, partition in zip(zero.param_groups, zero.single_partition_of_fp32_groups, strict=True):
                 if group["apart"]:
-                    self.model.optimizer.optimizer.state[partition]["step"].zero_()
+                    zero.optimizer.state[partition]["step"].zero_()
 
 
 def _clear(gradients: list[Tensor], bad: Tensor) -> None:

@@ -7,25 +7,23 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.augmentation import Augmentation
-from hssl_hf.recipe import Recipe
-from hssl_hf.source import Source, StreamError, count_images
+from hssl_hf.recipe import DataConfig, Recipe
+from hssl_hf.source import StreamError, count_images
 from hssl_hf.stream import ImageStream
 from hssl_hf.views import ViewStream, collate
 
 
-def open_source(recipe: Recipe) -> tuple[Source, int]:
-    """The source of a recipe, and the images that make an epoch.
+def epoch_length(data: DataConfig) -> int:
+    """The images that make an epoch.
 
     Raises:
-        StreamError: if it cannot be opened, is empty, or does not tell its length.
+        StreamError: if the source cannot be opened, is empty, or does not tell its length.
     """
-    data = recipe.data
-    source = Source(data.path, data.name, data.split, data.revision, data.image_column, data.streaming)
-    next(iter(ImageStream(source, window=1)))  # a missing column or an empty stream shows here, not in a worker
-    return source, data.images_per_epoch or count_images(source)
+    next(iter(ImageStream(data, window=1)))  # a missing column or an empty stream shows here, not in a worker
+    return data.images_per_epoch or count_images(data)
 
 
-def make_loader(recipe: Recipe, source: Source, grid, masked_views: int | None, batch: int, rank: int, world_size: int):
+def make_loader(recipe: Recipe, grid, masked_views: int | None, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
     """Batches of `Views` without end.
 
     Args:
@@ -34,18 +32,16 @@ def make_loader(recipe: Recipe, source: Source, grid, masked_views: int | None, 
         batch: images of this process per part of a step.
         rank, world_size: this process among the processes.
     """
-    data = recipe.data
-    images = ImageStream(
-        source, seed=recipe.seed, rank=rank, world_size=world_size, window=data.window, minimum=batch
-    )  # fmt: skip
-    augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, masked_views)
+    data, seed = recipe.data, recipe.seed
+    images = ImageStream(data, seed=seed, rank=rank, world_size=world_size, window=data.window, minimum=batch)
+    augmentation = Augmentation(recipe.views, recipe.masks, grid, seed, masked_views)
     return StatefulDataLoader(
         ViewStream(images, augmentation, data.corrupt_share),
         batch_size=batch,
         num_workers=data.workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(recipe.seed),
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

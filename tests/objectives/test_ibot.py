@@ -28,7 +28,7 @@ def test_equals_official_ibot(golden, call):
     student = Branches(Tokens(cls.view(2, 4, 32), patch.view(2, 4, 4, 4, 32)))
     teacher = Branches(Tokens(load("teacher_cls").view(2, 4, 32), load("teacher_patch").view(2, 4, 4, 4, 32)))
     output = objective(
-        student, Branches(Tokens(local.view(3, 4, 32))), teacher, Bare(), Bare(),
+        student, Branches(Tokens(local.view(3, 4, 32))), teacher, Bare(32), Bare(32),
         masks=torch.from_numpy(arrays["ibot/masks"]), temperature=teacher_temperature(arrays, int(load("epoch"))),
     )  # fmt: skip
     np.testing.assert_allclose(output.parts["cls_base_to_base"].item(), load("loss_cls"), rtol=1e-5)
@@ -60,7 +60,7 @@ def test_equals_released_hssl(golden, call):
         Tokens(load("t_aux_cls").view(2, 2, 64)),
     )
     output = objective(
-        student, local, teacher, Bare(), Bare(),
+        student, local, teacher, Bare(64), Bare(64),
         masks=torch.from_numpy(arrays["hssl_loss/masks"]), temperature=released_temperature(int(load("epoch"))),
     )  # fmt: skip
     ours = [output.parts[name].item() for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")]

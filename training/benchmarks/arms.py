@@ -19,13 +19,18 @@ def measure(step: Callable[[], None], repeats: int) -> dict[str, float]:
 
     The first step, in which libraries and optimizers take memory of their own, is not counted.
     """
-    step()
-    seconds = []
+    return {"seconds": seconds(step, repeats), "mebibytes": peak_bytes(step) / 2**20}
+
+
+def seconds(function: Callable[[], object], repeats: int) -> float:
+    """CPU seconds of a call: the median of some, after one that is not counted."""
+    function()
+    found = []
     for _ in range(repeats):
         started = process_time()
-        step()
-        seconds.append(process_time() - started)
-    return {"seconds": median(seconds), "mebibytes": peak_bytes(step) / 2**20}
+        function()
+        found.append(process_time() - started)
+    return median(found)
 
 
 def peak_bytes(step: Callable[[], None]) -> int:

@@ -57,8 +57,7 @@ ARMS = {
 
 def run(arm: str, precision: str, images: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
-    # Ours asks for fused attention as training/pretrain.py does on a CPU; the others keep timm's default, but for bf16,
-    # whose fused backward pass is many times slower there.
+    # For all arms alike, and as training/pretrain.py does: in bf16 the fused backward pass takes many times as long on a CPU.
     timm.layers.set_fused_attn(precision == "fp32")
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16")
     return measure(ARMS[arm](images, DROP_PATH, autocast), repeats)

@@ -5,11 +5,8 @@
 ViT-S/16 with a ConvNeXt head of depth 3, one thread of a CPU, fp32 weights.
 """
 
-from statistics import median
-from time import process_time
-
 import torch
-from arms import parse
+from arms import parse, seconds
 from peers import make_views
 
 from hssl_hf import HSSLConfig, HSSLForPreTraining
@@ -31,16 +28,6 @@ def clip_in_a_loop(gradients: list[torch.Tensor]) -> None:
 def follow_in_a_loop(student, teacher) -> None:
     for source, target in trainable_pairs(student, teacher):
         target.mul_(MOMENTUM).add_(source, alpha=1 - MOMENTUM)
-
-
-def seconds(function, repeats: int) -> float:
-    function()
-    found = []
-    for _ in range(repeats):
-        started = process_time()
-        function()
-        found.append(process_time() - started)
-    return median(found)
 
 
 def main() -> None:

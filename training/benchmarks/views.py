@@ -6,30 +6,33 @@
 (decoding, crops) and what the device does (colour operations, normalisation), here a CPU too.
 """
 
+import io
 import json
-from functools import partial
+import random
 from itertools import islice
 from pathlib import Path
 from time import process_time
 
 import torch
 from arms import parse, run_arm
+from PIL import Image, ImageFilter
+from torchvision import transforms as t
+from torchvision.transforms import InterpolationMode
+
+from hssl_hf.augmentation import Augmentation, MaskConfig, ViewConfig
+from hssl_hf.source import Source
+from hssl_hf.stream import ImageStream
+from hssl_hf.views import collate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def encoded_images(folder: str, count: int) -> list:
-    from hssl_hf.source import Source
-    from hssl_hf.stream import ImageStream
-
     return list(islice(ImageStream(Source(folder), window=1), count))
 
 
 def ours(images: list, batch: int) -> dict[str, float]:
     """Seconds of the workers' part and of the device's part."""
-    from hssl_hf.augmentation import Augmentation, MaskConfig, ViewConfig
-    from hssl_hf.views import collate
-
     config = ViewConfig()
     augmentation = Augmentation(config, MaskConfig())
     seconds = {"workers": 0.0, "device": 0.0}
@@ -45,12 +48,6 @@ def ours(images: list, batch: int) -> dict[str, float]:
 
 def pillow(images: list, batch: int) -> dict[str, float]:
     """The reference recipe of DINO: torchvision's operations on Pillow images, one view after the other."""
-    import io
-
-    from PIL import Image
-    from torchvision import transforms as t
-    from torchvision.transforms import InterpolationMode
-
     flip_and_colour = [
         t.RandomHorizontalFlip(0.5),
         t.RandomApply([t.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
@@ -60,7 +57,7 @@ def pillow(images: list, batch: int) -> dict[str, float]:
 
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float):
         crop = t.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
-        blurred = t.RandomApply([partial(_pillow_blur)], p=blur)
+        blurred = t.RandomApply([t.Lambda(_pillow_blur)], p=blur)
         return t.Compose([crop, *flip_and_colour, blurred, t.RandomSolarize(128, solarize), *finish])
 
     views = [view(224, (0.14, 1.0), 1.0, 0.0), view(224, (0.14, 1.0), 0.1, 0.2)] + [view(96, (0.05, 0.4), 0.5, 0.0)] * 10
@@ -76,10 +73,6 @@ def pillow(images: list, batch: int) -> dict[str, float]:
 
 
 def _pillow_blur(image):
-    import random
-
-    from PIL import ImageFilter
-
     return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 

@@ -107,10 +107,11 @@ class DINO(nn.Module):
     @torch.no_grad()
     def _watched(self, targets: dict[str, Tensor], logits: dict[str, Tensor]) -> dict[str, Tensor]:
         """How sure the learners are, and how often they give their teacher's first answer for another view."""
+        views = len(next(iter(targets.values())))  # the global ones are enough
+        logits = {name: value[:views] for name, value in logits.items()}
         watched = {f"student_entropy_{name}": entropies(value.softmax(-1)).mean() for name, value in logits.items()}
         for teacher, learner in self.cls_arrows:
-            answers = targets[teacher].argmax(-1)
-            agree = logits[learner][: len(answers)].argmax(-1) == answers.roll(1, 0)
+            agree = logits[learner].argmax(-1) == targets[teacher].argmax(-1).roll(1, 0)
             watched[f"agreement_{teacher}_to_{learner}"] = agree.float().mean()
         return watched
 
