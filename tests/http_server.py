@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 class FaultyServer:
-    """Serves a folder; `faults` is a list of what the next downloads meet: a status such as 503, or "drop"."""
+    """Serves a folder; `faults` is a list of what the next downloads meet: a status such as 503, "drop" or "stall"."""
 
     def __init__(self, folder: Path):
         self.faults: list[int | str] = []
         self.met: list[int | str] = []
+        self.closed = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,6 +39,10 @@ class FaultyServer:
                 fault = server.faults.pop(0) if body and server.faults else None
                 if fault is not None:
                     server.met.append(fault)
+                if fault == "stall":  # the connection stays open, and nothing comes
+                    server.closed.wait()
+                    self.close_connection = True
+                    return
                 if isinstance(fault, int):
                     self.send_error(fault)
                     return
@@ -59,5 +64,6 @@ class FaultyServer:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()

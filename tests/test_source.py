@@ -21,6 +21,7 @@ RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_"
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
+    monkeypatch.setattr("hssl_hf.source.STALL_SECONDS", 0.5)
     for name in RETRIES:
         monkeypatch.setattr(datasets.config, name, 0)
     write_parquet(tmp_path, images=60, shards=3)
@@ -56,7 +57,7 @@ def test_a_web_server_is_read_and_resumed(server, form):
 
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])
-@pytest.mark.parametrize("fault", [429, 500, 503, "drop"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "stall"])
 @pytest.mark.filterwarnings("ignore:reading shard")
 def test_a_server_that_fails_for_a_while_loses_nothing(server, form, fault):
     reader = stream(server, form)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import datasets
 import fsspec
 
 MAP_STYLE_SHARDS = 128
+STALL_SECONDS = 60  # without a byte, after which a web server is asked again; ours: minutes are the libraries' own
 SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -78,7 +80,10 @@ def _locate(source: Source) -> dict:
         suffix = Path(source.path).suffix
         if suffix not in SUFFIXES:
             raise StreamError(f"data.path={source.path!r}: expected a URL of parquet files or tar shards (.parquet, .tar)")
-        return {"path": SUFFIXES[suffix], "data_files": {source.split: expand(source.path)}}
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+        options = {protocol: {"client_kwargs": {"timeout": patience}} for protocol in ("http", "https")}
+        files = {source.split: expand(source.path)}
+        return {"path": SUFFIXES[suffix], "data_files": files, "storage_options": options}
     path = Path(source.path).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
         return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
