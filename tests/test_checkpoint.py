@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hssl_hf.checkpoint import CheckpointError, Checkpoints
-from hssl_hf.export import load_model
+from hssl_hf.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_damage_is_reported_with_what_to_do(training, tmp_path):
 
 def test_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        load_model(tmp_path)
+        RunFolder.open(tmp_path)
 
 
 def test_state_is_plain_json(training, tmp_path):

@@ -22,6 +22,7 @@ def equivalence():
     return module
 
 
+@pytest.mark.slow
 def test_sharded_engines_equal_one_process(equivalence, tmp_path, capsys):
     """FSDP2 and DeepSpeed ZeRO-2 in two processes, through the launcher, with frozen prototypes, clipped and resumed."""
     pytest.importorskip("deepspeed")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, ViTModel
 
+from hssl_hf import parity
 from hssl_hf.evaluate.encoder import load_encoder
-from hssl_hf.export import ExportError, check_export, export_backbone
+from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.stock import image_processor, to_vit
 from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
@@ -34,9 +35,7 @@ def moved():
 @pytest.fixture
 def unchecked(monkeypatch):
     """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
-    from hssl_hf import export
-
-    monkeypatch.setattr(export, "check_export", lambda *_: None)
+    monkeypatch.setattr(parity, "compare", lambda *_: {})
 
 
 def test_vit_is_stock_and_equal_at_every_size(moved, tmp_path):
@@ -160,7 +159,7 @@ def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):
         return vit
 
     monkeypatch.setattr(export, "to_vit", damaged)
-    with pytest.raises(ExportError, match=r"differs from the model: size_32: pooler_output by"):
+    with pytest.raises(ExportError, match=r"differs from the model: (pipeline|size_32/\w+) by"):
         export_backbone(moved, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
@@ -171,19 +170,17 @@ def test_report_of_missing_weights_is_refused(moved, tmp_path):
     vit.save_pretrained(tmp_path)
     image_processor(32).save_pretrained(tmp_path)
     with pytest.raises(ExportError, match=r"does not load cleanly.*pooler"):
-        check_export(moved.teacher.base, tmp_path, 32)
+        parity.compare(moved.teacher.base, tmp_path, [32], image_processor(32))
 
 
 def test_an_earlier_export_survives_a_failed_one(moved, tmp_path, monkeypatch, unchecked):
-    from hssl_hf import export
-
     folder = export_backbone(moved, tmp_path / "export")
     before = (folder / "model.safetensors").read_bytes()
 
     def refuse(*_):
         raise ExportError("no")
 
-    monkeypatch.setattr(export, "check_export", refuse)
+    monkeypatch.setattr(parity, "compare", refuse)
     with pytest.raises(ExportError):
         export_backbone(moved, folder)
     assert (folder / "model.safetensors").read_bytes() == before

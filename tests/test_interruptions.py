@@ -15,7 +15,9 @@ import torch
 from tests.runs import SCRIPT, TINY, losses, settings_of, start, wait_for_step, weights
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, "hssl"), (2, "hssl"), (1, "siamese_im")])
+@pytest.mark.parametrize(
+    ("workers", "method"), [(0, "hssl"), pytest.param(2, "hssl", marks=pytest.mark.slow), (1, "siamese_im")]
+)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
     arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
@@ -47,7 +49,8 @@ def test_signals_save_and_leave(tmp_path, number):
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("method", ["hssl", pytest.param("siamese_im", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
 def test_one_of_two_processes_is_killed(tmp_path, method):
     """Through the launcher: two gloo processes, of which one is killed, resumed, equal an uninterrupted pair; one goes on."""
 
@@ -162,3 +165,27 @@ def test_twenty_five_kills_change_nothing(tmp_path, workers):
     found, expected = weights(folder, 62), weights(tmp_path / "whole", 62)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     print(f"{workers} workers: 25 kills, {saving} of them while saving, {62 * 16} images")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_two_thousand_steps_and_twenty_resumes(tmp_path):
+    """Interrupted every hundred steps: neither within a process nor from process to process does memory grow."""
+    folder, settings = (
+        tmp_path / "run",
+        ["data.workers=0", "optim.epochs=3.3", "run.save_every_steps=50", "run.log_every_steps=10"],
+    )
+    early, late, done = [], [], 0
+    for _ in range(20):
+        process = start(folder, *settings, "resume=auto")
+        memory = psutil.Process(process.pid).memory_info
+        wait_for_step(process, done + 30)
+        early.append(memory().rss / 2**20)
+        wait_for_step(process, done + 100)
+        late.append(memory().rss / 2**20)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+        assert process.returncode == 75, errors
+        done = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    print(f"{done} steps; MiB after 30 steps {early}, after 100 steps {late}")
+    assert done >= 2000
+    assert max(late[10:]) < 1.03 * max(late[:10]) and sum(late) < 1.03 * sum(early)

@@ -55,27 +55,31 @@ def test_dropped_gradients_freeze_against_decay_too():
     model = tiny_model(learned_prototype_length=True)
     optimizer = build_optimizer(model.student, (0.9, 0.999))
     set_rates(optimizer, learning_rate=0.1, weight_decay=0.5)
-    before = [p.clone() for p in model.prototype_parameters()]
+    before = [p.clone() for p in model.parts()["prototypes"]]
     assert len(before) == 2
     model(**tiny_views()).loss.backward()
-    drop_gradients(model.prototype_parameters())
+    drop_gradients(model.parts()["prototypes"])
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, model.prototype_parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parts()["prototypes"], strict=True))
     optimizer.zero_grad()
     model(**tiny_views()).loss.backward()
     optimizer.step()
-    assert not torch.equal(before[0], model.prototype_parameters()[0])
+    assert not torch.equal(before[0], model.parts()["prototypes"][0])
 
 
-def test_parameters_apart_stand_still_when_they_shall():
+def test_parts_stand_still_when_they_shall():
+    """Prototypes and base are groups of their own, which move or not by name; every parameter is in one group."""
     model = tiny_model(learned_prototype_length=True)
-    optimizer = build_optimizer(model.student, (0.9, 0.999), apart=model.prototype_parameters())
-    still = optimizer.param_groups[2]
-    assert [id(p) for p in still["params"]] == [id(p) for p in model.prototype_parameters()] and len(
-        optimizer.param_groups
-    ) == 3
-    set_rates(optimizer, 0.1, 0.5, frozen=True)
-    assert (still["lr"], still["weight_decay"], optimizer.param_groups[0]["lr"]) == (0.0, 0.0, 0.1)
+    optimizer = build_optimizer(model.student, (0.9, 0.999), model.parts())
+    groups = optimizer.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.student.parameters()))
+    (still,) = [group for group in groups if group["part"] == "prototypes"]
+    assert [id(p) for p in still["params"]] == [id(p) for p in model.parts()["prototypes"]]
+    base = {id(p) for group in groups if group["part"] == "base" for p in group["params"]}
+    assert base == {id(p) for p in model.student.base.parameters()}
+    set_rates(optimizer, 0.1, 0.5, still={"prototypes"})
+    assert (still["lr"], still["weight_decay"]) == (0.0, 0.0)
+    assert {group["lr"] for group in groups if group["part"] != "prototypes"} == {0.1}
     set_rates(optimizer, 0.1, 0.5)
     assert (still["lr"], still["weight_decay"]) == (0.1, 0.5)
 

@@ -34,7 +34,7 @@ def test_paper_recipe_has_the_numbers_of_table_20():
     """HSSL, Table 20 and the released command, ViT-B/16 at batch 256: 5004 iterations an epoch, 100 epochs."""
     recipe = load_recipe(ROOT / "training/recipes/hssl_ibot_vitb16.yaml")
     plan = Plan(recipe, recipe.data.images_per_epoch)
-    assert plan.steps == 500_400 and plan.frozen_steps == 3 * 5004
+    assert plan.steps == 500_400 and plan.frozen_steps == {"prototypes": 3 * 5004, "base": 0}
     assert plan.learning_rate(10 * 5004) == pytest.approx(7.5e-4) and plan.learning_rate(plan.steps) == pytest.approx(2e-6)
     assert plan.temperature(0) == 0.04 and plan.temperature(50 * 5004) == 0.07
     assert recipe.optim.clip == 0.3 and recipe.optim.batch_size == 256

@@ -79,7 +79,7 @@ def test_resumes_exactly_at_any_image(parquet, stop, window, readers):
     assert list(islice(iter(again), 70)) == whole[stop:]
 
 
-@settings(max_examples=40)
+@settings(max_examples=12)
 @given(st.data())
 def test_other_numbers_of_readers_go_on_without_loss_or_repetition(parquet, data):
     """Readers stop anywhere, others go on, stop, and others again: every epoch has every image once."""

@@ -9,13 +9,13 @@ import json
 import os
 import sys
 import warnings
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
 
 import timm
 import torch
+import transformers
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object, set_seed, tqdm
 from transformers import AutoModelForPreTraining
@@ -25,21 +25,22 @@ from hssl_hf.capture import Recorder
 from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
 from hssl_hf.doctor import Doctor, largest_rank, rank_me, shares
 from hssl_hf.engine import Engine, make_accelerator
-from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
-from hssl_hf.export import ExportError, export_backbone
+from hssl_hf.initial import start_from
 from hssl_hf.launch import Interrupt, LaunchError, check_launch
 from hssl_hf.loader import epoch_length, make_loader, take_up, watching_readers
 from hssl_hf.optim import build_optimizer, set_rates
+from hssl_hf.outcome import Outcome
+from hssl_hf.parity import ExportError
+from hssl_hf.pictures import draw_views
 from hssl_hf.plan import Plan
-from hssl_hf.probe import Probe
 from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from hssl_hf.source import StreamError
-from hssl_hf.stock import image_processor
-from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, read_log, require_finite
+from hssl_hf.track import Meter, NonFiniteError, Track, progress_figures, require_finite
 from hssl_hf.views import CorruptShareError
 
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
 hssl_hf.register()
+transformers.logging.disable_progress_bar()
 RECIPES = Path(__file__).parent / "recipes"
 USER_ERRORS = (RecipeError, LaunchError, StreamError, CorruptShareError, CheckpointError, ExportError, NonFiniteError)
 
@@ -67,9 +68,7 @@ class Pretraining:
             torch.set_num_threads(max(1, cores))  # `accelerate launch` leaves a process one thread
         self._build_model(config)
         self._build_stream()
-        self.plan = Plan(recipe, self.images_per_epoch)
-        self.processor = image_processor(config.image_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)
-        self.probe = Probe(recipe.probe, self.processor)
+        self.plan = Plan(recipe, self.images_per_epoch, self.fresh_heads)
         self.corrupt: list[str] = []
 
     def _open_folder(self) -> None:
@@ -108,13 +107,15 @@ class Pretraining:
             )
         if method.in_batch and recipe.optim.accumulate > 1:
             raise RecipeError("this objective compares the images of a batch, so optim.accumulate must be 1")
+        starts = recipe.init_from is not None and self.resumed is None
+        self.fresh_heads = starts and _check(lambda: start_from(method, recipe.init_from))
         if recipe.run.activation_checkpointing:
             method.activation_checkpointing_enable()
         set_seed(recipe.seed, device_specific=True)
         model = method
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = build_optimizer(method.student, recipe.optim.betas, method.prototype_parameters())
+        optimizer = build_optimizer(method.student, recipe.optim.betas, method.parts())
         self.engine = Engine(accelerator, model, optimizer, recipe.optim.mixed_precision == "bf16")
         self.arguments = signature(method.forward).parameters.keys()
         method.train()
@@ -127,10 +128,11 @@ class Pretraining:
 
     def run(self) -> int:
         """Train from the newest checkpoint, or from the start, to the end; returns the exit code."""
-        first = self._resume()
+        first, seconds = self._resume()
         self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(self.recipe.to_dict())})
         self.track, self.meter, interrupt = Track(self.folder, self.accelerator, first), Meter(), Interrupt()
-        prototypes = getattr(self.method.config, "num_prototypes", None) if self.method.prototype_parameters() else None
+        self.outcome = Outcome(self.recipe, self.folder, self.accelerator, self.track, self.images_per_epoch, seconds)
+        prototypes = getattr(self.method.config, "num_prototypes", None) if "prototypes" in self.method.parts() else None
         self.doctor = Doctor(self.folder, prototypes, first_step=self.plan.settled)
         kept = 1 if self.accelerator.device.type == "cpu" else min(16, self.recipe.run.log_every_steps)
         self.recorder = Recorder(kept * self.recipe.optim.accumulate)
@@ -161,8 +163,8 @@ class Pretraining:
 
     def _train_step(self, step: int, batches) -> None:
         recipe, accelerator = self.recipe, self.accelerator
-        frozen = step < self.plan.frozen_steps
-        set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), frozen)
+        still = self.plan.still(step)
+        set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), still)
         for _ in range(recipe.optim.accumulate):
             started = perf_counter()
             batch = next(batches)
@@ -171,11 +173,12 @@ class Pretraining:
             temperature = self.plan.temperature(step)
             self.recorder.note(step, batch, temperature)
             views = batch.to(accelerator.device).coloured(recipe.views)
+            if step == 0 and accelerator.is_main_process:
+                draw_views(views, recipe.views, self.folder / "pictures" / "views.png")
             arguments = {**views.tensors(), "teacher_temperature": temperature}
             with accelerator.accumulate(self.engine.model):
                 output = self.engine.forward(**{name: arguments[name] for name in self.arguments & arguments.keys()})
                 self.engine.backward(output.loss)
-                still = self.method.prototype_parameters() if frozen else []
                 self.engine.step(step, still, recipe.optim.clip, recipe.optim.clip_norm)
             values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
             self.meter.add(values, self.batch * accelerator.num_processes)
@@ -209,12 +212,17 @@ class Pretraining:
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
-        state = {"processes": self.accelerator.num_processes}
+        state = {
+            "processes": self.accelerator.num_processes,
+            "seconds": self.outcome.seconds,
+            "frozen_steps": self.plan.frozen_steps,
+        }
         self.checkpoints.save(self.accelerator, done, position, state, self.engine.whole)
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, float]:
+        """Finished steps, and the seconds that they took."""
         if not self.resumed:
-            return 0
+            return 0, 0.0
         accelerator = self.accelerator
         self.engine.check_processes(json.loads((self.resumed / STATE).read_text())["processes"])
         state, positions = self.checkpoints.load(accelerator, self.resumed)
@@ -224,59 +232,21 @@ class Pretraining:
         elif accelerator.is_main_process:
             self.corrupt = [name for position in positions for name in position["corrupt"]]
             print(f"resuming with {accelerator.num_processes} processes what {len(positions)} began", file=sys.stderr)
-        return state["step"]
+        self.plan.frozen_steps = state["frozen_steps"]
+        return state["step"], state["seconds"]
 
     def _measure(self, done: int) -> None:
-        """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew."""
         method = self.engine.whole() if self.recipe.probe.path is not None else None
-        if method is not None and self.accelerator.is_main_process:
-            encode = partial(self._encode, method.network(self.recipe.run.export_network).base)
-            values = {"knn_top1": self.probe.knn(encode, f"k-NN at step {done}")["top1"]}
-            if done == 0:
-                values["knn_top1_pixels"] = self.probe.knn(pixels_encoder, "k-NN of raw pixels")["top1"]
-            self.track.log(done, values)
-        self.track.draw()
+        if self.accelerator.is_main_process:
+            self.outcome.measure(method, done)
         self.accelerator.wait_for_everyone()
-
-    @torch.no_grad()
-    def _encode(self, base: torch.nn.Module, pixels: torch.Tensor):
-        tokens = base.eval()(pixels.to(next(base.parameters()).device))[0]
-        base.train()
-        return tokens
 
     def _finish(self) -> None:
         corrupt, method = gather_object(self.corrupt), self.engine.whole()
         if self.accelerator.is_main_process:
-            lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
-            export = export_backbone(
-                method, self.folder / "export", network=self.recipe.run.export_network, processor=self.processor
-            )
-            if self.recipe.probe.path is not None:
-                lines += self._evaluate(export)
-            self.track.draw()
-            lines += ["", f"run     {self.folder}\ncurves  {self.track.curves}\nexport  {export}", "", "Load it anywhere:"]
-            lines.append(f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")')
-            print("\n".join(lines))
+            print("\n".join(self.outcome.finish(method, self.plan.steps, corrupt)))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _evaluate(self, export: Path) -> list[str]:
-        """k-NN of the export, as anybody would load it, beside the untrained backbone and the raw pixels, as records."""
-        final = self.probe.knn(load_encoder(export)[0], "k-NN of the export")
-        self.track.log(self.plan.steps, {"knn_top1": final["top1"]})
-        start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)
-        found = {
-            "pre-trained backbone": final["top1"],
-            "untrained backbone": start["knn_top1"],
-            "raw pixels": start["knn_top1_pixels"],
-        }
-        (self.folder / "results.jsonl").unlink(missing_ok=True)
-        for subject, value in found.items():
-            results, settings = self.folder / "results.jsonl", self.probe.knn_settings()
-            self.probe.record("knn_top1", value, final["n"], settings, subject, self.recipe.seed, results)
-        probe = self.recipe.probe
-        lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
-        return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
 
 
 def _check(build):

@@ -2,22 +2,23 @@
 
     python training/readme.py
 
-A record that is not in training/results does not appear, and no figure is typed by hand.
+A record that is not in model_cards/results does not appear, and no figure is typed by hand.
 """
 
-import ast
 import json
 import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from hssl_hf.differences import differences
+
 ROOT = Path(__file__).parents[1]
 
 
 def render(readme: str) -> str:
     """The README with its generated parts made anew."""
-    for name, lines in (("results", results()), ("differences", differences())):
+    for name, lines in (("results", results()), ("differences", difference_lines())):
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
         readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
     return readme
@@ -26,7 +27,7 @@ def render(readme: str) -> str:
 def results() -> list[str]:
     """One table per file of records and metric: every subject with its mean, its single seeds, and their spread."""
     lines = []
-    for path in sorted((ROOT / "training" / "results").glob("*.jsonl")):
+    for path in sorted((ROOT / "model_cards" / "results").glob("*.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         for metric in sorted({record["metric"] for record in records if record["metric"].endswith("top1")}):
             lines += table(path.stem.replace("_", " "), [record for record in records if record["metric"] == metric])
@@ -50,16 +51,9 @@ def table(title: str, records: list[dict]) -> list[str]:
     return lines
 
 
-def differences() -> list[str]:
-    """Every `Differs:` of a docstring, with the place it stands at."""
+def difference_lines() -> list[str]:
     lines = ["", "| where | difference |", "|---|---|"]
-    for path in sorted((ROOT / "src" / "hssl_hf").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
-                continue
-            for text in re.findall(r"Differs: (.*?)(?=\n\S|\n\n|\Z)", ast.get_docstring(node) or "", re.DOTALL):
-                place = path.relative_to(ROOT)
-                lines.append(f"| [{node.name}]({place}) | {' '.join(text.split())} |")
+    lines += [f"| [{name}](src/hssl_hf/{file}) | {text} |" for file, name, text in differences()]
     return [*lines, ""]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hssl_hf.checkpoint import STATE, WEIGHTS
-from hssl_hf.export import load_model
+from hssl_hf.run_folder import RunFolder
 from hssl_hf.track import NonFiniteError, advice
 from hssl_hf.views import Views
 
@@ -79,7 +79,8 @@ def replay(place: Path) -> list[dict]:
     Raises:
         CheckpointError: if the folder holds no capture.
     """
-    model, recipe = load_model(place)
+    run = RunFolder.open(place)
+    model, recipe = run.model, run.recipe
     model.train()
     known, reports = signature(model.forward).parameters, []
     for path in sorted(place.glob("parts-*.pt")):

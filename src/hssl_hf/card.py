@@ -1,110 +1,161 @@
-"""The card beside the weights: what they are, how their features are read, and whose terms they are under."""
+"""Cards: rendered from a template, the facts of a run and its records. No figure in a card comes from anywhere else.
 
-from huggingface_hub import ModelCardData
+The facts are plain values (`facts`), kept as YAML beside the cards of this project, so that a card can be rendered again.
+"""
+
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import PreTrainedConfig
 
-LOADED = """\
-from transformers import AutoImageProcessor, {auto}
+from hssl_hf import wording
+from hssl_hf.differences import differences
+from hssl_hf.manifest import is_hub_id
 
-processor = AutoImageProcessor.from_pretrained("{repository}")
-model = {auto}.from_pretrained("{repository}").eval()
-inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")"""
-
-PLAIN = """\
-features = model(**inputs).pooler_output"""
-
-WITHOUT_NORM = """\
-hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # the last block, without a norm
-features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)  # linear probe, fine-tuning
-cls = hidden[:, 0]  # few labels"""
-
-ABOUT_PLAIN = """\
-`pooler_output` is the representation of the image; `last_hidden_state` holds those of its patches."""
-
-ABOUT_WITHOUT_NORM = """\
-This backbone was trained **without a norm behind its last block**, so its features are `hidden_states[-1]`.
-`last_hidden_state` has passed a layer norm that was not there in training: the norm of a mean is not the mean of norms.
-For a whole image take the layer norm of the mean of the patch tokens (linear probe, fine-tuning) or the class token as it
-is (few labels)."""
+TEMPLATES = (Path(__file__).with_name("card_template.md"), Path(__file__).parents[2] / "model_cards" / "template.md")
+LIBRARY = {"main": "transformers", "timm": "timm", "training": "hssl_hf", "classifier": "transformers"}
+METRICS = {
+    "knn_top1": "k-NN top-1",
+    "knn_top5": "k-NN top-5",
+    "linear_top1": "linear probe top-1",
+    "linear_top5": "linear probe top-5",
+}
+EVAL_RESULTS = ".eval_results/hssl_hf.yaml"
 
 
-def backbone_card(config: PreTrainedConfig, network: str, *, without_norm: bool, repository: str = "user/name") -> str:
-    """Markdown for the README.md of an exported backbone.
+def facts(config: PreTrainedConfig, network: str, *, without_norm: bool, **more) -> dict:
+    """What a card says that is not a record.
 
     Args:
         config: of the model that was trained.
         network: "teacher" or "student", which of the two was exported.
         without_norm: the features are those in front of the stock model's final norm.
-        repository: name that the snippet loads.
+        more: any of `recipe` and `manifest` (`hssl_hf.manifest`), `parity` (`hssl_hf.parity`), `subject` (name of the model in
+            the records), `license`, `base_model`.
     """
-    imports = "import torch\nfrom PIL import Image\n" if without_norm else "from PIL import Image\n"
-    usage = LOADED.format(auto="AutoModel", repository=repository) + "\n" + (WITHOUT_NORM if without_norm else PLAIN)
-    return _card(
-        f"{config.backbone} by {name_method(config)[0]}",
-        f"The {network}'s base after pre-training by {name_method(config)[1]}, without what only training needs: timm's "
-        f"`{config.backbone}`{_arguments(config)} for images of {config.image_size} pixels. It is a stock model; no code "
-        "beside transformers is needed.",
-        imports + usage,
-        ABOUT_WITHOUT_NORM if without_norm else ABOUT_PLAIN,
-        ModelCardData(
-            library_name="transformers", pipeline_tag="image-feature-extraction", license=_license(config), tags=_tags(config)
-        ),
-    )
+    keys = (*config.__annotations__, "license")
+    values = {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    known = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}
+    return {**known, **{key: value for key, value in more.items() if value}}
 
 
-def pretraining_card(config: PreTrainedConfig, repository: str = "user/name") -> str:
-    """Markdown for a whole model, from which training can go on."""
-    name = {"hssl": "HSSLForPreTraining", "siamese_im": "SiameseIMForPreTraining"}[config.model_type]
-    return _card(
-        f"{config.backbone} by {name_method(config)[0]}, to go on with",
-        f"Student, teacher and heads, pre-trained by {name_method(config)[1]}.",
-        f'from hssl_hf import {name}\n\nmodel = {name}.from_pretrained("{repository}")',
-        "`model.encode(pixels)` gives the tokens of the base model; `hssl_hf.export_backbone` writes it as a stock model.",
-        ModelCardData(library_name="hssl_hf", license=_license(config), tags=_tags(config)),
-    )
+def render(
+    facts: dict,
+    records: list[dict] = (),
+    *,
+    kind: str = "main",
+    repository: str = "user/name",
+    revision: str = "main",
+    pictures: list[str] = (),
+) -> str:
+    """Markdown of a card.
+
+    Args:
+        facts: from `facts`.
+        records: `Record`s as dictionaries.
+        kind: "main", "timm" or "training", one of the three revisions, or "classifier".
+        repository: where it is pushed to; the snippets load it.
+        revision: branch of the stock model, after which the other two are named.
+        pictures: paths of pictures inside the repository; others than the known ones are left out.
+    """
+    config, whole, subject = facts["config"], kind == "training", facts.get("subject", "pre-trained backbone")
+    own = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
+    branches = {name: branch(revision, name) for name in ("timm", "training")}
+    snippets = wording.Snippets(repository, kind, revision, branches, facts)
+    shown = {} if whole else {name: wording.PICTURES[name] for name in wording.PICTURES if name in pictures}
+    text = ModelCard.from_template(
+        _metadata(facts, own, kind, repository),
+        template_path=str(next(path for path in TEMPLATES if path.is_file())),
+        title=wording.title(config, kind),
+        what=wording.what(config, facts["network"], kind),
+        usage=snippets.usage(), about=snippets.about(),
+        timm_usage=snippets.timm() if kind == "main" else None, timm_revision=branches["timm"],
+        training_revision=branches["training"] if kind in ("main", "timm") and "recipe" in facts else None,
+        repository=repository,
+        license=_license(facts), license_reason=wording.license_reason(facts),
+        results=_tables(records) if kind == "main" else [],
+        pictures=list(shown.items()),
+        training=wording.training(facts["manifest"]) if "manifest" in facts else [],
+        recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=110).strip(),
+        parity=[] if whole else [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()],
+        differences=[(f"{file}: {name}", text) for file, name, text in differences(config)] if "manifest" in facts else [],
+        limits=wording.limits(facts), citations=wording.citations(config),
+    )  # fmt: skip
+    return _tidy(text.content)
 
 
-def classifier_card(config: PreTrainedConfig, repository: str = "user/name") -> str:
-    """Markdown for a fine-tuned classifier."""
-    usage = LOADED.format(auto="AutoModelForImageClassification", repository=repository)
-    return _card(
-        f"{config.backbone} by {name_method(config)[0]}, fine-tuned",
-        "The classifier stands on the layer norm of the mean of the patch tokens.",
-        f"from PIL import Image\n{usage}\nlabel = model(**inputs).logits.argmax(-1)",
-        "It is a timm model that transformers wraps.",
-        ModelCardData(
-            library_name="transformers", pipeline_tag="image-classification", license=_license(config), tags=_tags(config)
-        ),
-    )
+def eval_results(facts: dict, records: list[dict]) -> str | None:
+    """Content of `EVAL_RESULTS` for records on datasets of the Hub; None without any."""
+    subject = facts.get("subject", "pre-trained backbone")
+    entries = [
+        EvalResultEntry(
+            dataset_id=record["dataset"],
+            task_id=record["metric"],
+            value=record["value"],
+            dataset_revision=record["revision"],
+            date=record["date"],
+            notes=", ".join(f"{key}: {value}" for key, value in record["settings"].items() if value),
+        )
+        for record in records
+        if record["subject"] == subject and is_hub_id(record["dataset"])
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
 
 
-def name_method(config: PreTrainedConfig) -> tuple[str, str]:
-    """What a configuration amounts to: a short name, and one with what it consists of."""
-    if config.model_type == "hssl":
-        if config.auxiliary is None:
-            return config.objective, f"{config.objective} alone, without an auxiliary head"
-        return "HSSL", f"heterogeneous self-supervised learning: {config.objective} with a {config.auxiliary} head"
-    if config.target == "pixel" and config.views == "same":
-        return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
-    if (config.target, config.views, config.level) == ("feature", "different", "dense"):
-        return "SiameseIM", "siamese image modeling (SiameseIM, arXiv 2206.01204)"
-    variant = f"target: {config.target}, views: {config.views}, level: {config.level}"
-    return "a variant of SiameseIM", f"a variant of siamese image modeling (SiameseIM, arXiv 2206.01204; {variant})"
+def branch(revision: str, kind: str) -> str:
+    """Name of the branch that holds one of the three revisions."""
+    return revision if kind == "main" else kind if revision == "main" else f"{revision}-{kind}"
 
 
-def _card(title: str, what: str, usage: str, about: str, data: ModelCardData) -> str:
-    terms = f"\nThe weights come from a release under `{data.license}` and stay under it.\n" if data.license else ""
-    return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{what}\n\n```python\n{usage}\n```\n\n{about}\n{terms}"
+def _metadata(facts: dict, own: list[dict], kind: str, repository: str) -> ModelCardData:
+    config, data = facts["config"], facts.get("manifest", {}).get("data", {}).get("path")
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=record["dataset"],
+            dataset_name=record["dataset"].split("/")[-1],
+            dataset_split=record["split"],
+            dataset_revision=record["revision"],
+            metric_type="accuracy",
+            metric_name=METRICS[record["metric"]],
+            metric_value=round(record["value"], 2),
+        )
+        for record in own
+    ]
+    tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
+    tags = ["self-supervised-learning", "vision", config["model_type"].replace("_", "-")]
+    return ModelCardData(
+        library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
+        datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
+        **({"model_name": repository.split("/")[-1], "eval_results": results} if results and kind == "main" else {}),
+    )  # fmt: skip
 
 
-def _arguments(config: PreTrainedConfig) -> str:
-    changed = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
-    return f" with {changed}," if changed else ""
+def _license(facts: dict) -> str | None:
+    return facts["config"].get("license") or facts.get("license")
 
 
-def _license(config: PreTrainedConfig) -> str | None:
-    return getattr(config, "license", None)
+def _tables(records: list[dict]) -> list[str]:
+    """One table per metric: every subject with its value, and below it on what and how it was measured."""
+    tables = []
+    for metric in METRICS:
+        found = [record for record in records if record["metric"] == metric]
+        if not found:
+            continue
+        first = found[0]
+        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
+        where = f"{first['dataset']}, split {first['split']}, {first['n']} images"
+        lines = [f"{METRICS[metric]} in {first['unit']} on {where}; {settings}.", "", "| | |", "|---|---|"]
+        tables.append("\n".join(lines + [f"| {record['subject']} | {record['value']:.2f} |" for record in found]))
+    return tables
 
 
-def _tags(config: PreTrainedConfig) -> list[str]:
-    return ["self-supervised-learning", "vision", config.model_type.replace("_", "-")]
+def _tidy(text: str) -> str:
+    """Without the runs of empty lines that a template leaves."""
+    lines, kept = text.strip().splitlines(), []
+    for line in lines:
+        if line.strip() or (kept and kept[-1]):
+            kept.append(line.rstrip())
+    return "\n".join(kept) + "\n"

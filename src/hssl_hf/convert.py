@@ -18,10 +18,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
+from hssl_hf import card
 from hssl_hf.backbone import Backbone
-from hssl_hf.card import classifier_card, pretraining_card
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.export import ExportError, export_backbone, refuse_foreign
+from hssl_hf.export import ExportError, export_backbone, export_model, refuse_foreign
 from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 from hssl_hf.stock import image_processor, save_timm_wrapper
 
@@ -193,12 +193,7 @@ def convert_checkpoint(path: Path | str, folder: Path | str, *, whole: bool = Fa
         _write_classifier(checkpoint, folder, (changes.get("backbone_kwargs") or {}).get("num_heads"))
         return folder
     model = from_siamese_im(checkpoint, **changes)
-    if not whole:
-        return export_backbone(model, folder)
-    model.save_pretrained(folder)
-    image_processor(model.config.image_size).save_pretrained(folder)
-    (folder / "README.md").write_text(pretraining_card(model.config))
-    return folder
+    return export_model(model, folder) if whole else export_backbone(model, folder)
 
 
 def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
@@ -210,7 +205,8 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
     arguments = {"img_size": size, "global_pool": "avg", **kwargs}
     save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
     processor.save_pretrained(folder)
-    (folder / "README.md").write_text(classifier_card(SiameseIMConfig(license=LICENSE)))
+    facts = card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
+    (folder / "README.md").write_text(card.render(facts, kind="classifier"))
     loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -4,7 +4,7 @@ The loop asks for an accelerator, for a backward pass and for a step, whatever t
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -137,23 +137,23 @@ class Engine:
         self.model.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
         self.model.backward(loss)
 
-    def step(self, number: int, frozen: Iterable[nn.Parameter], clip: float | None, rule: str) -> None:
+    def step(self, number: int, still: Collection[str], clip: float | None, rule: str) -> None:
         """An optimizer step once all parts of a batch have passed, nothing before.
 
         From the first step on whose gradients are not finite nothing moves any more; `bad_step` holds its number.
 
         Args:
             number: of the step.
-            frozen: parameters that are passed over, their weight decay included.
+            still: parts of the model (`StudentTeacherModel.parts`) that are passed over, their weight decay included.
             clip: largest norm of a gradient, or None.
             rule: "each" or "all", of `CLIPS`.
         """
         if not self.accelerator.sync_gradients:
             return
         if self.is_deepspeed:
-            self._deepspeed_step(number, list(frozen), clip, rule)
+            self._deepspeed_step(number, still, clip, rule)
             return
-        drop_gradients(frozen)
+        drop_gradients(self._parameters(still))
         gradients = [p.grad for p in self.method.student.parameters() if p.grad is not None]
         bad = self._judge(number, gradient_norms(gradients) if clip is None else CLIPS[rule](gradients, clip))
         if self.accelerator.distributed_type == DistributedType.FSDP:
@@ -169,22 +169,25 @@ class Engine:
         self.bad_step = torch.where(first, number, self.bad_step)
         return self.bad_step >= 0
 
-    def _deepspeed_step(self, number: int, frozen: list[nn.Parameter], clip: float | None, rule: str) -> None:
+    def _parameters(self, parts: Collection[str]) -> list[nn.Parameter]:
+        return [p for part, parameters in self.method.parts().items() if part in parts for p in parameters]
+
+    def _deepspeed_step(self, number: int, still: Collection[str], clip: float | None, rule: str) -> None:
         from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
         trained = [p for p in self.method.student.parameters() if p.requires_grad]
         gradients = {p: safe_get_full_grad(p).clone() for p in trained}
-        for p in frozen:
+        for p in self._parameters(still):
             gradients[p].zero_()
         whole = list(gradients.values())
         _clear(whole, self._judge(number, gradient_norms(whole) if clip is None else CLIPS[rule](whole, clip)))
         for p, gradient in gradients.items():
             safe_set_full_grad(p, gradient)
         self.model.step()
-        if frozen:  # as if they had not been there: the clock of their moments stands still too
+        if still:  # as if they had not been there: the clock of their moments stands still too
             zero = self.model.optimizer
             for group, partition in zip(zero.param_groups, zero.single_partition_of_fp32_groups, strict=True):
-                if group["apart"]:
+                if group["part"] in still:
                     zero.optimizer.state[partition]["step"].zero_()
 
 

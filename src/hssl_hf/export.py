@@ -1,99 +1,121 @@
-"""A pre-trained model -> a stock transformers repository of its base alone.
+"""A pre-trained model -> what everybody can load: its base alone as a stock repository, or the whole to go on with.
 
-Vision transformers become `ViTModel`, every other timm model `TimmWrapperModel`; both load with plain
-`AutoModel.from_pretrained`, without this package. Every export is loaded again in a fresh process that cannot import this
-package, and compared with our own outputs on fixed images at two sizes.
+Three kinds, one for each branch of a repository: `main`, a stock transformers model (vision transformers become `ViTModel`,
+every other timm model `TimmWrapperModel`); `timm`, the same weights under timm's names; `training`, student, teacher and heads.
+The first two are loaded again in a fresh process that cannot import this package, and compared with our own outputs.
 """
 
-import json
 import shutil
-import subprocess
-import sys
-import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+import yaml
 from transformers import BitImageProcessor
 
+from hssl_hf import card, parity
 from hssl_hf.backbone import Backbone, timm_arguments
-from hssl_hf.card import backbone_card
-from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
-from hssl_hf.modeling_hssl import HSSLForPreTraining
-from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
-from hssl_hf.recipe import Recipe, load_recipe
-from hssl_hf.stock import has_norm, image_processor, is_stock_vit, save_timm_wrapper, to_vit
+from hssl_hf.parity import ExportError
+from hssl_hf.stock import has_norm, image_processor, is_stock_vit, save_onnx, save_timm_wrapper, to_vit
 from hssl_hf.student_teacher import StudentTeacherModel
 
-MODELS = {model.config_class.model_type: model for model in (HSSLForPreTraining, SiameseIMForPreTraining)}
-TOLERANCE = 1e-4
-CHECK = """
-import json, sys
-sys.modules["hssl_hf"] = None  # importing it fails from here on
-import numpy as np, torch
-from transformers import AutoImageProcessor, AutoModel
-folder, images, outputs = sys.argv[1:]
-model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-AutoImageProcessor.from_pretrained(folder)
-model.eval()
-extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
-with torch.no_grad():
-    found = {n: model(torch.from_numpy(x), output_hidden_states=True, **extra) for n, x in np.load(images).items()}
-arrays = {f"{n}/{k}": o[k].numpy() for n, o in found.items() for k in ("last_hidden_state", "pooler_output")}
-arrays |= {f"{n}/hidden_states": o.hidden_states[-1].numpy() for n, o in found.items()}
-np.savez(outputs, **arrays)
-print(json.dumps({key: sorted(map(str, value)) for key, value in report.items() if value}))
-"""
+KINDS = ("training", "timm", "main")
+FACTS = "facts.yaml"
+__all__ = ["KINDS", "ExportError", "Story", "export_backbone", "export_model", "refuse_foreign", "tell_again"]
 
 
-class ExportError(RuntimeError):
-    """An export that does not equal the model it came from; nothing is left behind."""
+@dataclass(frozen=True)
+class Story:
+    """What is told of a model beside its weights.
+
+    Args:
+        about: `recipe`, `manifest`, `subject`, `license`, `base_model`, as far as they are known (`card.facts`).
+        records: figures, `Record`s as dictionaries.
+        pictures: files, by their path inside the repository.
+        repository, revision: where the model is going to be; cards and snippets say so.
+    """
+
+    about: dict = field(default_factory=dict)
+    records: list[dict] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    repository: str = "user/name"
+    revision: str = "main"
 
 
 def export_backbone(
     model: StudentTeacherModel,
     folder: Path | str,
     *,
+    kind: str = "main",
     network: str | None = None,
     processor: BitImageProcessor | None = None,
+    story: Story | None = None,
+    onnx: bool = False,
 ) -> Path:
-    """Write the base model as a stock transformers folder and prove that it is equal.
+    """Write the base model as a stock folder and prove that it is equal.
 
     Args:
         model: the pre-trained model.
         folder: where to; replaced if it is an export already.
+        kind: "main" for transformers, "timm" for timm (which transformers reads too, where timm is installed).
         network: "teacher" or "student"; by default the one that the method keeps.
         processor: saved beside the weights; by default `image_processor` at the model's image size.
+        story: for the card.
+        onnx: write `onnx/model.onnx` too.
     Returns:
         the folder.
     Raises:
-        ExportError: if the reloaded model differs from ours or does not load cleanly.
+        ExportError: if a reloaded model differs from ours or does not load cleanly.
         ValueError: if the folder holds something else.
     """
-    folder = Path(folder)
-    refuse_foreign(folder)
-    network = network or model.kept_network
-    base, processor = model.network(network).base, processor or image_processor(model.config.image_size)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        if is_stock_vit(base):
-            to_vit(base, model.config.image_size).save_pretrained(draft)
+    network, story = network or model.kept_network, story or Story()
+    base, size = model.network(network).base, model.config.image_size
+    processor = processor or image_processor(size)
+
+    def write(draft: Path) -> None:
+        readers, sizes = [parity.TRANSFORMERS], [size]
+        if kind == "main" and is_stock_vit(base):
+            to_vit(base, size).save_pretrained(draft)
+            sizes.append(size + 2 * base.stride)
         else:
-            config = model.config
-            arguments = timm_arguments(config.backbone, config.image_size, config.backbone_kwargs or {})
-            save_timm_wrapper(base.model, base.timm_state_dict(), config.backbone, arguments, processor, draft)
+            _save_timm(base, model.config, processor, draft)
+            readers.append(parity.TIMM)
         processor.save_pretrained(draft)
-        (draft / "README.md").write_text(backbone_card(model.config, network, without_norm=not has_norm(base)))
-        check_export(base, draft, model.config.image_size)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+        if onnx:
+            save_onnx(draft, size)
+            readers.append(parity.ONNX)
+        found = {}
+        for reader in readers:
+            found |= parity.compare(base, draft, sizes, processor, reader)
+        facts = card.facts(model.config, network, without_norm=not has_norm(base), parity=found, **story.about)
+        _tell(draft, facts, story, kind)
+
+    return _whole_or_not_at_all(Path(folder), write)
+
+
+def export_model(
+    model: StudentTeacherModel, folder: Path | str, *, processor: BitImageProcessor | None = None, story: Story | None = None
+) -> Path:
+    """Write student, teacher and heads, from which training can go on; the rest as for `export_backbone`."""
+    story = story or Story()
+
+    def write(draft: Path) -> None:
+        model.save_pretrained(draft)
+        (processor or image_processor(model.config.image_size)).save_pretrained(draft)
+        base = model.network().base
+        _tell(
+            draft,
+            card.facts(model.config, model.kept_network, without_norm=not has_norm(base), **story.about),
+            story,
+            "training",
+        )
+
+    return _whole_or_not_at_all(Path(folder), write)
+
+
+def tell_again(folder: Path, story: Story) -> None:
+    """Write the card of an exported backbone anew, now that more is known of it."""
+    facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in story.about.items() if value}}
+    _tell(folder, facts, story, "main")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -102,66 +124,39 @@ def refuse_foreign(folder: Path) -> None:
         raise ValueError(f"{folder} is not empty and is no export; choose another folder")
 
 
-def load_model(path: Path) -> tuple[StudentTeacherModel, Recipe]:
-    """The model of a run, for use outside of its training.
-
-    Args:
-        path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
-    Returns:
-        the model and the `Recipe` of the run.
-    Raises:
-        CheckpointError: if the folder holds no complete checkpoint.
-    """
-    path = path.resolve()
-    checkpoint = path if (path / STATE).is_file() else next(reversed(Checkpoints(path / "checkpoints").all()), None)
-    if checkpoint is None:
-        raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
-    recipe = load_recipe(checkpoint.parents[1] / "recipe.yaml")
-    config = recipe.model_config()
-    model = MODELS[config.model_type](config)
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    return model, recipe
+def _whole_or_not_at_all(folder: Path, write) -> Path:
+    """Let `write` fill a folder beside its place, which takes the place of an earlier export when it is complete."""
+    refuse_foreign(folder)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        write(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
 
 
-@torch.no_grad()
-def check_export(base: Backbone, folder: Path, image_size: int) -> None:
-    """Load the folder in a fresh process without this package and compare it with the base.
-
-    Raises:
-        ExportError: if loading reports anything, or an output differs by more than 1e-4 of the largest value.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sizes = [image_size, image_size + base.stride * 2] if base.is_transformer else [image_size]
-    images = {f"size_{size}": torch.randn(2, 3, size, size, generator=generator) for size in sizes}
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(inputs, **{name: image.numpy() for name, image in images.items()})
-        command = [sys.executable, "-c", CHECK, str(folder), str(inputs), str(outputs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExportError(f"the export in {folder} does not load: {done.stderr[-2000:]}")
-        report = json.loads(done.stdout.splitlines()[-1])
-        if report:
-            raise ExportError(f"the export in {folder} does not load cleanly: {report}")
-        found = dict(np.load(outputs))
-    training, device = base.training, next(base.parameters()).device
-    base.eval()
-    for name, image in images.items():
-        tokens, _ = base(image.to(device))
-        if not base.is_transformer:
-            _compare(f"{name}: pooler_output", tokens.cls, found[f"{name}/pooler_output"].reshape(tokens.cls.shape))
-            continue
-        hidden = torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 2)], dim=1)
-        if not has_norm(base):
-            _compare(f"{name}: hidden_states[-1]", hidden, found[f"{name}/hidden_states"])
-            hidden = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:], eps=base.model.blocks[0].norm1.eps)
-        _compare(f"{name}: pooler_output", hidden[:, 0], found[f"{name}/pooler_output"])
-        _compare(f"{name}: last_hidden_state", hidden, found[f"{name}/last_hidden_state"])
-    base.train(training)
+def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Path) -> None:
+    """With timm's own resampling of positions at other sizes than that of the training, which differs slightly from ours."""
+    arguments = timm_arguments(config.backbone, config.image_size, config.backbone_kwargs or {})
+    if base.is_transformer:
+        arguments |= {"dynamic_img_size": True, **({} if has_norm(base) else {"final_norm": False})}
+    save_timm_wrapper(base.model, base.timm_state_dict(), config.backbone, arguments, processor, folder)
 
 
-def _compare(what: str, ours: Tensor, theirs: np.ndarray) -> None:
-    ours = ours.float().cpu().numpy()
-    difference = float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
-    if not difference <= TOLERANCE:
-        raise ExportError(f"the export differs from the model: {what} by {difference:.2e}, allowed are {TOLERANCE:.0e}")
+def _tell(folder: Path, facts: dict, story: Story, kind: str) -> None:
+    """Card, facts, records and pictures, beside the weights."""
+    where = {"repository": story.repository, "revision": story.revision}
+    pictures = story.pictures if kind == "main" else {}
+    (folder / "README.md").write_text(card.render(facts, story.records, kind=kind, pictures=list(pictures), **where))
+    (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False))
+    entries = card.eval_results(facts, story.records) if kind == "main" else None
+    if entries:
+        (folder / card.EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        (folder / card.EVAL_RESULTS).write_text(entries)
+    for name, path in pictures.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)

@@ -114,9 +114,9 @@ class HSSLForPreTraining(StudentTeacherModel):
         super().update_teacher(momentum)
         self.objective.update()
 
-    def prototype_parameters(self) -> list[nn.Parameter]:
+    def parts(self) -> dict[str, list[nn.Parameter]]:
         prototypes = getattr(self.student.heads, "prototypes", None)
-        return [] if prototypes is None else list(prototypes.parameters())
+        return {**super().parts(), **({} if prototypes is None else {"prototypes": list(prototypes.parameters())})}
 
 
 def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead | None, nn.Module]:

@@ -1,6 +1,6 @@
 """The optimizer: parameter groups, AdamW, and what happens to gradients in front of it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -8,40 +8,38 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def parameter_groups(module: nn.Module, apart: Iterable[nn.Parameter] = ()) -> list[dict]:
-    """Groups of parameters with weight decay (first), of biases and other one-dimensional ones without, and of those `apart`.
+def parameter_groups(module: nn.Module, parts: Mapping[str, Iterable[nn.Parameter]] | None = None) -> list[dict]:
+    """Groups of parameters, with weight decay and, of biases and other one-dimensional ones, without; `parts` have their own.
 
     Position tables, class and mask tokens and prototypes are matrices and decay, as in DINO and iBOT. Every trainable
     parameter is in exactly one group.
 
     Args:
-        apart: parameters that stand still at times (`set_rates`).
+        parts: parameters that stand still at times (`set_rates`), by name of the part.
     """
-    apart = {id(p) for p in apart}
-    groups = [
-        {"params": [], "decays": True, "apart": False},
-        {"params": [], "decays": False, "apart": False, "weight_decay": 0.0},
-        {"params": [], "decays": True, "apart": True},
-    ]
+    part_of = {id(p): part for part, parameters in (parts or {}).items() for p in parameters}
+    groups = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            group = 2 if id(p) in apart else 0 if p.ndim > 1 and not name.endswith(".bias") else 1
-            groups[group]["params"].append(p)
-    return [group for group in groups if group["params"]]
+            part, decays = part_of.get(id(p), "rest"), p.ndim > 1 and not name.endswith(".bias")
+            group = groups.setdefault((part, decays), {"params": [], "part": part, "decays": decays})
+            group["params"].append(p)
+    return [{**group, **({} if group["decays"] else {"weight_decay": 0.0})} for group in groups.values()]
 
 
-def build_optimizer(module: nn.Module, betas: tuple[float, float], apart: Iterable[nn.Parameter] = ()) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, betas: tuple[float, float], parts: Mapping[str, Iterable[nn.Parameter]] | None = None
+) -> torch.optim.AdamW:
     """AdamW over a module's trainable parameters; learning rate and weight decay are set at every step."""
-    return torch.optim.AdamW(parameter_groups(module, apart), lr=0.0, betas=betas, fused=True)
+    return torch.optim.AdamW(parameter_groups(module, parts), lr=0.0, betas=betas, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, frozen: bool = False) -> None:
-    """Learning rate and weight decay of a step; `frozen` lets the parameters apart stand still."""
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, still: Collection[str] = ()) -> None:
+    """Learning rate and weight decay of a step, in which the parts named `still` do not move."""
     for group in optimizer.param_groups:
-        still = frozen and group["apart"]
-        group["lr"] = 0.0 if still else learning_rate
+        group["lr"] = 0.0 if group["part"] in still else learning_rate
         if group["decays"]:
-            group["weight_decay"] = 0.0 if still else weight_decay
+            group["weight_decay"] = 0.0 if group["part"] in still else weight_decay
 
 
 @torch.no_grad()

@@ -10,11 +10,12 @@ class Plan:
     Args:
         recipe: durations in epochs.
         images_per_epoch: images that make an epoch; what is left of it after whole batches is not counted.
+        fresh_heads: the heads start anew behind a trained base.
     Raises:
         RecipeError: if a batch is larger than an epoch.
     """
 
-    def __init__(self, recipe: Recipe, images_per_epoch: int):
+    def __init__(self, recipe: Recipe, images_per_epoch: int, fresh_heads: bool = False):
         optim = recipe.optim
         if optim.batch_size > images_per_epoch:
             raise RecipeError(
@@ -28,6 +29,14 @@ class Plan:
         self.weight_decay = Cosine(*optim.weight_decay, self.steps)
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
         self.temperature = EpochRamp(*optim.teacher_temperature, optim.teacher_temperature_epochs, per_epoch)
-        self.frozen_steps = round(optim.freeze_prototypes_epochs * per_epoch)
-        self.settled = max(warmup, self.frozen_steps)  # from here on the student should learn
+        warm_up = float(fresh_heads) if optim.freeze_base_epochs is None else optim.freeze_base_epochs
+        self.frozen_steps = {
+            "prototypes": round(optim.freeze_prototypes_epochs * per_epoch),
+            "base": round(warm_up * per_epoch),
+        }
+        self.settled = max(warmup, *self.frozen_steps.values())  # from here on the student should learn
         self.probe_every = max(1, round(recipe.probe.every_epochs * per_epoch))
+
+    def still(self, step: int) -> set[str]:
+        """Parts of the model that do not move in a step."""
+        return {part for part, steps in self.frozen_steps.items() if step < steps}

@@ -26,11 +26,11 @@ class Probe:
     def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
         """Accuracies top1 and top5 in percent, and n, the number of query images."""
         protocol = self.config.neighbours, self.config.temperature, self.config.features
-        return knn_accuracy(encoder, self.processor, *self._splits(), *protocol, progress)
+        return knn_accuracy(encoder, self.processor, *self.splits(), *protocol, progress)
 
     def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
         """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
-        return linear_accuracy(encoder, self.processor, *self._splits(), self.config.features, linear, progress)
+        return linear_accuracy(encoder, self.processor, *self.splits(), self.config.features, linear, progress)
 
     def record(self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path) -> None:
         """Add one figure to a file of records, with what is needed to measure it again.
@@ -51,7 +51,7 @@ class Probe:
     def knn_settings(self) -> dict:
         return {"neighbours": self.config.neighbours, "temperature": self.config.temperature}
 
-    def _splits(self) -> list[LabelledImages]:
+    def splits(self) -> list[LabelledImages]:
         """Bank and queries."""
         config = self.config
         chosen = ((config.bank_split, config.bank_images), (config.query_split, config.query_images))

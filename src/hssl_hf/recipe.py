@@ -56,6 +56,8 @@ class OptimConfig:
         clip: largest norm of a gradient; None for no clipping.
         clip_norm: of each parameter tensor by itself, or of all together.
         freeze_prototypes_epochs: epochs in which the prototypes stand still.
+        freeze_base_epochs: epochs in which the base stands still, so that heads can warm up; None for one epoch where
+            `init_from` is a backbone without heads, and none otherwise.
         teacher_momentum: of the moving average, from start to end.
         teacher_temperature: tau_t at the start and at the end of its warm-up.
         teacher_temperature_epochs: length of that warm-up.
@@ -75,6 +77,7 @@ class OptimConfig:
     clip: float | None = 3.0
     clip_norm: Literal["each", "all"] = "each"
     freeze_prototypes_epochs: float = 1
+    freeze_base_epochs: float | None = None
     teacher_momentum: tuple[float, float] = (0.996, 1.0)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     teacher_temperature_epochs: int = 30
@@ -141,12 +144,15 @@ class Recipe:
 
     Args:
         seed: of weights, order and augmentation.
+        init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A whole model (the
+            branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
         resume: "auto" continues from the newest checkpoint of the output folder; "never" refuses a folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, hssl
             (`HSSLConfig`) or siamese_im (`SiameseIMConfig`).
     """
 
     seed: int = 0
+    init_from: str | None = None
     resume: Literal["auto", "never"] = "never"
     model: dict = field(default_factory=dict)
     views: ViewConfig = field(default_factory=ViewConfig)

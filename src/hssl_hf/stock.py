@@ -1,13 +1,14 @@
 """Our backbone as what everybody has: a `ViTModel`, or a timm model that transformers wraps; and its image processor."""
 
 import json
+import re
 from pathlib import Path
 
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BitImageProcessor, ViTConfig, ViTModel
+from transformers import AutoModel, BitImageProcessor, ViTConfig, ViTModel
 
 from hssl_hf.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from hssl_hf.backbone import Backbone, is_plain_vit
@@ -92,6 +93,22 @@ def to_vit(base: Backbone, image_size: int) -> ViTModel:
     return vit.eval()
 
 
+def from_vit(vit: ViTModel) -> dict[str, Tensor]:
+    """The inverse of `to_vit`: weights under timm's names, with the final norm and without the pooler."""
+    names, state, found = {ours: timms for timms, ours in VIT_NAMES.items()}, vit.state_dict(), {}
+    for name, value in state.items():
+        layer = re.match(r"layers\.(\d+)\.", name)
+        prefix, inner = (f"blocks.{layer.group(1)}.", name[layer.end() :]) if layer else ("", name)
+        if inner.startswith("attention.q_proj."):
+            parts = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            found[f"{prefix}attn.qkv.{inner.rsplit('.', 1)[1]}"] = torch.cat(parts)
+        elif inner in names:
+            found[prefix + names[inner]] = value
+        elif inner.rpartition(".")[0] in names:
+            found[f"{prefix}{names[inner.rpartition('.')[0]]}.{inner.rpartition('.')[2]}"] = value
+    return found
+
+
 def _vit_name(name: str) -> str:
     prefix = ""
     if name.startswith("blocks."):
@@ -135,3 +152,40 @@ def save_timm_wrapper(
     (folder / "config.json").write_text(json.dumps(description, indent=2))
     state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class _TwoOutputs(nn.Module):
+    """A stock model as ONNX knows it: pixels -> last_hidden_state, pooler_output."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.arguments = {"interpolate_pos_encoding": True} if isinstance(model, ViTModel) else {}
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(pixel_values, **self.arguments)
+        return output.last_hidden_state, output.pooler_output
+
+
+def save_onnx(folder: Path, image_size: int) -> None:
+    """Write the stock model of a folder as `onnx/model.onnx` beside it, for any number of images; of a ViT of any size too.
+
+    Raises:
+        ValueError: if the packages for it are not installed.
+    """
+    try:
+        import onnxruntime  # noqa: F401 (the check needs it)
+        import onnxscript  # noqa: F401 (torch needs it)
+    except ImportError as error:
+        raise ValueError(f"ONNX needs more packages: pip install 'hssl-hf[onnx]' ({error})") from error
+    model = _TwoOutputs(AutoModel.from_pretrained(folder)).eval()
+    dynamic, size = {0: torch.export.Dim.DYNAMIC}, image_size
+    if model.arguments:
+        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+        size += 2 * model.model.config.patch_size  # at its own size the resampling of positions would be left out
+    program = torch.onnx.export(
+        model, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
+        input_names=["pixel_values"], output_names=["last_hidden_state", "pooler_output"],
+    )  # fmt: skip
+    (folder / "onnx").mkdir()
+    program.save(folder / "onnx" / "model.onnx")

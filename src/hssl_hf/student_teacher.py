@@ -74,9 +74,26 @@ class StudentTeacherModel(PreTrainedModel):
         """Tokens of the base model for (B, 3, H, W) normalised images, of one `network`."""
         return self.network(network).base(pixels)[0]
 
-    def prototype_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the student's last layer, which stands still in the first epochs of DINO and iBOT."""
-        return []
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters that stand still for a while.
+
+        `base`, while fresh heads warm up behind it; `prototypes`, the last layer, in the first epochs of DINO and iBOT.
+        """
+        return {"base": [p for p in self.student.base.parameters() if p.requires_grad]}
+
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, **kwargs) -> dict[str, str]:
+        """Bring the model to the Hub: the base as a stock model, the same for timm, and the whole to go on with.
+
+        Args:
+            repo_id: user/name.
+            license: of the weights, for the card.
+            kwargs: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `hssl_hf.hub.push`.
+        Returns:
+            address of the commit or pull request, by kind of branch (main, timm, training).
+        """
+        from hssl_hf.hub import push_model
+
+        return push_model(self, repo_id, license=license, **kwargs)
 
     def get_input_embeddings(self) -> None:
         """There is no table of embeddings that an engine could treat apart."""

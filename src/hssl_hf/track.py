@@ -148,8 +148,13 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     panels = {title: keys for title, keys in panels.items() if keys}
     if not panels:
         return
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, keys) in zip(places, panels.items(), strict=False):
         for key in keys:
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             dense = len(points) > 40

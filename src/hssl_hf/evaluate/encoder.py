@@ -28,12 +28,14 @@ def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encod
     except (OSError, ValueError, HFValidationError) as error:
         raise ValueError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
 
+    extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
+
     @torch.inference_mode()
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
         if getattr(model.config, "features", None) == "hidden_states":
-            hidden = model(pixels.to(model.device, model.dtype), output_hidden_states=True).hidden_states[-1]
+            hidden = model(pixels.to(model.device, model.dtype), output_hidden_states=True, **extra).hidden_states[-1]
             return hidden[:, 0].float(), _to_map(hidden, hidden.shape[2]).float()
-        output = model(pixels.to(model.device, model.dtype))
+        output = model(pixels.to(model.device, model.dtype), **extra)
         cls = output.pooler_output.flatten(1)
         return cls.float(), _to_map(output.last_hidden_state, cls.shape[1]).float()
 
