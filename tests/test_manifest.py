@@ -22,14 +22,14 @@ MANIFEST = {
 def test_data_are_named_by_content(tmp_path):
     """The same files elsewhere have the same fingerprint; a changed byte gives another."""
     recipe = load_recipe(None, [f"data.path={SAMPLE}"])
-    found = manifest.begin(recipe, Accelerator(cpu=True), 10_000)
+    found = manifest.begin(recipe, tmp_path, Accelerator(cpu=True), 10_000)
     for file in SAMPLE.glob("*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    again = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), Accelerator(cpu=True), 10_000)
+    again = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), tmp_path, Accelerator(cpu=True), 10_000)
     assert found["data"]["fingerprint"] == again["data"]["fingerprint"] and found["data"]["path"] == "fashion_mnist"
     shard = next(file for file in sorted(tmp_path.glob("*.parquet")) if "train" in file.name)
     shard.write_bytes(shard.read_bytes()[:-9] + b"x" + shard.read_bytes()[-8:])
-    changed = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), Accelerator(cpu=True), 10_000)
+    changed = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), tmp_path, Accelerator(cpu=True), 10_000)
     assert changed["data"]["fingerprint"] != found["data"]["fingerprint"]
     assert {"torch", "transformers", "hssl-hf"} <= found["versions"].keys() and found["hardware"]["cores"] >= 1
 

@@ -66,6 +66,6 @@ def test_curves_are_drawn_from_what_the_log_has(tmp_path):
     four, three = (decode((tmp_path / name).read_bytes()).shape[1:] for name in ("four.png", "three.png"))
     assert four[1] == three[1] and four[0] == pytest.approx(2 * three[0], abs=8), "three panels in a row"
     draw_curves([{**line, "collapse": 0.3} for line in lines], tmp_path / "five.png")
-    assert decode((tmp_path / "five.png").read_bytes()).shape[2] * 4 == pytest.approx(four * 5, abs=8)
+    assert decode((tmp_path / "five.png").read_bytes()).shape[1:] == four, "the second row has room for it"
     draw_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object, set_seed, tqdm
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
+from hssl_hf import memory
 from hssl_hf.capture import Recorder
 from hssl_hf.checkpoint import STATE, CheckpointError, Checkpoints
 from hssl_hf.doctor import Doctor, largest_rank, rank_me, shares
@@ -197,6 +198,8 @@ class Pretraining:
         values["learning_rate"] = self.plan.learning_rate(done - 1)
         newest = next(reversed(self.checkpoints.all()), None)
         require_finite(values, done, self.folder / "not_finite.json", newest)
+        values["memory_gib"] = memory.peak(self.accelerator.device) / memory.GIB
+        memory.reset_peak(self.accelerator.device)
         values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
         if self.accelerator.is_main_process:
             self._examine(done, values)
@@ -240,6 +243,7 @@ class Pretraining:
         if self.accelerator.is_main_process:
             self.outcome.measure(method, done)
         self.accelerator.wait_for_everyone()
+        memory.reset_peak(self.accelerator.device)
 
     def _finish(self) -> None:
         corrupt, method = gather_object(self.corrupt), self.engine.whole()

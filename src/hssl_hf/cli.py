@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         return command
 
     _add_pretrain(add("pretrain", _pretrain, "pre-train a backbone (runs accelerate launch training/pretrain.py)"))
+    _add_plan(add("plan", _plan, "foresee memory and time of a recipe before it is launched"))
     _add_evaluate(add("evaluate", _evaluate, "evaluate an export or a Hub repository"))
     _add_export(add("export", _export, "write the base of a run as a stock model"))
     _add_push(add("push", _push, "bring a run to the Hub: stock model, timm model, and the whole to go on with"))
@@ -72,6 +73,18 @@ def _add_pretrain(command: argparse.ArgumentParser) -> None:
         default=f"--config_file {TRAINING}/accelerate/single.yaml",
         help="options of accelerate launch, for example '--multi_gpu --num_processes 8' (default: one process)",
     )
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    values = "a recipe, and values that replace its own"
+    command.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help=values)
+    command.add_argument(
+        "--engine", choices=["single", "ddp", "fsdp2", "zero1", "zero2"], default="ddp", help="default: %(default)s"
+    )
+    command.add_argument("--processes", type=int, default=1, help="how many (default: %(default)s)")
+    command.add_argument("--memory", type=float, metavar="GIB", help="of one device (default: of the one here)")
+    command.add_argument("--tflops", type=float, metavar="T", help="of one device in training (default: measured here)")
+    command.add_argument("--output", type=Path, metavar="RUN", help="keep the plan in the folder of the run that is to come")
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -171,6 +184,20 @@ def _view(options: argparse.Namespace) -> int:
     from hssl_hf.report import write_report
 
     print(write_report(options.run_folder, options.output))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    from hssl_hf.forecast import foresee, write_forecast
+    from hssl_hf.recipe import load_recipe
+
+    paths = [Path(a) for a in options.arguments if "=" not in a] or [TRAINING / "recipes" / "quickstart.yaml"]
+    recipe = load_recipe(paths[0], [a for a in options.arguments if "=" in a])
+    forecast = foresee(recipe, options.engine, options.processes, options.memory, options.tflops)
+    print(forecast.table())
+    if options.output:
+        write_forecast(options.output, forecast)
     return 0
 
 

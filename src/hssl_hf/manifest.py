@@ -10,19 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import torch
 from accelerate import Accelerator
 
 from hssl_hf.evaluate.results import current_commit
+from hssl_hf.memory import GIB, total
 from hssl_hf.recipe import Recipe
 from hssl_hf.source import StreamError, identify
 
-MANIFEST = "manifest.json"
+MANIFEST, FORECAST = "manifest.json", "forecast.json"
 PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
 
 
-def begin(recipe: Recipe, accelerator: Accelerator, images_per_epoch: int) -> dict:
+def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epoch: int) -> dict:
     """What is known before the first step: data, code, versions, machine."""
     try:
         identity = identify(recipe.data)
@@ -41,7 +41,17 @@ def begin(recipe: Recipe, accelerator: Accelerator, images_per_epoch: int) -> di
         "hardware": hardware(accelerator),
         "engine": accelerator.distributed_type.value.lower().replace("no", "single"),
         "processes": accelerator.num_processes,
+        "forecast": foretold(folder),
     }  # fmt: skip
+
+
+def foretold(folder: Path) -> dict | None:
+    """What `hssl-hf plan` has written into the folder of the run, as far as it can be compared with what came."""
+    path = folder / FORECAST
+    if not path.is_file():
+        return None
+    forecast = json.loads(path.read_text())
+    return {name: forecast[name] for name in ("engine", "processes", "needed_gib", "images_per_second", "hours")}
 
 
 def hardware(accelerator: Accelerator) -> dict:
@@ -49,15 +59,10 @@ def hardware(accelerator: Accelerator) -> dict:
     cuda = accelerator.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(accelerator.device) if cuda else _processor(),
-        "device_memory_gib": round(memory_of(accelerator.device) / 2**30, 1),
+        "device_memory_gib": round(total(accelerator.device) / GIB, 1),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory; of the machine's for a processor."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def _processor() -> str:

@@ -1,9 +1,8 @@
 """What a run leaves behind: measured on the way, exported, evaluated and told at the end."""
 
-import resource
-import sys
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -36,8 +35,8 @@ class Outcome:
     ):
         self.recipe, self.folder, self.track = recipe, folder, track
         self.probe = Probe(recipe.probe, processor_of(recipe))
-        self.device, self.before, self.started = accelerator.device, seconds, perf_counter()
-        self.manifest = manifest.begin(recipe, accelerator, images_per_epoch)
+        self.before, self.started = seconds, perf_counter()
+        self.manifest = manifest.begin(recipe, folder, accelerator, images_per_epoch)
 
     @property
     def seconds(self) -> float:
@@ -60,9 +59,11 @@ class Outcome:
 
     def finish(self, method: StudentTeacherModel, steps: int, corrupt: list[str]) -> list[str]:
         """Export, evaluate, write manifest and pictures; returns the lines of the report."""
+        log = [line for line in read_log(self.track.path) if "memory_gib" in line]
         self.manifest |= {
             "steps": steps, "images_seen": steps * self.recipe.optim.batch_size, "undecodable": len(corrupt),
-            "seconds": round(self.seconds, 1), "peak_memory_gib": round(peak_memory(self.device) / 2**30, 3),
+            "seconds": round(self.seconds, 1), "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
+            "images_per_second": round(median(line["images_per_second"] for line in log), 2),
         }  # fmt: skip
         manifest.write(self.folder, self.manifest)
         shared = {"network": self.recipe.run.export_network, "processor": self.probe.processor}
@@ -94,14 +95,6 @@ class Outcome:
         probe = self.recipe.probe
         lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
         return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: most that was allocated on a device, or for a processor the most that this process held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ TRAINING = {
     "steps": lambda m: f"{m['steps']:,}" if "steps" in m else None,
     "undecodable images": lambda m: m.get("undecodable") or None,
     "wall time": lambda m: _duration(m["seconds"]) if "seconds" in m else None,
+    "foretold": lambda m: _foretold(m["forecast"]) if m.get("forecast") else None,
+    "images per second": lambda m: f"{m['images_per_second']:,.1f}" if "images_per_second" in m else None,
     "peak memory per process": lambda m: f"{m['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in m else None,
     "hardware": lambda m: (
         f"{m['processes']} × {m['hardware']['device']} ({m['hardware']['cores']} cores), engine {m['engine']}"
@@ -182,6 +184,12 @@ def limits(facts: dict) -> list[str]:
 
 def citations(config: dict) -> list[str]:
     return [CITATIONS[config["model_type"]]]
+
+
+def _foretold(forecast: dict) -> str:
+    return (
+        f"{forecast['needed_gib']:.2f} GiB, {forecast['images_per_second']:,.1f} images per second, {forecast['hours']:.1f} h"
+    )
 
 
 def _data(data: dict) -> str:

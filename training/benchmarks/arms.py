@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,10 @@ from statistics import median
 from time import process_time
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from hssl_hf.memory import held_by
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def measure(step: Callable[[], None], repeats: int) -> dict[str, float]:
@@ -19,7 +23,7 @@ def measure(step: Callable[[], None], repeats: int) -> dict[str, float]:
 
     The first step, in which libraries and optimizers take memory of their own, is not counted.
     """
-    return {"seconds": seconds(step, repeats), "mebibytes": peak_bytes(step) / 2**20}
+    return {"seconds": seconds(step, repeats), "mebibytes": held_by(step) / 2**20}
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
@@ -33,23 +37,12 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
     return median(found)
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """Largest sum of live allocations made by a step, exact to the byte."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    total = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        total += event.nbytes()
-        peak = max(peak, total)
-    return peak
-
-
 def run_arm(script: str, arguments: list, repeats: int, python: str = sys.executable) -> dict[str, float]:
     """Run one arm of a benchmark script, `script --arm ARGUMENT ...`, in a process of its own."""
     command = [python, str(Path(script).resolve()), "--repeats", str(repeats), "--arm", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=elsewhere)
+        found = {**os.environ, "PYTHONPATH": str(SOURCE)}  # for an environment that this package is not installed in
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=elsewhere, env=found)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -70,7 +70,7 @@ def lightly_python() -> str:
     if not (folder / "complete").exists():
         print(f"installing {LIGHTLY} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        versions = [LIGHTLY, f"torch=={torch.__version__.split('+')[0]}", f"timm=={timm.__version__}"]
+        versions = [LIGHTLY, f"torch=={torch.__version__.split('+')[0]}", f"timm=={timm.__version__}", "psutil"]
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *versions], check=True)
         (folder / "complete").touch()
     return str(python)
