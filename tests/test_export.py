@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf import parity
@@ -15,10 +16,13 @@ from hssl_hf.export import ExportError, export_backbone
 from hssl_hf.stock import image_processor, to_vit
 from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
-OTHERS = {
-    "resnet18": {},
-    "convnext_atto": {"depths": (1, 1, 1, 1)},
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)},
+OTHERS = {  # architecture -> its arguments, image size, and the class that everybody loads
+    "resnet18": ({}, 64, "ResNetModel"),
+    "resnet50": ({}, 64, "ResNetModel"),
+    "convnext_atto": ({"depths": (1, 1, 1, 1)}, 64, "ConvNextModel"),
+    "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 1, 1)}, 224, "SwinModel"),
+    "poolformer_s12": ({}, 64, "TimmWrapperModel"),
+    "resnet50d": ({}, 64, "TimmWrapperModel"),
 }
 
 
@@ -121,22 +125,55 @@ def test_the_card_computes_the_features_right(kind, tmp_path, unchecked):
         )
 
 
-@pytest.mark.slow
+def other(backbone: str):
+    kwargs, size, kind = OTHERS[backbone]
+    model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=size, objective="dino", auxiliary="resnet")
+    return model.eval(), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)), kind
+
+
 @pytest.mark.parametrize("backbone", OTHERS)
-def test_other_architectures_load_in_transformers_and_timm(backbone, tmp_path):
+def test_other_architectures_are_stock_too(backbone, tmp_path, unchecked):
+    """In transformers' own class where that computes the same, else in timm's; and by timm's names on request."""
     import timm
 
-    model = tiny_model(
-        backbone=backbone, backbone_kwargs=OTHERS[backbone], image_size=64, objective="dino", auxiliary="resnet"
-    ).eval()  # fmt: skip
+    model, pixels, kind = other(backbone)
+    with torch.no_grad():
+        for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
+            norm.running_mean.normal_(0, 0.1)
+        expected = model.encode(pixels)
     folder = export_backbone(model, tmp_path / "export")
-    pixels = torch.randn(2, 3, 64, 64)
-    expected = model.encode(pixels).cls
+    stock, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(stock).__name__ == kind and not any(report.values())
     encoder, _ = load_encoder(folder)
-    torch.testing.assert_close(encoder(pixels)[0], expected, atol=1e-5, rtol=1e-4)
-    assert encoder(pixels)[1].shape[1:3] == model.encode(pixels).patches.shape[1:3]
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    torch.testing.assert_close(again(pixels), expected, atol=1e-5, rtol=1e-4)
+    cls, patches = encoder(pixels)
+    torch.testing.assert_close(cls, expected.cls, atol=1e-5, rtol=1e-4)
+    assert patches.shape == expected.patches.shape
+    export_backbone(model, tmp_path / "timm", kind="timm")
+    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    torch.testing.assert_close(again(pixels), expected.cls, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", OTHERS)
+@pytest.mark.parametrize("kind", ["main", "timm"])
+def test_other_architectures_are_equal_in_a_fresh_process(backbone, kind, tmp_path):
+    folder = export_backbone(other(backbone)[0], tmp_path / "export", kind=kind, onnx=kind == "main")
+    names = {name.split("/")[-1] for name in yaml.safe_load((folder / "facts.yaml").read_text())["parity"]}
+    assert {"pooler_output", "pipeline", "processor"} <= names
+    assert ("timm" in names) == (kind == "timm" or OTHERS[backbone][2] == "TimmWrapperModel")
+    assert ("onnx_pooler_output" in names) == (kind == "main")
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
+def test_vision_transformers_for_timm_and_onnx(make, tmp_path):
+    """Compared while they are written; the difference of every output is kept for the card."""
+    model = make().eval()
+    folder = export_backbone(model, tmp_path / "timm", kind="timm")
+    assert yaml.safe_load((folder / "facts.yaml").read_text())["parity"]["size_32/timm"] <= 1e-4
+    folder = export_backbone(model, tmp_path / "main", onnx=True)
+    found = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
+    assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(found) and max(found.values()) <= 1e-4
+    assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
 
 
 def test_processor_crops_and_normalises(moved, tmp_path, unchecked):

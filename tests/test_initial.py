@@ -48,14 +48,22 @@ def test_a_backbone_gives_the_base_to_student_and_teacher(tmp_path, kind, make):
     assert students and all(torch.equal(after[name], heads[name]) for name in students)
 
 
-def test_other_architectures_come_from_timm_wrappers(tmp_path):
+@pytest.mark.parametrize("kind", ["main", "timm"])
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "size"),
+    [
+        ("resnet18", {}, 64),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, 64),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, 224),
+        ("poolformer_s12", {}, 64),
+    ],
+)
+def test_other_architectures_come_from_stock_models(tmp_path, kind, backbone, kwargs, size):
     def make():
-        return tiny_model(
-            backbone="resnet18", backbone_kwargs={}, image_size=64, objective="dino", auxiliary="convnext", auxiliary_depth=1
-        )
+        return tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=size, objective="dino", auxiliary="resnet")
 
     source, model = moved(make()), make()
-    export_backbone(source, tmp_path / "base")
+    export_backbone(source, tmp_path / "base", kind=kind)
     assert start_from(model, str(tmp_path / "base")) is True
     kept, found = source.teacher.base.timm_state_dict(), model.student.base.timm_state_dict()
     assert all(torch.equal(found[name], kept[name]) for name in kept)

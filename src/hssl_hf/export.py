@@ -1,8 +1,9 @@
 """A pre-trained model -> what everybody can load: its base alone as a stock repository, or the whole to go on with.
 
-Three kinds, one for each branch of a repository: `main`, a stock transformers model (vision transformers become `ViTModel`,
-every other timm model `TimmWrapperModel`); `timm`, the same weights under timm's names; `training`, student, teacher and heads.
-The first two are loaded again in a fresh process that cannot import this package, and compared with our own outputs.
+Three kinds, one for each branch of a repository: `main`, a stock transformers model (`ViTModel`, `ConvNextModel`,
+`ResNetModel`, `SwinModel`, and for every other architecture `TimmWrapperModel`); `timm`, the same weights under timm's names;
+`training`, student, teacher and heads. The first two are loaded again in a fresh process that cannot import this package, and
+compared with our own outputs.
 """
 
 import shutil
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from transformers import BitImageProcessor
+from transformers import BitImageProcessor, PreTrainedModel
 
 from hssl_hf import card, parity
 from hssl_hf.backbone import Backbone, timm_arguments
+from hssl_hf.native import to_native
 from hssl_hf.parity import ExportError
 from hssl_hf.stock import has_norm, image_processor, is_stock_vit, save_onnx, save_timm_wrapper, to_vit
 from hssl_hf.student_teacher import StudentTeacherModel
@@ -73,9 +75,10 @@ def export_backbone(
 
     def write(draft: Path) -> None:
         readers, sizes = [parity.TRANSFORMERS], [size]
-        if kind == "main" and is_stock_vit(base):
-            to_vit(base, size).save_pretrained(draft)
-            sizes.append(size + 2 * base.stride)
+        stock = _stock(base, size) if kind == "main" else None
+        if stock is not None:
+            stock.save_pretrained(draft)
+            sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
         else:
             _save_timm(base, model.config, processor, draft)
             readers.append(parity.TIMM)
@@ -122,6 +125,11 @@ def refuse_foreign(folder: Path) -> None:
     """Raise a ValueError if a folder to be written holds something else than a model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
         raise ValueError(f"{folder} is not empty and is no export; choose another folder")
+
+
+def _stock(base: Backbone, size: int) -> PreTrainedModel | None:
+    """The base as a class of transformers itself, where that has one."""
+    return to_vit(base, size) if is_stock_vit(base) else to_native(base, size)
 
 
 def _whole_or_not_at_all(folder: Path, write) -> Path:

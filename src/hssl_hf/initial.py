@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, ViTModel
 
 from hssl_hf.ema import copy_to_teacher
+from hssl_hf.native import from_native
 from hssl_hf.stock import from_vit
 from hssl_hf.student_teacher import StudentTeacherModel
 
@@ -34,8 +35,11 @@ def start_from(model: StudentTeacherModel, where: str) -> bool:
     if kind in OURS:
         _load(model, source.state_dict(), where, "student, teacher and heads")
         return False
-    state = from_vit(source) if isinstance(source, ViTModel) else getattr(source, "timm_model", source).state_dict()
     base = model.student.base
+    if hasattr(source, "timm_model"):
+        state = source.timm_model.state_dict()
+    else:
+        state = from_vit(source) if isinstance(source, ViTModel) else from_native(source, base)
     own = {name: name for name in base.model.state_dict()} | {f"norm.{name}": f"norm.{name}" for name in base.norm.state_dict()}
     unexpected = {name for name in state if name not in own and not name.startswith(("norm.", "fc_norm."))}
     kept = {name: value for name, value in state.items() if name in own or name in unexpected}

@@ -118,7 +118,8 @@ def _neighbours(encoder, processor, bank: list[Tensor], shown: list[Tensor], kin
 
 def _takes_any_size(export: Path) -> bool:
     config = AutoModel.from_pretrained(export).config
-    return config.model_type == "vit" or not (getattr(config, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    fixed = (getattr(config, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    return config.model_type != "swin" and not fixed
 
 
 def _enlarged(processor: BitImageProcessor, factor: int) -> BitImageProcessor:

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, BitImageProcessor, ViTConfig, ViTModel
+from transformers import AutoConfig, AutoModel, BitImageProcessor, ViTConfig, ViTModel
 
 from hssl_hf.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from hssl_hf.backbone import Backbone, is_plain_vit
@@ -168,7 +168,7 @@ class _TwoOutputs(nn.Module):
 
 
 def save_onnx(folder: Path, image_size: int) -> None:
-    """Write the stock model of a folder as `onnx/model.onnx` beside it, for any number of images; of a ViT of any size too.
+    """Write the stock model of a folder as `onnx/model.onnx`, for any number of images, and any size where the model allows it.
 
     Raises:
         ValueError: if the packages for it are not installed.
@@ -178,11 +178,13 @@ def save_onnx(folder: Path, image_size: int) -> None:
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
         raise ValueError(f"ONNX needs more packages: pip install 'hssl-hf[onnx]' ({error})") from error
-    model = _TwoOutputs(AutoModel.from_pretrained(folder)).eval()
+    kind = AutoConfig.from_pretrained(folder).model_type
+    plain = {"attn_implementation": "eager"} if kind == "swin" else {}  # its fused attention cannot be written as ONNX
+    model = _TwoOutputs(AutoModel.from_pretrained(folder, **plain)).eval()
     dynamic, size = {0: torch.export.Dim.DYNAMIC}, image_size
-    if model.arguments:
+    if kind in ("vit", "convnext", "resnet"):
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-        size += 2 * model.model.config.patch_size  # at its own size the resampling of positions would be left out
+        size *= 2  # at its own size the resampling of a ViT's positions would be left out
     program = torch.onnx.export(
         model, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
         input_names=["pixel_values"], output_names=["last_hidden_state", "pooler_output"],
