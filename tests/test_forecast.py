@@ -61,7 +61,7 @@ def test_time_and_verdict(measured):
 
 def test_a_step_is_measured_as_it_is():
     """What the line through two small steps says of a larger one is what that holds."""
-    step = measure_step(recipe(), 64)
+    step = measure_step(recipe(), 64, device_like=True)
     model = forecast._build(recipe()).train()
     call = forecast.partial(forecast._step, model, recipe(), forecast._samples(recipe(), model, 48))
     call()

@@ -6,6 +6,7 @@ here; it grows linearly with the images. What the engines add and share is count
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from inspect import signature
@@ -16,6 +17,7 @@ import psutil
 import timm
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +25,7 @@ import hssl_hf.outcome  # noqa: F401 (a run has it loaded, so that the memory of
 from hssl_hf.augmentation import Augmentation
 from hssl_hf.loader import epoch_length
 from hssl_hf.manifest import FORECAST
-from hssl_hf.memory import GIB, held_by, total
+from hssl_hf.memory import GIB, held_in_turn, process_held_in_turn, total
 from hssl_hf.plan import Plan
 from hssl_hf.recipe import Recipe, RecipeError
 from hssl_hf.run_folder import MODELS
@@ -148,28 +150,32 @@ def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step
 
     Args:
         images: of a step of the run; steps here have fewer, as many as a moment's work allows.
-        device_like: with the attention of accelerators, which keeps no table of weights, even where it is slow here.
+        device_like: as on an accelerator: what tensors hold, with the attention that keeps no table of weights, even where it
+            is slow here; otherwise what the process holds, with what its allocator and libraries keep for themselves.
     """
     bf16 = recipe.optim.mixed_precision == "bf16"
     fused = timm.layers.use_fused_attn()
     timm.layers.set_fused_attn(device_like or not bf16)
     try:
         model = _build(recipe).train()
-        if recipe.run.activation_checkpointing:
-            model.activation_checkpointing_enable()
-        logits = LogitBytes(getattr(model.config, "num_prototypes", None))
-        with FlopCounterMode(display=False) as flops:
-            _step(model, recipe, _samples(recipe, model, FEWEST), watching=logits)
-        operations = flops.get_total_flops() / FEWEST
+        operations, logits = _count_operations(model, recipe)
         large = max(2 * FEWEST, min(images, int(OPERATIONS / operations)))
-        small = large // 2
-        run = {count: partial(_step, model, recipe, _samples(recipe, model, count)) for count in (small, large)}
+        run = {count: partial(_step, model, recipe, _samples(recipe, model, count)) for count in (large // 2, large)}
+        small, most = held_in_turn(list(run.values())) if device_like else process_held_in_turn(list(run.values()))
         seconds = _seconds(run[large]) / large
-        held = {count: held_by(call) for count, call in run.items()}
     finally:
         timm.layers.set_fused_attn(fused)
-    slope = (held[large] - held[small]) / (large - small)
-    return Step(held[small] - small * slope, slope, logits.bytes / FEWEST, operations, seconds)
+    slope = (most - small) / (large - large // 2)
+    return Step(most - large * slope, slope, logits, operations, seconds)
+
+
+def _count_operations(model: StudentTeacherModel, recipe: Recipe) -> tuple[float, float]:
+    """Floating point operations of an image, and bytes of its logits, without computing anything; no branch is dropped."""
+    samples, logits = _samples(recipe, model, FEWEST), LogitBytes(getattr(model.config, "num_prototypes", None))
+    with FlopCounterMode(display=False) as counter, FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _step(model.eval(), recipe, samples, fake=mode, watching=logits)
+    model.train()
+    return counter.get_total_flops() / FEWEST, logits.bytes / FEWEST
 
 
 class LogitBytes(TorchDispatchMode):
@@ -207,9 +213,12 @@ def write_forecast(folder: Path, forecast: Forecast) -> None:
 def _build(recipe: Recipe) -> StudentTeacherModel:
     try:
         config = recipe.model_config()
-        return MODELS[config.model_type](config)
+        model = MODELS[config.model_type](config)
     except ValueError as error:
         raise RecipeError(f"model: {error}") from error
+    if recipe.run.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
 
 
 def _samples(recipe: Recipe, model, count: int) -> list[dict]:
@@ -220,18 +229,19 @@ def _samples(recipe: Recipe, model, count: int) -> list[dict]:
     return [{**augmentation(image, 0, number), "corrupt": []} for number, image in enumerate(images)]
 
 
-def _step(model, recipe: Recipe, samples: list[dict], watching: TorchDispatchMode | None = None) -> None:
+def _step(
+    model, recipe: Recipe, samples: list[dict], fake: FakeTensorMode | None = None, watching: LogitBytes | None = None
+) -> None:
     """Views, forward and backward as in training; gradients are dropped again, as the optimizer does."""
-    views = collate(samples).coloured(recipe.views)
-    arguments = {**views.tensors(), "teacher_temperature": recipe.optim.teacher_temperature[-1]}
+    with unset_fake_temporarily():
+        tensors = collate(samples).coloured(recipe.views).tensors()
+    if fake is not None:
+        tensors = {name: fake.from_tensor(value) for name, value in tensors.items()}
+    arguments = {**tensors, "teacher_temperature": recipe.optim.teacher_temperature[-1]}
     known = signature(model.forward).parameters
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.optim.mixed_precision == "bf16"):
-        given = {name: value for name, value in arguments.items() if name in known}
-        if watching is None:
-            loss = model(**given).loss
-        else:
-            with watching:
-                loss = model(**given).loss
+    given = {name: value for name, value in arguments.items() if name in known}
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.optim.mixed_precision == "bf16"), watching or nullcontext():
+        loss = model(**given).loss
     loss.backward()
     model.zero_grad(set_to_none=True)
 
