@@ -20,9 +20,10 @@ def training(tmp_path):
     recipe = load_recipe(
         ROOT / "training" / "recipes" / "quickstart.yaml",
         [
-            "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1, weight_init: moco}",
+            "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
             "model.projection_hidden=16",
             "model.projection_size=8",
+            "model.drop_path=0.5",
             "optim.mixed_precision=no",
         ],
     )

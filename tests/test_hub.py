@@ -18,6 +18,7 @@ from hssl_hf.export import Story
 from hssl_hf.hub import PushError, push, stage, staged_files
 from tests.conftest import tiny_model
 from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
+from tests.hub.store import Blob
 
 
 @pytest.fixture
@@ -120,18 +121,25 @@ def test_a_killed_push_shows_nothing_half(hub, staged):
     assert whole(hub, staged) and hub.count("PUT", "/_lfs/") == sent
 
 
-def test_another_push_in_between_starts_this_one_over(hub, staged):
-    """Somebody commits to the branch timm after this push has read its heads."""
-    api = HfApi(token=TOKEN)
+@pytest.mark.parametrize(("moment", "changed"), [("timm", "timm"), ("main", "training")])
+def test_another_push_in_between_starts_this_one_over(hub, staged, moment, changed):
+    """Somebody commits to a branch after this push has read its head, or after it has written there."""
 
     def interfere():
-        repository = hub.repository("user/name")
-        repository.commit("timm", {}, "somebody else")
+        hub.repository("user/name").commit(changed, {"theirs.md": Blob(b"theirs", lfs=False)}, "somebody else")
 
-    hub.faults.append(Fault("POST", "/commit/timm", interfere))
+    hub.faults.append(Fault("POST", f"/commit/{moment}", interfere))
     push(staged, "user/name", token=TOKEN)
     assert whole(hub, staged)
-    assert "somebody else" in [commit.title for commit in api.list_repo_commits("user/name", revision="timm")]
+    assert "somebody else" in [commit.title for commit in hub.repository("user/name").history(changed)]
+
+
+def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
+    HfApi(token=TOKEN).create_repo("user/name")
+    old = {"pictures/views.png": Blob(b"old", lfs=True), ".gitattributes": Blob(b"", lfs=False)}
+    hub.repository("user/name").commit("main", old, "earlier")
+    push(staged, "user/name", token=TOKEN)
+    assert set(contents(hub, "main")) == {*expected(staged, "main"), ".gitattributes"}
 
 
 def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
@@ -221,8 +229,15 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
         fixed += ["probe.bank_images=200", "probe.query_images=50", f"run.output_dir={tmp_path}/{name}"]
         run(str(Path(__file__).parents[1] / "training" / "pretrain.py"), *settings_of("hssl"), *fixed, *arguments)
 
+    hub.faults += [Fault("GET", "/datasets/user/images/resolve", status) for status in (503, 429)]
     pretrain("first")
-    run("-m", "hssl_hf.cli", "push", str(tmp_path / "first"), "user/name", "--license", "apache-2.0", "--onnx")
+    command = ["-m", "hssl_hf.cli", "push", str(tmp_path / "first"), "user/name", "--license", "apache-2.0", "--onnx"]
+    killed = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path)
+    hub.faults.append(Fault("POST", "/commit/main", lambda: killed.kill() or True))
+    assert killed.wait() < 0 and contents(hub, "main") == {}
+    hub.faults += [Fault("POST", "/commit/main", 500), Fault("PUT", "/_lfs/", 503), Fault("POST", "/preupload/", "drop")]
+    run(*command)
+    assert not any(fault.times for fault in hub.faults[:5]), "all of them happened"
     found = contents(hub, "main")
     assert {
         "curves.png",
