@@ -82,6 +82,7 @@ COVERED = {  # modules that are tested through their only user
     "strict_yaml.py": "test_recipe.py",
     "stock.py": "test_export.py",
     "parity.py": "test_export.py",
+    "configuration_head_search.py": "test_modeling_head_search.py",
     "native.py": "test_export.py",
     "wording.py": "test_card.py",
     "differences.py": "test_card.py",

@@ -37,6 +37,22 @@ def test_corrupt_images_are_skipped_and_named():
     assert stream.state_dict() == {"images": {}, "read": 12, "corrupt": 2}
 
 
+def test_a_share_is_always_the_same_images():
+    """Chosen by their bytes: about a third, whatever came before, and all of them with the whole."""
+    images = [EncodedImage(str(number).encode(), str(number), 0) for number in range(600)]
+
+    class Kept(Augmentation):
+        def of(self, encoded):
+            return {"name": encoded.name}
+
+    def chosen(part, share):
+        return [sample["name"] for sample in ViewStream(part, Kept(SMALL), share=share)]
+
+    third = chosen(images, 1 / 3)
+    assert 150 < len(third) < 250 and set(chosen(images[::2], 1 / 3)) == set(third) & {image.name for image in images[::2]}
+    assert set(third) < set(chosen(images, 0.5)) and len(chosen(images, 1.0)) == 600
+
+
 def test_too_many_corrupt_images_stop_the_stream_with_a_name():
     with pytest.raises(CorruptShareError, match=r"20 of 100 .* data.corrupt_share=0.1.*'image 99'"):
         list(islice(ViewStream(Endless(5), Augmentation(SMALL), corrupt_share=0.1), 500))

@@ -261,6 +261,11 @@ def _check(build):
         raise RecipeError(f"model: {error}") from error
 
 
+def message_of(error: Exception) -> str:
+    """What an error says, without the traceback of a worker."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own")
@@ -273,8 +278,7 @@ def main() -> int:
         with watching_readers():
             return Pretraining(recipe, Path(recipe.run.output_dir or f"runs/{paths[0].stem}")).run()
     except USER_ERRORS as error:
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()  # without a worker's traceback
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
 
 

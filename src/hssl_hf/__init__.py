@@ -10,16 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hssl_hf.configuration_head_search import HeadSearchConfig
     from hssl_hf.configuration_hssl import HSSLConfig
     from hssl_hf.configuration_siamese_im import SiameseIMConfig
     from hssl_hf.convert import convert_checkpoint
     from hssl_hf.export import export_backbone
+    from hssl_hf.modeling_head_search import HeadSearchForPreTraining
     from hssl_hf.modeling_hssl import HSSLForPreTraining, HSSLOutput
     from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining, SiameseIMOutput
 
 _HOMES = {
     "HSSLConfig": "hssl_hf.configuration_hssl",
     "HSSLForPreTraining": "hssl_hf.modeling_hssl",
+    "HeadSearchConfig": "hssl_hf.configuration_head_search",
+    "HeadSearchForPreTraining": "hssl_hf.modeling_head_search",
     "HSSLOutput": "hssl_hf.modeling_hssl",
     "SiameseIMConfig": "hssl_hf.configuration_siamese_im",
     "SiameseIMForPreTraining": "hssl_hf.modeling_siamese_im",
@@ -31,6 +35,8 @@ __all__ = [
     "HSSLConfig",
     "HSSLForPreTraining",
     "HSSLOutput",
+    "HeadSearchConfig",
+    "HeadSearchForPreTraining",
     "SiameseIMConfig",
     "SiameseIMForPreTraining",
     "SiameseIMOutput",
@@ -44,12 +50,18 @@ def register() -> None:
     """Make the models known to transformers' Auto classes; safe to call twice."""
     from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
+    from hssl_hf.configuration_head_search import HeadSearchConfig
     from hssl_hf.configuration_hssl import HSSLConfig
     from hssl_hf.configuration_siamese_im import SiameseIMConfig
+    from hssl_hf.modeling_head_search import HeadSearchForPreTraining
     from hssl_hf.modeling_hssl import HSSLForPreTraining
     from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 
-    for config, model in ((HSSLConfig, HSSLForPreTraining), (SiameseIMConfig, SiameseIMForPreTraining)):
+    for config, model in (
+        (HSSLConfig, HSSLForPreTraining),
+        (HeadSearchConfig, HeadSearchForPreTraining),
+        (SiameseIMConfig, SiameseIMForPreTraining),
+    ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForPreTraining.register(config, model, exist_ok=True)

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import PreTrainedConfig
 
 from hssl_hf import wording
+from hssl_hf.configuration_hssl import fields_of
 from hssl_hf.differences import differences
 from hssl_hf.manifest import is_hub_id
 
@@ -34,7 +35,7 @@ def facts(config: PreTrainedConfig, network: str, *, without_norm: bool, **more)
         more: any of `recipe` and `manifest` (`hssl_hf.manifest`), `parity` (`hssl_hf.parity`), `subject` (name of the model in
             the records), `license`, `base_model`.
     """
-    keys = (*config.__annotations__, "license")
+    keys = (*fields_of(type(config)), "license")
     values = {key: getattr(config, key) for key in keys if getattr(config, key, None) is not None}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     known = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}

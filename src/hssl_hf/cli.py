@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
         return command
 
     _add_pretrain(add("pretrain", _pretrain, "pre-train a backbone (runs accelerate launch training/pretrain.py)"))
+    search = "search the auxiliary head for a recipe, without labels (runs accelerate launch training/search_heads.py)"
+    _add_search(add("search", _search, search))
     _add_plan(add("plan", _plan, "foresee memory and time of a recipe before it is launched"))
     _add_evaluate(add("evaluate", _evaluate, "evaluate an export or a Hub repository"))
     _add_export(add("export", _export, "write the base of a run as a stock model"))
@@ -73,6 +75,12 @@ def _add_pretrain(command: argparse.ArgumentParser) -> None:
         default=f"--config_file {TRAINING}/accelerate/single.yaml",
         help="options of accelerate launch, for example '--multi_gpu --num_processes 8' (default: one process)",
     )
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    _add_pretrain(command)
+    command.add_argument("--candidates", nargs="+", metavar="FAMILY", help="heads to compare (default: all six)")
+    command.add_argument("--share", type=float, default=0.1, help="of the images (default: %(default)s)")
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
@@ -131,18 +139,21 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    script = TRAINING / "pretrain.py"
+    return _launch("pretrain.py", options.launch, options.arguments)
+
+
+def _search(options: argparse.Namespace) -> int:
+    candidates = ["--candidates", *options.candidates] if options.candidates else []
+    return _launch("search_heads.py", options.launch, [*options.arguments, "--share", str(options.share), *candidates])
+
+
+def _launch(name: str, launcher: str, arguments: list[str]) -> int:
+    """Become `accelerate launch training/<name>`."""
+    script = TRAINING / name
     if not script.is_file():
-        raise ValueError("training/pretrain.py is part of the source checkout; clone it and install with pip install -e .")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.accelerate_cli",
-        "launch",
-        *options.launch.split(),
-        str(script),
-    ]
-    os.execv(sys.executable, [*command, *options.arguments])
+        raise ValueError(f"training/{name} is part of the source checkout; clone it and install with pip install -e .")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher.split(), str(script)]
+    os.execv(sys.executable, [*command, *arguments])
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -70,16 +70,8 @@ class HSSLConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        from hssl_hf.auxiliary import (
-            BLOCKS,
-        )  # the families are code; a config is read without torch where that is enough
-
-        if self.auxiliary is not None and self.auxiliary not in BLOCKS:
-            near = difflib.get_close_matches(self.auxiliary, BLOCKS, n=1)
-            raise ValueError(
-                f"there is no auxiliary head {self.auxiliary!r}; expected one of {sorted(BLOCKS)} or null."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+        if self.auxiliary is not None:
+            require_family(self.auxiliary)
         if not self.cls_supervision:
             raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
         if self.objective != "ibot" and self.patch_supervision:
@@ -98,6 +90,24 @@ class HSSLConfig(PreTrainedConfig):
                     f"in {name} the branch {teacher!r} teaches but learns nowhere, so that its projection would stay random; "
                     f"add an arrow to {teacher!r} or set shared_projection"
                 )
+
+
+def fields_of(kind: type[PreTrainedConfig]) -> list[str]:
+    """Names of the fields that a configuration class of this package declares, inherited ones first."""
+    ours = [parent for parent in reversed(kind.__mro__) if parent.__module__.startswith("hssl_hf.")]
+    return [name for parent in ours for name in parent.__annotations__]
+
+
+def require_family(name: str) -> None:
+    """Raise a ValueError if there is no family of auxiliary heads of this name."""
+    from hssl_hf.auxiliary import BLOCKS  # the families are code; a config is read without torch where that is enough
+
+    if name not in BLOCKS:
+        near = difflib.get_close_matches(name, BLOCKS, n=1)
+        raise ValueError(
+            f"there is no auxiliary head {name!r}; expected one of {sorted(BLOCKS)} or null."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def parse_arrows(arrows) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ def _used(config: dict) -> list[str]:
     """Files whose differences a card of this configuration tells."""
     if config["model_type"] == "siamese_im":
         return ["configuration_siamese_im", "modeling_siamese_im", "objectives/unigrad", "positions", "masking", "optim"]
-    head = ["auxiliary/head", f"auxiliary/{config['auxiliary']}"] if config.get("auxiliary") else []
+    families = config.get("candidates") or [config["auxiliary"]] if config.get("auxiliary") else []
+    head = ["auxiliary/head", *(f"auxiliary/{family}" for family in families)] if families else []
     masks = ["masking"] if config.get("patch_supervision") else []
     return ["configuration_hssl", *head, f"objectives/{config['objective']}", *masks, "optim"]

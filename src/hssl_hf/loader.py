@@ -20,7 +20,7 @@ def epoch_length(data: DataConfig) -> int:
         StreamError: if the source cannot be opened, is empty, or does not tell its length.
     """
     next(iter(ImageStream(data, window=1)))  # a missing column or an empty stream shows here, not in a worker
-    return data.images_per_epoch or count_images(data)
+    return round(data.share * (data.images_per_epoch or count_images(data)))
 
 
 def make_loader(recipe: Recipe, grid, masked_views: int | None, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
@@ -36,7 +36,7 @@ def make_loader(recipe: Recipe, grid, masked_views: int | None, batch: int, rank
     images = ImageStream(data, seed=seed, rank=rank, world_size=world_size, window=data.window, minimum=batch)
     augmentation = Augmentation(recipe.views, recipe.masks, grid, seed, masked_views)
     return StatefulDataLoader(
-        ViewStream(images, augmentation, data.corrupt_share),
+        ViewStream(images, augmentation, data.corrupt_share, data.share),
         batch_size=batch,
         num_workers=data.workers,
         collate_fn=collate,

@@ -124,26 +124,34 @@ def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead
     seeds = torch.randint(2**62, (3,), device="cpu").tolist()
     with torch.random.fork_rng():
         torch.manual_seed(seeds[0])
-        base = Backbone(
-            config.backbone,
-            config.image_size,
-            config.backbone_kwargs,
-            drop_path=config.drop_path,
-            following_blocks=config.auxiliary_depth if config.auxiliary else 0,
-            mask_token=bool(config.patch_supervision),
-        )
+        base = build_base(config)
         torch.manual_seed(seeds[1])
-        auxiliary = None
-        if config.auxiliary is not None:
-            auxiliary = AuxiliaryHead(
-                BLOCKS[config.auxiliary],
-                base.width,
-                config.auxiliary_depth,
-                base.grid,
-                first_shortcut=config.auxiliary_shortcut,
-                inner_width=config.auxiliary_width,
-                rates=base.rates,
-                init=config.auxiliary_init,
-            )
+        auxiliary = None if config.auxiliary is None else build_auxiliary(config, config.auxiliary, base)
         torch.manual_seed(seeds[2])
         return base, auxiliary, objective.make_heads(base.width)
+
+
+def build_base(config: HSSLConfig) -> Backbone:
+    """The base model of a configuration, which shares the rise of the drop path with the head behind it."""
+    return Backbone(
+        config.backbone,
+        config.image_size,
+        config.backbone_kwargs,
+        drop_path=config.drop_path,
+        following_blocks=config.auxiliary_depth if config.auxiliary else 0,
+        mask_token=bool(config.patch_supervision),
+    )
+
+
+def build_auxiliary(config: HSSLConfig, family: str, base: Backbone) -> AuxiliaryHead:
+    """An auxiliary head of a family, as the configuration describes it."""
+    return AuxiliaryHead(
+        BLOCKS[family],
+        base.width,
+        config.auxiliary_depth,
+        base.grid,
+        first_shortcut=config.auxiliary_shortcut,
+        inner_width=config.auxiliary_width,
+        rates=base.rates,
+        init=config.auxiliary_init,
+    )

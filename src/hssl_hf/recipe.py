@@ -12,12 +12,13 @@ from typing import Literal
 import yaml
 
 from hssl_hf.augmentation import MaskConfig, ViewConfig
-from hssl_hf.configuration_hssl import HSSLConfig
+from hssl_hf.configuration_head_search import HeadSearchConfig
+from hssl_hf.configuration_hssl import HSSLConfig, fields_of
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.source import Source
 from hssl_hf.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
 
-CONFIGS = {config.model_type: config for config in (HSSLConfig, SiameseIMConfig)}
+CONFIGS = {config.model_type: config for config in (HSSLConfig, HeadSearchConfig, SiameseIMConfig)}
 WITHOUT_EFFECT = ("probe", "run", "resume")  # sections that may change when a run is resumed
 
 
@@ -30,12 +31,18 @@ class DataConfig(Source):
         workers: reader processes per training process.
         window: images that a reader shuffles together.
         corrupt_share: share of undecodable images at which to give up.
+        share: of the images to use, chosen by their bytes, always the same ones; all are read.
     """
 
     images_per_epoch: int | None = None
     workers: int = 4
     window: int = 2048
     corrupt_share: float = 0.01
+    share: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share above 0 and up to 1, got {self.share}")
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ def _config_class(model: dict) -> type[HSSLConfig] | type[SiameseIMConfig]:
 
 
 def _check_model_keys(model: dict) -> None:
-    known = {*_config_class(model).__annotations__, "model_type"} - {"image_size"}
+    known = {*fields_of(_config_class(model)), "model_type"} - {"image_size"}
     for key in model:
         if key == "image_size":
             raise RecipeError("model.image_size follows from views.global_size; set that instead")

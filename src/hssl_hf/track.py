@@ -135,7 +135,7 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     terms = sorted({key for line in lines for key in line if key.startswith(prefixes)})
     panels = {
         "loss": ["loss", *(terms if len(terms) > 1 else [])],
-        "discrepancy (nats)": ["discrepancy"],
+        "discrepancy (nats)": sorted({key for line in lines for key in line if key.startswith("discrepancy")}),
         "collapse of the targets": ["collapse"],
         "entropy (nats)": sorted(
             {key for line in lines for key in line if key.startswith(("teacher_entropy", "student_entropy"))}

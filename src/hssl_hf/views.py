@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hssl_hf import colour_batch, colour_cpu
-from hssl_hf.augmentation import Augmentation, ViewConfig
+from hssl_hf.augmentation import Augmentation, ViewConfig, identify
 from hssl_hf.decode import CorruptImageError
 from hssl_hf.stream import EncodedImage, ImageStream
 
@@ -100,12 +100,13 @@ class ViewStream(torch.utils.data.IterableDataset):
         images: encoded images.
         augmentation: image -> views.
         corrupt_share: share of undecodable images at which to give up, judged from the 100th image on.
+        share: of the images to use, chosen by a checksum of their bytes.
     Raises:
         CorruptShareError: while iterating, if more images than that cannot be decoded.
     """
 
-    def __init__(self, images: ImageStream, augmentation: Augmentation, corrupt_share: float = 0.01):
-        self.images, self.augmentation, self.corrupt_share = images, augmentation, corrupt_share
+    def __init__(self, images: ImageStream, augmentation: Augmentation, corrupt_share: float = 0.01, share: float = 1.0):
+        self.images, self.augmentation, self.corrupt_share, self.share = images, augmentation, corrupt_share, share
         self._read = self._corrupt = 0
 
     def state_dict(self) -> dict:
@@ -123,6 +124,8 @@ class ViewStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         skipped: list[str] = []
         for encoded in self.images:
+            if identify(encoded.data) >= self.share * 2**32:
+                continue
             self._read += 1
             try:
                 sample = self.augmentation.of(encoded)

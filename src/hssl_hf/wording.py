@@ -9,6 +9,11 @@ PICTURES = {
     "pictures/neighbours.png": "Images and their nearest neighbours by cosine similarity.",
     "pictures/views.png": "Views of the first images of the training, as the student saw them.",
 }
+CLASSES = {
+    "hssl": "HSSLForPreTraining",
+    "hssl_search": "HeadSearchForPreTraining",
+    "siamese_im": "SiameseIMForPreTraining",
+}
 CITATIONS = {
     "hssl": """\
 @article{li2025hssl,
@@ -64,7 +69,7 @@ class Snippets:
     def usage(self) -> str:
         where = self._where(self.revision, ', revision="{}"')
         if self.kind == "training":
-            name = {"hssl": "HSSLForPreTraining", "siamese_im": "SiameseIMForPreTraining"}[self.facts["config"]["model_type"]]
+            name = CLASSES[self.facts["config"]["model_type"]]
             branch = self._where(self.branches["training"], ', revision="{}"')
             return f'from hssl_hf import {name}\n\nmodel = {name}.from_pretrained("{self.repository}"{branch})'
         if self.kind == "timm":
@@ -145,6 +150,9 @@ def what(config: dict, network: str, kind: str) -> str:
 
 def name_method(config: dict) -> tuple[str, str]:
     """What a configuration amounts to: a short name, and one with what it consists of."""
+    if config["model_type"] == "hssl_search":
+        heads = ", ".join(config["candidates"])
+        return "head search", f"a search among auxiliary heads: {config['objective']} with {heads} at once"
     if config["model_type"] == "hssl":
         if config.get("auxiliary") is None:
             return config["objective"], f"{config['objective']} alone, without an auxiliary head"
@@ -183,7 +191,7 @@ def limits(facts: dict) -> list[str]:
 
 
 def citations(config: dict) -> list[str]:
-    return [CITATIONS[config["model_type"]]]
+    return [CITATIONS[config["model_type"].removesuffix("_search")]]
 
 
 def _foretold(forecast: dict) -> str:

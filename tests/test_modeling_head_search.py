@@ -1,0 +1,107 @@
+"""Several candidates on one base: the mean of what each would be alone, with prototypes in common."""
+
+import pytest
+import torch
+
+from hssl_hf import HeadSearchConfig, HeadSearchForPreTraining, HSSLForPreTraining
+from tests.conftest import tiny_config, tiny_views
+
+CANDIDATES = ["convnext", "resmlp", "vit"]
+
+
+def config(objective: str, **changes) -> HeadSearchConfig:
+    patches = {} if objective == "ibot" else {"patch_supervision": []}
+    values = {**tiny_config(objective=objective, **patches, **changes).to_diff_dict(), "candidates": CANDIDATES}
+    return HeadSearchConfig(
+        **{key: value for key, value in values.items() if key not in ("model_type", "transformers_version")}
+    )
+
+
+def views(objective: str) -> dict:
+    found = tiny_views()
+    return (
+        found
+        if objective == "ibot"
+        else {key: value for key, value in found.items() if "mask" not in key and "local" not in key}
+    )
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
+def test_equals_the_mean_of_every_candidate_alone(objective):
+    """The same weights in one `HSSLForPreTraining` per candidate give the same terms, discrepancies and mean loss."""
+    torch.manual_seed(0)
+    search = HeadSearchForPreTraining(config(objective, drop_path=0.0)).train()
+    seen = views(objective)
+    found = search(**seen)
+    losses = []
+    for name in CANDIDATES:
+        patches = {} if objective == "ibot" else {"patch_supervision": []}
+        alone = HSSLForPreTraining(tiny_config(objective=objective, auxiliary=name, drop_path=0.0, **patches)).train()
+        for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
+            theirs.base.load_state_dict(ours.base.state_dict(), strict=False)
+            theirs.auxiliary.load_state_dict(ours.candidates[name].state_dict())
+            theirs.heads.load_state_dict(ours.heads[name].state_dict(), strict=False)
+            if hasattr(ours.heads[name], "prototypes"):
+                theirs.heads.prototypes.load_state_dict(ours.heads[name].prototypes.state_dict())
+        output = alone(**seen)
+        losses.append(output.loss)
+        torch.testing.assert_close(found.parts[f"discrepancy_{name}"], output.discrepancy)
+        for key, value in output.parts.items():
+            torch.testing.assert_close(found.parts[f"{key}_{name}"], value)
+    torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
+def test_every_candidate_learns_and_the_teacher_does_not(objective):
+    model = HeadSearchForPreTraining(config(objective)).train()
+    before = {name: p.clone() for name, p in model.student.named_parameters()}
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=1.0)
+    for _ in range(2):
+        model(**views(objective)).loss.backward()
+        assert all(p.grad is None for p in model.teacher.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_teacher(0.5)
+    still = [name for name, p in model.student.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_prototypes_are_one_and_come_back_from_a_file(tmp_path):
+    model = HeadSearchForPreTraining(config("ibot")).train()
+    heads = model.student.heads
+    assert (
+        heads["vit"].prototypes is heads["convnext"].prototypes
+        and heads["vit"].prototypes is not model.teacher.heads["vit"].prototypes
+    )
+    assert sum("prototypes" in name for name, _ in model.student.named_parameters()) == len(model.parts()["prototypes"])
+    assert model.teacher.heads["vit"].prototypes is model.teacher.heads["convnext"].prototypes
+    model.save_pretrained(tmp_path)
+    again = HeadSearchForPreTraining.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert again.student.heads["vit"].prototypes is again.student.heads["convnext"].prototypes
+
+
+def test_a_candidate_starts_alike_whoever_else_is_there():
+    torch.manual_seed(0)
+    first = HeadSearchForPreTraining(config("moco_v3"))
+    torch.manual_seed(0)
+    fewer = config("moco_v3")
+    fewer.candidates = ["vit", "swin"]
+    second = HeadSearchForPreTraining(fewer)
+    for part in ("candidates", "heads"):
+        found, expected = getattr(second.student, part)["vit"].state_dict(), getattr(first.student, part)["vit"].state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        (["vit"], "at least two different candidates"),
+        (["vit", "vit"], "at least two different candidates"),
+        (["vit", "convnet"], "no auxiliary head 'convnet'.*Did you mean 'convnext'"),
+    ],
+)
+def test_odd_candidates_are_refused(candidates, message):
+    with pytest.raises(ValueError, match=message):
+        HeadSearchConfig(candidates=candidates)
