@@ -175,3 +175,13 @@ def test_relative_paths_belong_to_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(ROOT / "training/recipes/quickstart.yaml")
     assert Path(recipe.data.path) == ROOT / "training/data/fashion_mnist" and Path(recipe.probe.path).is_dir()
+
+
+def test_fresh_heads_warm_up_for_an_epoch_unless_the_recipe_says_otherwise():
+    """100 images in batches of 10 are 10 steps; the prototypes stand still for the first epoch anyway."""
+    recipe = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0"])
+    assert Plan(recipe, 100).frozen_steps == {"prototypes": 10, "base": 0} and Plan(recipe, 100).still(9) == {"prototypes"}
+    plan = Plan(recipe, 100, fresh_heads=True)
+    assert plan.still(9) == {"prototypes", "base"} and plan.still(10) == set() and plan.settled == 10
+    longer = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0", "optim.freeze_base_epochs=3"])
+    assert Plan(longer, 100).still(29) == {"base"} and Plan(longer, 100, fresh_heads=True).settled == 30

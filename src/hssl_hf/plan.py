@@ -34,8 +34,13 @@ class Plan:
             "prototypes": round(optim.freeze_prototypes_epochs * per_epoch),
             "base": round(warm_up * per_epoch),
         }
-        self.settled = max(warmup, *self.frozen_steps.values())  # from here on the student should learn
+        self._warmup = warmup
         self.probe_every = max(1, round(recipe.probe.every_epochs * per_epoch))
+
+    @property
+    def settled(self) -> int:
+        """The step from which on the student should learn."""
+        return max(self._warmup, *self.frozen_steps.values())
 
     def still(self, step: int) -> set[str]:
         """Parts of the model that do not move in a step."""
