@@ -55,7 +55,10 @@ def test_time_and_verdict(measured):
     assert (found.steps, found.images, found.images_per_second) == (100, 32, 2000.0)
     assert found.hours == pytest.approx(6400 / 2000 / 3600) and found.parts["step"] == pytest.approx(2 * GIB)
     assert "DOES NOT FIT" in found.table() and "optim.accumulate" in found.table()
+    assert "speed of this machine" not in found.table()
     assert "fits" in foresee(recipe(), "ddp", 2, memory=80.0).table()
+    assert "speed of this machine" in foresee(recipe(), "ddp", 2, memory=80.0).table()
+    assert foresee(recipe("data.share=0.5", "optim.epochs=4"), memory=80.0).steps == 48, "800 images are 12 whole batches"
     assert foresee(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
 
 

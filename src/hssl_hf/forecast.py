@@ -86,6 +86,7 @@ class Forecast:
         available: bytes of a device.
         parameters: trained ones, by part of the model.
         steps, images_per_second, hours: of the whole run.
+        measured_here: the speed is that of this machine, not of a device that was named.
     """
 
     engine: str
@@ -97,6 +98,7 @@ class Forecast:
     steps: int
     images_per_second: float
     hours: float
+    measured_here: bool
 
     @property
     def needed(self) -> float:
@@ -113,6 +115,7 @@ class Forecast:
         if self.needed > self.available:
             lines.append("  try optim.accumulate, run.activation_checkpointing=true, more processes, or fsdp2 / zero2")
         lines += ["", f"{self.steps:,} steps, {self.images_per_second:,.1f} images per second, {self.hours:,.1f} hours"]
+        lines += ["at the speed of this machine; --tflops says that of another"] if self.measured_here else []
         return "\n".join(lines)
 
 
@@ -127,7 +130,7 @@ def foresee(
         memory: of a device in GiB; None for this machine's, where its processes share it.
         tflops: what a device reaches in training, in 10^12 operations per second; None for the speed of this machine.
     Raises:
-        RecipeError: if the length of an epoch is not in the recipe, or the batch does not divide.
+        RecipeError: if the recipe cannot be launched like that, or the batch does not divide.
     """
     images = recipe.images_per_process(processes)
     with torch.device("meta"):
@@ -136,13 +139,14 @@ def foresee(
     step = measure_step(recipe, images, device_like=memory is not None)
     parts = _parts(model, step, images, engine, processes) | {"runtime": runtime}
     available = memory * GIB if memory else total(torch.device("cpu")) / processes
-    plan = Plan(recipe, recipe.data.images_per_epoch or epoch_length(recipe.data))
+    known = recipe.data.images_per_epoch  # so that the data need not be here
+    plan = Plan(recipe, round(known * recipe.data.share) if known else epoch_length(recipe.data))
     speed = processes * tflops * 1e12 / step.flops_per_image if tflops else 1 / step.seconds_per_image
     hours = plan.steps * recipe.optim.batch_size / speed / 3600
     counts = {name: _count_trained(getattr(model.student, name, None)) for name in ("base", "auxiliary", "heads")}
     counts["all that is trained"] = _count_trained(model.student)
     counts = {name: count for name, count in counts.items() if count}
-    return Forecast(engine, processes, images, parts, available, counts, plan.steps, speed, hours)
+    return Forecast(engine, processes, images, parts, available, counts, plan.steps, speed, hours, tflops is None)
 
 
 def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step:
