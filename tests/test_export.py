@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf import parity
 from hssl_hf.evaluate.encoder import load_encoder
-from hssl_hf.export import ExportError, export_backbone
+from hssl_hf.export import ExportError, export_backbone, export_model
 from hssl_hf.stock import image_processor, to_vit
 from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
@@ -221,6 +221,20 @@ def test_an_earlier_export_survives_a_failed_one(moved, tmp_path, monkeypatch, u
     with pytest.raises(ExportError):
         export_backbone(moved, folder)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_whole_model_that_reads_back_changed_is_refused(moved, tmp_path, monkeypatch):
+    save = type(moved).save_pretrained
+
+    def save_damaged(self, folder):
+        self.objective.cls_centers["auxiliary"].value.add_(1.0)
+        save(self, folder)
+        self.objective.cls_centers["auxiliary"].value.sub_(1.0)
+
+    monkeypatch.setattr(type(moved), "save_pretrained", save_damaged)
+    with pytest.raises(ExportError, match="does not read back as it was written: objective"):
+        export_model(moved, tmp_path / "whole")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_foreign_folder_is_not_overwritten(moved, tmp_path):

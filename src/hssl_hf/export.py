@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import BitImageProcessor, PreTrainedModel
 
@@ -98,11 +99,19 @@ def export_backbone(
 def export_model(
     model: StudentTeacherModel, folder: Path | str, *, processor: BitImageProcessor | None = None, story: Story | None = None
 ) -> Path:
-    """Write student, teacher and heads, from which training can go on; the rest as for `export_backbone`."""
+    """Write student, teacher and heads, from which training can go on, and read them back; the rest as for `export_backbone`.
+
+    Raises:
+        ExportError: if a tensor comes back changed.
+    """
     story = story or Story()
 
     def write(draft: Path) -> None:
         model.save_pretrained(draft)
+        again, expected = type(model).from_pretrained(draft).state_dict(), model.state_dict()
+        changed = [name for name, value in expected.items() if not torch.equal(again[name], value.cpu())]
+        if changed:
+            raise ExportError(f"the model in {draft} does not read back as it was written: {', '.join(changed[:5])}")
         (processor or image_processor(model.config.image_size)).save_pretrained(draft)
         base = model.network().base
         _tell(
