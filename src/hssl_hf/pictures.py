@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import AutoModel, BitImageProcessor
+from transformers import AutoConfig, AutoModel, BitImageProcessor
 
 from hssl_hf.augmentation import ViewConfig
 from hssl_hf.evaluate.encoder import Encoder, load_encoder
@@ -89,9 +89,9 @@ def _components(encoder: Encoder, processor: BitImageProcessor, images: list[Ten
 @torch.no_grad()
 def _attention(export: Path, processor: BitImageProcessor, images: list[Tensor], path: Path) -> None:
     """From the class token to the patches, in the last block; left out where the model has no such attention."""
-    model = AutoModel.from_pretrained(export, attn_implementation="eager").eval()
-    if model.config.model_type != "vit":
+    if AutoConfig.from_pretrained(export).model_type != "vit":
         return
+    model = AutoModel.from_pretrained(export, attn_implementation="eager").eval()
     pixels = processor(images, return_tensors="pt")["pixel_values"]
     attention = model(pixels, output_attentions=True, interpolate_pos_encoding=True).attentions[-1][:, :, 0, 1:]
     side = pixels.shape[-1] // model.config.patch_size
@@ -117,7 +117,7 @@ def _neighbours(encoder, processor, bank: list[Tensor], shown: list[Tensor], kin
 
 
 def _takes_any_size(export: Path) -> bool:
-    config = AutoModel.from_pretrained(export).config
+    config = AutoConfig.from_pretrained(export)
     fixed = (getattr(config, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
     return config.model_type != "swin" and not fixed
 
