@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Without compiled bytecode every start costs many seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all check equivalence clean
+.PHONY: quickstart test test-all check equivalence study clean
 
 quickstart: .venv/installed
 	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume=auto
@@ -22,6 +22,10 @@ check: .venv/installed-test
 # One process, accumulation, and two processes under every engine: is it the same training?
 equivalence: .venv/installed-test
 	$(BIN)/python training/equivalence.py
+
+# Every arm of a study with every seed, a run per core; interrupted, the same command goes on. STUDY holds values for all arms.
+study: .venv/installed
+	$(BIN)/python training/study.py $(STUDY)
 
 clean:
 	rm -rf .venv runs

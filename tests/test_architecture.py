@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 SOURCE = ROOT / "src" / "hssl_hf"
 MODULES = sorted(SOURCE.rglob("*.py"))
 LEAVES = {"source", "masking", "positions", "schedules", "ema", "discrepancy", "tokens", "decode", "optim", "residual"}
-LAYERS = ["views", "backbone", "auxiliary", "objectives", "modeling_hssl", "modeling_siamese_im", "export", "convert", "cli"]
+LAYERS = ["views", "backbone", "auxiliary", "network", "modeling_hssl", "modeling_siamese_im", "export", "convert", "cli"]
 
 
 def imports(path: Path) -> set[str]:
@@ -71,6 +71,8 @@ def test_every_module_has_a_test_of_its_name():
 
 
 COVERED = {  # modules that are tested through their only user
+    "auxiliary/combined.py": "test_network.py",
+    "auxiliary/parallel.py": "test_network.py",
     **{
         f"auxiliary/{name}.py": "auxiliary/test_head.py"
         for name in ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
@@ -78,6 +80,9 @@ COVERED = {  # modules that are tested through their only user
     "objectives/supervision.py": "objectives/test_dino.py",
     "loader.py": "test_pretrain.py",
     "student_teacher.py": "test_modeling_hssl.py",
+    "configuration_pair.py": "test_network.py",
+    "configuration_mae.py": "test_modeling_mae.py",
+    "masked.py": "test_modeling_mae.py",
     "configuration_siamese_im.py": "test_modeling_siamese_im.py",
     "strict_yaml.py": "test_recipe.py",
     "stock.py": "test_export.py",

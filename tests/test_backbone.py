@@ -78,7 +78,8 @@ def test_visible_only_equals_the_whole_when_nothing_is_left_out():
     backbone, pixels = tiny(), torch.randn(2, 3, 32, 32)
     tokens, _ = backbone(pixels)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).expand(2, -1)
-    visible = backbone.visible(pixels, order)
+    visible, features = backbone.visible(pixels, order)
+    torch.testing.assert_close(backbone.norm(features), visible.patches)
     torch.testing.assert_close(visible.cls, tokens.cls)
     torch.testing.assert_close(visible.patches, tokens.patches.flatten(1, 2)[:, order[0]])
 
@@ -88,8 +89,8 @@ def test_patches_left_out_have_no_influence():
     kept = torch.tensor([[0, 3, 9, 15]])
     changed = pixels.clone()
     changed[..., 8:16, 16:24] += 5  # patch 6
-    torch.testing.assert_close(backbone.visible(changed, kept).patches, backbone.visible(pixels, kept).patches)
-    assert backbone.visible(pixels, kept).patches.shape == (1, 4, 64)
+    torch.testing.assert_close(backbone.visible(changed, kept)[0].patches, backbone.visible(pixels, kept)[0].patches)
+    assert backbone.visible(pixels, kept)[0].patches.shape == (1, 4, 64)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "poolformer_s12"])

@@ -10,8 +10,7 @@ CANDIDATES = ["convnext", "resmlp", "vit"]
 
 
 def config(objective: str, **changes) -> HeadSearchConfig:
-    patches = {} if objective == "ibot" else {"patch_supervision": []}
-    values = {**tiny_config(objective=objective, **patches, **changes).to_diff_dict(), "candidates": CANDIDATES}
+    values = {**tiny_config(objective=objective, **changes).to_diff_dict(), "candidates": CANDIDATES}
     return HeadSearchConfig(
         **{key: value for key, value in values.items() if key not in ("model_type", "transformers_version")}
     )
@@ -26,29 +25,54 @@ def views(objective: str) -> dict:
     )
 
 
-@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
-def test_equals_the_mean_of_every_candidate_alone(objective):
-    """The same weights in one `HSSLForPreTraining` per candidate give the same terms, discrepancies and mean loss."""
+def load_pair(ours, theirs, name: str) -> None:
+    """Give a network with one head, or none, the weights of a search's network."""
+    theirs.base.load_state_dict(ours.base.state_dict(), strict=False)
+    if theirs.auxiliary is not None:
+        theirs.auxiliary.load_state_dict(ours.candidates[name].state_dict())
+    theirs.heads.load_state_dict(ours.heads[name].state_dict(), strict=False)
+    if hasattr(ours.heads[name], "prototypes"):
+        theirs.heads.prototypes.load_state_dict(ours.heads[name].prototypes.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("objective", "patches"), [("dino", []), ("moco_v3", []), ("ibot", ["base->base"]), ("ibot", ["auxiliary->auxiliary"])]
+)
+def test_equals_the_mean_of_every_candidate_alone(objective, patches):
+    """The same weights in one `HSSLForPreTraining` per candidate give the same terms, discrepancies and mean loss.
+
+    The patch level of the base alone is that of plain iBOT with the projection that the search keeps for it.
+    """
     torch.manual_seed(0)
-    search = HeadSearchForPreTraining(config(objective, drop_path=0.0)).train()
+    search = HeadSearchForPreTraining(config(objective, drop_path=0.0, patch_supervision=patches)).train()
     seen = views(objective)
     found = search(**seen)
+    own = [] if patches == ["base->base"] else patches
     losses = []
     for name in CANDIDATES:
-        patches = {} if objective == "ibot" else {"patch_supervision": []}
-        alone = HSSLForPreTraining(tiny_config(objective=objective, auxiliary=name, drop_path=0.0, **patches)).train()
+        alone = HSSLForPreTraining(
+            tiny_config(objective=objective, auxiliary=name, drop_path=0.0, patch_supervision=own)
+        ).train()
         for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
-            theirs.base.load_state_dict(ours.base.state_dict(), strict=False)
-            theirs.auxiliary.load_state_dict(ours.candidates[name].state_dict())
-            theirs.heads.load_state_dict(ours.heads[name].state_dict(), strict=False)
-            if hasattr(ours.heads[name], "prototypes"):
-                theirs.heads.prototypes.load_state_dict(ours.heads[name].prototypes.state_dict())
+            load_pair(ours, theirs, name)
+        if own != patches:  # the masks are the patch level's, but also hide patches from the student's class token
+            alone.student.base.mask_token = search.student.base.mask_token
         output = alone(**seen)
         losses.append(output.loss)
         torch.testing.assert_close(found.parts[f"discrepancy_{name}"], output.discrepancy)
         for key, value in output.parts.items():
             torch.testing.assert_close(found.parts[f"{key}_{name}"], value)
-    torch.testing.assert_close(found.loss, torch.stack(losses).mean())
+    loss = torch.stack(losses).mean()
+    if own != patches:
+        plain = {"auxiliary": None, "cls_supervision": ["base->base"], "patch_supervision": patches}
+        alone = HSSLForPreTraining(tiny_config(objective=objective, drop_path=0.0, **plain)).train()
+        for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
+            load_pair(ours, theirs, "patches")
+            theirs.heads.prototypes.load_state_dict(ours.heads["convnext"].prototypes.state_dict())
+        term = alone(**seen).parts["patch_base_to_base"]
+        torch.testing.assert_close(found.parts["patch_base_to_base"], term)
+        loss = loss + term
+    torch.testing.assert_close(found.loss, loss)
 
 
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])

@@ -96,7 +96,7 @@ def test_visible_patches_are_encoded_as_by_cutting_the_whole():
     embedded = (base.model.patch_embed.proj(pixels).permute(0, 2, 3, 1) + base.positions((4, 4))).flatten(1, 2)
     chosen = torch.stack([row[index] for row, index in zip(embedded, kept, strict=True)])
     expected = base.norm(base.run_blocks(chosen))
-    found = base.visible(pixels, kept)
+    found, _ = base.visible(pixels, kept)
     torch.testing.assert_close(torch.cat([found.cls[:, None], found.patches], 1), expected, atol=1e-5, rtol=1e-5)
 
 

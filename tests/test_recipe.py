@@ -136,7 +136,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("optim: {epochs: 3", [], "is no YAML"),
         ("- 1", [], r"expected sections with keys, got \[1\]"),
         ("", ["optim.betas=[0.9"], "the value is no YAML"),
-        ("model: {model_type: mae}", [], "model.model_type: expected one of"),
+        ("model: {model_type: mea}", [], "model.model_type: expected one of"),
         ("model: {model_type: siamese_im, auxiliary: vit}", [], "unknown key 'model.auxiliary'"),
         ("views: 3", [], "views: expected a section with keys, got 3"),
         ("views: {global_blur: [1.0]}", [], "views: expected one chance per global view"),

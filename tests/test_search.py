@@ -19,6 +19,7 @@ def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
     recipe = load_recipe(QUICKSTART, ["data.share=0.5"])
     found = search_recipe(recipe, ["vit", "swin"], 0.2)
     assert found.model["candidates"] == ["vit", "swin"] and "auxiliary" not in found.model and found.data.share == 0.1
+    assert found.model["auxiliary_depth"] == 1 and search_recipe(recipe, None, 0.2, 3).model["auxiliary_depth"] == 3
     assert (found.optim, found.views, found.seed, found.probe.path) == (recipe.optim, recipe.views, recipe.seed, None)
     assert search_recipe(recipe, None, 1.0).model_config().candidates == (
         "convnext",
@@ -48,6 +49,7 @@ def test_the_most_different_head_wins(tmp_path):
             "step": step,
             "discrepancy_convnext": 9.0 if step < 8 else 0.1,
             "discrepancy_vit": 0.2,
+            "discrepancy_raw_vit": 5.0,  # of prototypes without temperature and centre: no candidate
             "discrepancy_swin": 0.15 + step / 1000,
         }
         for step in range(10)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hssl_hf.configuration_head_search import HeadSearchConfig
     from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.configuration_mae import MAEConfig
     from hssl_hf.configuration_siamese_im import SiameseIMConfig
     from hssl_hf.convert import convert_checkpoint
     from hssl_hf.export import export_backbone
     from hssl_hf.modeling_head_search import HeadSearchForPreTraining
     from hssl_hf.modeling_hssl import HSSLForPreTraining, HSSLOutput
+    from hssl_hf.modeling_mae import MAEForPreTraining, MAEOutput
     from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining, SiameseIMOutput
 
 _HOMES = {
@@ -25,6 +27,9 @@ _HOMES = {
     "HeadSearchConfig": "hssl_hf.configuration_head_search",
     "HeadSearchForPreTraining": "hssl_hf.modeling_head_search",
     "HSSLOutput": "hssl_hf.modeling_hssl",
+    "MAEConfig": "hssl_hf.configuration_mae",
+    "MAEForPreTraining": "hssl_hf.modeling_mae",
+    "MAEOutput": "hssl_hf.modeling_mae",
     "SiameseIMConfig": "hssl_hf.configuration_siamese_im",
     "SiameseIMForPreTraining": "hssl_hf.modeling_siamese_im",
     "SiameseIMOutput": "hssl_hf.modeling_siamese_im",
@@ -37,6 +42,9 @@ __all__ = [
     "HSSLOutput",
     "HeadSearchConfig",
     "HeadSearchForPreTraining",
+    "MAEConfig",
+    "MAEForPreTraining",
+    "MAEOutput",
     "SiameseIMConfig",
     "SiameseIMForPreTraining",
     "SiameseIMOutput",
@@ -52,14 +60,17 @@ def register() -> None:
 
     from hssl_hf.configuration_head_search import HeadSearchConfig
     from hssl_hf.configuration_hssl import HSSLConfig
+    from hssl_hf.configuration_mae import MAEConfig
     from hssl_hf.configuration_siamese_im import SiameseIMConfig
     from hssl_hf.modeling_head_search import HeadSearchForPreTraining
     from hssl_hf.modeling_hssl import HSSLForPreTraining
+    from hssl_hf.modeling_mae import MAEForPreTraining
     from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 
     for config, model in (
         (HSSLConfig, HSSLForPreTraining),
         (HeadSearchConfig, HeadSearchForPreTraining),
+        (MAEConfig, MAEForPreTraining),
         (SiameseIMConfig, SiameseIMForPreTraining),
     ):
         AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hssl_hf.positions import resample_positions
+from hssl_hf.positions import fixed_positions, resample_positions
 from hssl_hf.residual import make_frugal
 from hssl_hf.tokens import Tokens
 
@@ -88,19 +88,20 @@ class Backbone(nn.Module):
         cls = self.model.forward_head(normed, pre_logits=True)
         return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
 
-    def visible(self, pixels: Tensor, kept: Tensor) -> Tokens:
+    def visible(self, pixels: Tensor, kept: Tensor) -> tuple[Tokens, Tensor]:
         """Encode some of the patches only; nothing at all is computed for the others.
 
         Args:
             pixels: (B, 3, H, W) normalised images.
             kept: (B, K) row-major positions of the patches to encode.
         Returns:
-            normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`.
+            normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`, and the patches before the norm.
         """
         pieces = self.cut(pixels)
         patches = self.embed(take(pieces.flatten(1, 2), kept))
-        tokens = self.norm(self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[kept]))
-        return Tokens(tokens[:, 0], tokens[:, 1:])
+        hidden = self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[kept])
+        tokens = self.norm(hidden)
+        return Tokens(tokens[:, 0], tokens[:, 1:]), hidden[:, 1:]
 
     def cut(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, 3 * p * q) pixels of every patch."""
@@ -124,6 +125,18 @@ class Backbone(nn.Module):
         """(h, w, C) positions of the patches of a grid."""
         own = self.model.patch_embed.grid_size
         return resample_positions(self.model.pos_embed[0, 1:].unflatten(0, own), tuple(grid))
+
+    def fix_positions(self) -> None:
+        """Sines and cosines as positions of the patches, none for the class token (vision transformers)."""
+        with torch.no_grad():
+            self.model.pos_embed.zero_()
+            self.model.pos_embed[0, 1:] = fixed_positions(self.grid, self.width).flatten(0, 1)
+
+    def hold_still(self, *, positions: bool, patch_embed: bool) -> None:
+        """Let no optimizer move the positions, or the patch embedding (vision transformers)."""
+        if self.is_transformer:
+            self.model.pos_embed.requires_grad_(not positions)
+            self.model.patch_embed.requires_grad_(not patch_embed)
 
     def run_blocks(self, patches: Tensor) -> Tensor:
         """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""

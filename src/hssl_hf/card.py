@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import PreTrainedConfig
 
 from hssl_hf import wording
-from hssl_hf.configuration_hssl import fields_of
+from hssl_hf.configuration_pair import fields_of
 from hssl_hf.differences import differences
 from hssl_hf.manifest import is_hub_id
 

@@ -81,6 +81,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     _add_pretrain(command)
     command.add_argument("--candidates", nargs="+", metavar="FAMILY", help="heads to compare (default: all six)")
     command.add_argument("--share", type=float, default=0.1, help="of the images (default: %(default)s)")
+    command.add_argument("--depth", type=int, default=1, help="blocks of every candidate (default: %(default)s)")
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
@@ -144,7 +145,11 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     candidates = ["--candidates", *options.candidates] if options.candidates else []
-    return _launch("search_heads.py", options.launch, [*options.arguments, "--share", str(options.share), *candidates])
+    return _launch(
+        "search_heads.py",
+        options.launch,
+        [*options.arguments, "--share", str(options.share), "--depth", str(options.depth), *candidates],
+    )
 
 
 def _launch(name: str, launcher: str, arguments: list[str]) -> int:

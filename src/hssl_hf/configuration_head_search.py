@@ -2,7 +2,8 @@
 
 from huggingface_hub.dataclasses import strict
 
-from hssl_hf.configuration_hssl import HSSLConfig, require_family
+from hssl_hf.configuration_hssl import HSSLConfig
+from hssl_hf.configuration_pair import require_family
 
 FAMILIES = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
 

@@ -1,16 +1,16 @@
 """Configuration of `HSSLForPreTraining`: backbone × auxiliary head × objective, and who teaches whom."""
 
-import difflib
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from hssl_hf.configuration_pair import PairConfig
 
 BRANCHES = ("base", "auxiliary")
 
 
 @strict
-class HSSLConfig(PreTrainedConfig):
+class HSSLConfig(PairConfig):
     """Heterogeneous self-supervised learning of one base model with one auxiliary head.
 
     Who teaches whom is a list of arrows "teacher->learner" between the branches "base" and "auxiliary". The teacher side is
@@ -18,15 +18,7 @@ class HSSLConfig(PreTrainedConfig):
     "base->base".
 
     Args:
-        backbone: name of a timm model.
-        backbone_kwargs: further arguments of that model, such as `embed_dim` or `patch_size`.
-        image_size: side of the global views in pixels.
-        drop_path: stochastic depth at the last block, rising linearly from 0 over base and head together.
-        auxiliary: family of the auxiliary head (convnext, poolformer, resmlp, resnet, swin, vit), or None.
-        auxiliary_depth: its number of blocks.
-        auxiliary_shortcut: keep its first shortcut (an ablation).
-        auxiliary_width: its channels; None for those of the backbone.
-        auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier for narrow backbones.
+        (those of `PairConfig`)
         objective: dino, ibot or moco_v3.
         cls_supervision: arrows of the image level.
         patch_supervision: arrows of the patch level (ibot).
@@ -38,6 +30,8 @@ class HSSLConfig(PreTrainedConfig):
         student_temperature: tau_s (dino, ibot).
         center_momentum: momentum of the centre (dino, ibot).
         contrastive_temperature: T (moco_v3).
+        contrastive_queue: keys of earlier batches that every query is compared with, as in equation 11; 0 compares it with the
+            other keys of its own batch instead (moco_v3).
     Raises:
         ValueError: for arrows, families, or combinations that do not exist.
     Source: HSSL, Tables 14-20; released code for the defaults.
@@ -46,15 +40,6 @@ class HSSLConfig(PreTrainedConfig):
 
     model_type = "hssl"
 
-    backbone: str = "vit_small_patch16_224"
-    backbone_kwargs: dict | None = None
-    image_size: int = 224
-    drop_path: float = 0.1
-    auxiliary: str | None = "convnext"
-    auxiliary_depth: int = 3
-    auxiliary_shortcut: bool = False
-    auxiliary_width: int | None = None
-    auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
     cls_supervision: list[str] | tuple[str, ...] = ("auxiliary->base", "auxiliary->auxiliary")
     patch_supervision: list[str] | tuple[str, ...] = ("base->base",)
@@ -67,11 +52,12 @@ class HSSLConfig(PreTrainedConfig):
     student_temperature: float = 0.1
     center_momentum: float = 0.9
     contrastive_temperature: float = 0.2
+    contrastive_queue: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.auxiliary is not None:
-            require_family(self.auxiliary)
+        if self.contrastive_queue < 0 or (self.contrastive_queue and self.objective != "moco_v3"):
+            raise ValueError(f"contrastive_queue={self.contrastive_queue}: only moco_v3 has a queue, of at least one key")
         if not self.cls_supervision:
             raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
         if self.objective != "ibot" and self.patch_supervision:
@@ -90,24 +76,6 @@ class HSSLConfig(PreTrainedConfig):
                     f"in {name} the branch {teacher!r} teaches but learns nowhere, so that its projection would stay random; "
                     f"add an arrow to {teacher!r} or set shared_projection"
                 )
-
-
-def fields_of(kind: type[PreTrainedConfig]) -> list[str]:
-    """Names of the fields that a configuration class of this package declares, inherited ones first."""
-    ours = [parent for parent in reversed(kind.__mro__) if parent.__module__.startswith("hssl_hf.")]
-    return [name for parent in ours for name in parent.__annotations__]
-
-
-def require_family(name: str) -> None:
-    """Raise a ValueError if there is no family of auxiliary heads of this name."""
-    from hssl_hf.auxiliary import BLOCKS  # the families are code; a config is read without torch where that is enough
-
-    if name not in BLOCKS:
-        near = difflib.get_close_matches(name, BLOCKS, n=1)
-        raise ValueError(
-            f"there is no auxiliary head {name!r}; expected one of {sorted(BLOCKS)} or null."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-        )
 
 
 def parse_arrows(arrows) -> list[tuple[str, str]]:

@@ -71,14 +71,19 @@ class Decoder(nn.Module):
         self.positions = fixed_positions(self.grid, self.width).flatten(0, 1).to(self.positions.device)
 
     def forward(self, tokens: Tensor, kept: Tensor, hidden: Tensor | None = None, geometry: Tensor | None = None) -> Tensor:
-        """
+        """Answers (B, Q or h * w, output) to the questions of `hidden`; (B, 1, output) where nothing is asked."""
+        return self.prediction(self.hidden(tokens, kept, hidden, geometry))
+
+    def hidden(self, tokens: Tensor, kept: Tensor, hidden: Tensor | None = None, geometry: Tensor | None = None) -> Tensor:
+        """The last hidden states, of which predictions are a linear map.
+
         Args:
             tokens: (B, 1 + K, C), class token first.
             kept: (B, K) positions of the seen patches.
             hidden: (B, Q) positions asked about without relative positions.
             geometry: (B, 4) of `relative_geometry`, to ask about all h * w patches of the other view.
         Returns:
-            (B, Q or h * w, output) answers; (B, 1, output) where nothing is asked.
+            (B, Q or h * w, C); (B, 1, C) where nothing is asked.
         """
         stream = torch.cat([tokens[:, :1], tokens[:, 1:] + self.positions[kept]], dim=1)
         answers = slice(0, 1)
@@ -87,7 +92,7 @@ class Decoder(nn.Module):
             stream = torch.cat([stream, (self.mask_token + where).to(stream.dtype)], dim=1)
             answers = slice(-where.shape[1], None)
         stream = run_blocks(self.blocks[:-1], stream, self.grad_checkpointing)
-        return self.prediction(self.norm(_last_block(self.blocks[-1], stream, answers)))
+        return self.norm(_last_block(self.blocks[-1], stream, answers))
 
     def project(self, geometry: Tensor) -> Tensor:
         """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one part at a time."""

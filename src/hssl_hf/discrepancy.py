@@ -1,5 +1,12 @@
-"""How differently two branches describe the same images: the quantity by which auxiliary heads are compared."""
+"""How differently two branches describe the same images: the quantities by which auxiliary heads are compared.
 
+`discrepancy` runs in every training step and needs no labels. The `evaluate.Metric` classes work on records: of outputs, or of
+the classes that a classifier on frozen features has predicted.
+"""
+
+import datasets
+import evaluate
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,10 +24,92 @@ def discrepancy(base: Tensor, auxiliary: Tensor, temperature: float = 1.0) -> Te
         a scalar, 0 if and only if both agree on every image.
     Raises:
         ValueError: if the shapes differ or are not (n, d).
-    Source: HSSL, equations 3-5 and 8.
+    Source: HSSL, equations 5 and 8.
     """
     if base.shape != auxiliary.shape or base.ndim != 2:
         raise ValueError(f"expected two matrices of one shape (n, d), got {tuple(base.shape)} and {tuple(auxiliary.shape)}")
     base_log = F.log_softmax(base.float() / temperature, dim=-1)
     auxiliary_log = F.log_softmax(auxiliary.float() / temperature, dim=-1)
     return torch.sum(base_log.exp() * (base_log - auxiliary_log), dim=-1).mean()
+
+
+class Discrepancy(evaluate.Metric):
+    """D: the mean divergence of two branches' outputs, in nats; the larger, the more a base is expected to gain from a head.
+
+    Example:
+        Discrepancy().compute(predictions=base, references=auxiliary, temperature=0.04)  # {"D": 0.083}
+
+    Args of compute:
+        predictions, references: (n, d) outputs of base and auxiliary head for the same images.
+        temperature: as in `discrepancy`.
+        center: subtract from each branch the mean of its outputs first, as a centred teacher does.
+    Source: HSSL, equation 5.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        outputs = datasets.Sequence(datasets.Value("float32"))
+        return _info("Mean divergence of two branches' outputs.", {"predictions": outputs, "references": outputs})
+
+    def _compute(self, predictions, references, temperature: float = 1.0, center: bool = True) -> dict[str, float]:
+        base, auxiliary = (torch.as_tensor(np.asarray(outputs, dtype=np.float32)) for outputs in (predictions, references))
+        if center:
+            base, auxiliary = base - base.mean(0), auxiliary - auxiliary.mean(0)
+        return {"D": discrepancy(base, auxiliary, temperature).item()}
+
+
+class ComplementarySamples(evaluate.Metric):
+    """N_s: how many images exactly one of two branches classifies correctly.
+
+    Example:
+        ComplementarySamples().compute(predictions=base, auxiliary=auxiliary, references=labels)
+        # {"N_s": 1200, "base_only": 700, "auxiliary_only": 500}
+
+    Args of compute:
+        predictions, auxiliary: (n,) classes that base and auxiliary head predict.
+        references: (n,) true classes.
+    Source: HSSL, equation 3; both one-sided counts are given beside their sum.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Images that exactly one of two branches classifies correctly.", _classes())
+
+    def _compute(self, predictions, auxiliary, references) -> dict[str, int]:
+        base, other = _correct(predictions, auxiliary, references)
+        counts = {"base_only": int((base & ~other).sum()), "auxiliary_only": int((other & ~base).sum())}
+        return {"N_s": sum(counts.values()), **counts}
+
+
+class SuccessIoU(evaluate.Metric):
+    """sIoU: the images that both branches classify correctly, as a share of those that at least one does; 1 if the sets agree.
+
+    Example:
+        SuccessIoU().compute(predictions=base, auxiliary=auxiliary, references=labels)  # {"sIoU": 0.81}
+
+    Args of compute:
+        as for `ComplementarySamples`. Where neither branch is ever right, the empty sets agree.
+    Source: HSSL, equation 4.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Overlap of the images that two branches classify correctly.", _classes())
+
+    def _compute(self, predictions, auxiliary, references) -> dict[str, float]:
+        base, other = _correct(predictions, auxiliary, references)
+        union = int((base | other).sum())
+        return {"sIoU": int((base & other).sum()) / union if union else 1.0}
+
+
+def _correct(predictions, auxiliary, references) -> tuple[np.ndarray, np.ndarray]:
+    """Where base and auxiliary head are right."""
+    labels = np.asarray(references)
+    return np.asarray(predictions) == labels, np.asarray(auxiliary) == labels
+
+
+def _classes() -> dict:
+    return {name: datasets.Value("int64") for name in ("predictions", "auxiliary", "references")}
+
+
+def _info(description: str, features: dict) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description, citation="", inputs_description="", features=datasets.Features(features)
+    )

@@ -11,7 +11,7 @@ from hssl_hf.native import from_native
 from hssl_hf.stock import from_vit
 from hssl_hf.student_teacher import StudentTeacherModel
 
-OURS = ("hssl", "hssl_search", "siamese_im")
+OURS = ("hssl", "hssl_search", "mae", "siamese_im")
 
 
 def start_from(model: StudentTeacherModel, where: str) -> bool:

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
-from hssl_hf.backbone import Backbone
 from hssl_hf.configuration_hssl import HSSLConfig
+from hssl_hf.network import build_network
 from hssl_hf.objectives import OBJECTIVES
 from hssl_hf.student_teacher import StudentTeacherModel
-from hssl_hf.tokens import Branches
 
 
 @dataclass
@@ -29,22 +27,6 @@ class HSSLOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
     discrepancy: Tensor | None = None
     features: Tensor | None = None
-
-
-class Network(nn.Module):
-    """A base model, the auxiliary head behind it, and the heads of the objective."""
-
-    def __init__(self, base: Backbone, auxiliary: AuxiliaryHead | None, heads: nn.Module, auxiliary_patches: bool):
-        super().__init__()
-        self.base, self.auxiliary, self.heads = base, auxiliary, heads
-        self.auxiliary_patches = auxiliary_patches
-
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Branches:
-        """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens with the same two leading axes."""
-        views = pixels.shape[:2]
-        tokens, features = self.base(pixels.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
-        branches = Branches(tokens, None if self.auxiliary is None else self.auxiliary(features, self.auxiliary_patches))
-        return branches.map(lambda x: x.unflatten(0, views))
 
 
 class HSSLForPreTraining(StudentTeacherModel):
@@ -65,9 +47,8 @@ class HSSLForPreTraining(StudentTeacherModel):
     def __init__(self, config: HSSLConfig):
         super().__init__(config)
         objective = OBJECTIVES[config.objective](config)
-        base, auxiliary, heads = _build_parts(config, objective)
         auxiliary_patches = any("auxiliary" in arrow for arrow in config.patch_supervision)
-        self.student = Network(base, auxiliary, heads, auxiliary_patches)
+        self.student = build_network(config, objective, auxiliary_patches)
         self.teacher = copy.deepcopy(self.student)
         self.teacher.base.mask_token = None
         objective.drop_student_parts(self.teacher.heads)
@@ -114,44 +95,10 @@ class HSSLForPreTraining(StudentTeacherModel):
         super().update_teacher(momentum)
         self.objective.update()
 
+    def freeze(self) -> None:
+        super().freeze()
+        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
+
     def parts(self) -> dict[str, list[nn.Parameter]]:
         prototypes = getattr(self.student.heads, "prototypes", None)
         return {**super().parts(), **({} if prototypes is None else {"prototypes": list(prototypes.parameters())})}
-
-
-def _build_parts(config: HSSLConfig, objective) -> tuple[Backbone, AuxiliaryHead | None, nn.Module]:
-    """Base, auxiliary head and projection heads, each from a seed of its own, so that none changes another's values."""
-    seeds = torch.randint(2**62, (3,), device="cpu").tolist()
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds[0])
-        base = build_base(config)
-        torch.manual_seed(seeds[1])
-        auxiliary = None if config.auxiliary is None else build_auxiliary(config, config.auxiliary, base)
-        torch.manual_seed(seeds[2])
-        return base, auxiliary, objective.make_heads(base.width)
-
-
-def build_base(config: HSSLConfig) -> Backbone:
-    """The base model of a configuration, which shares the rise of the drop path with the head behind it."""
-    return Backbone(
-        config.backbone,
-        config.image_size,
-        config.backbone_kwargs,
-        drop_path=config.drop_path,
-        following_blocks=config.auxiliary_depth if config.auxiliary else 0,
-        mask_token=bool(config.patch_supervision),
-    )
-
-
-def build_auxiliary(config: HSSLConfig, family: str, base: Backbone) -> AuxiliaryHead:
-    """An auxiliary head of a family, as the configuration describes it."""
-    return AuxiliaryHead(
-        BLOCKS[family],
-        base.width,
-        config.auxiliary_depth,
-        base.grid,
-        first_shortcut=config.auxiliary_shortcut,
-        inner_width=config.auxiliary_width,
-        rates=base.rates,
-        init=config.auxiliary_init,
-    )

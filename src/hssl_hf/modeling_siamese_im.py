@@ -11,8 +11,9 @@ from transformers.utils import ModelOutput
 from hssl_hf.backbone import Backbone, take
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.decoder import Decoder, Projector
+from hssl_hf.masked import init_weights, prepare_base, require_transformer, split
 from hssl_hf.objectives import ObjectiveOutput, normalize_targets, pixel_targets, reconstruction, unigrad
-from hssl_hf.positions import fixed_positions, relative_geometry
+from hssl_hf.positions import relative_geometry
 from hssl_hf.student_teacher import StudentTeacherModel
 
 
@@ -95,13 +96,13 @@ class SiameseIMForPreTraining(StudentTeacherModel):
             ValueError: if the number of views is not the method's, or images hide different numbers of patches.
         """
         self.check_views(len(global_pixels), 0)
-        hidden, kept = _split(masks[0], masked_indices)
+        hidden, kept = split(masks[0], masked_indices)
         geometry = None
         if self.config.views == "different" and self.config.level == "dense":
             if crops is None:
                 raise ValueError("two views need crops, to know how they lie to each other")
             geometry = relative_geometry(crops[0], crops[1])
-        tokens = self.student.base.visible(global_pixels[0], kept)
+        tokens, _ = self.student.base.visible(global_pixels[0], kept)
         tokens = self.student.projector(torch.cat([tokens.cls[:, None], tokens.patches], dim=1))
         prediction = self.student.decoder(tokens, kept, hidden, geometry)
         target = self._target(global_pixels[-1], None if self.config.views == "different" else hidden)
@@ -110,9 +111,7 @@ class SiameseIMForPreTraining(StudentTeacherModel):
 
     def freeze(self) -> None:
         super().freeze()
-        model = self.student.base.model
-        model.pos_embed.requires_grad_(False)
-        model.patch_embed.requires_grad_(self.config.train_patch_embed)
+        self.student.base.hold_still(positions=True, patch_embed=not self.config.train_patch_embed)
 
     @torch.no_grad()
     def _target(self, pixels: Tensor, hidden: Tensor | None) -> Tensor:
@@ -139,37 +138,20 @@ class SiameseIMForPreTraining(StudentTeacherModel):
         return prediction, unigrad(prediction.flatten(0, 1), target.flatten(0, 1), config.negative_weight)
 
 
-def _split(masks: Tensor, masked_indices: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, h, w) masks with one count of hidden patches -> their positions (B, Q), and those of the others (B, K)."""
-    masks = masks.flatten(1)
-    if masked_indices is None:
-        masked_indices = masks.flatten().nonzero().flatten()
-        counts = masks.sum(1)
-        if (counts != counts[0]).any():
-            raise ValueError(
-                f"every image must hide equally many patches, got {counts.tolist()}; use masks.shape=counted_block"
-            )
-    images, patches = masks.shape
-    if len(masked_indices) % images:
-        raise ValueError(f"{len(masked_indices)} hidden patches do not spread evenly over {images} images")
-    hidden = masked_indices.view(images, -1) % patches
-    kept = masks.int().argsort(dim=1, stable=True)[:, : patches - hidden.shape[1]]
-    return hidden, kept
-
-
 def _build_student(config: SiameseIMConfig) -> Network:
     """Base, projector and decoder, each from a seed of its own, so that none changes another's values."""
     seeds = torch.randint(2**62, (3,), device="cpu").tolist()
     with torch.random.fork_rng():
         torch.manual_seed(seeds[0])
         base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, drop_path=config.drop_path)
-        if not base.is_transformer:
-            raise ValueError(f"siamese image modeling needs a vision transformer with a class token, got {config.backbone!r}")
-        _prepare_base(base, config)
+        require_transformer(base, config.backbone)
+        prepare_base(base)
+        if not config.final_norm:
+            base.norm = nn.Identity()
         inner = config.decoder_width or base.width
         torch.manual_seed(seeds[1])
         projector = Projector(base.width, inner, config.projector_depth, config.decoder_heads, config.norm)
-        projector.apply(_init_weights)
+        projector.apply(init_weights)
         torch.manual_seed(seeds[2])
         height, width = base.model.patch_embed.patch_size
         decoder = Decoder(
@@ -183,33 +165,7 @@ def _build_student(config: SiameseIMConfig) -> Network:
             asks=config.level == "dense",
             final_norm=config.final_norm,
         )
-        decoder.apply(_init_weights)
+        decoder.apply(init_weights)
         if decoder.mask_token is not None:
             nn.init.normal_(decoder.mask_token, std=0.02)
     return Network(base, projector, decoder)
-
-
-def _prepare_base(base: Backbone, config: SiameseIMConfig) -> None:
-    """Fixed positions, initial values, and the final norm taken away, of a base that has just been built."""
-    model = base.model
-    if not config.final_norm:
-        base.norm = nn.Identity()
-    model.apply(_init_weights)
-    nn.init.normal_(model.cls_token, std=0.02)
-    with torch.no_grad():
-        model.pos_embed.zero_()
-        model.pos_embed[0, 1:] = fixed_positions(base.grid, base.width).flatten(0, 1)
-    projection = model.patch_embed.proj
-    projection.reset_parameters()
-    nn.init.xavier_uniform_(projection.weight.view(base.width, -1))
-
-
-def _init_weights(module: nn.Module) -> None:
-    """Xavier bounds on matrices as they are stored, queries, keys and values together; biases 0.
-
-    Source: released SiameseIM and MAE code.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

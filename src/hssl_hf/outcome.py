@@ -66,9 +66,12 @@ class Outcome:
             "images_per_second": round(median(line["images_per_second"] for line in log), 2),
         }  # fmt: skip
         manifest.write(self.folder, self.manifest)
+        lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
+        if not self.recipe.run.export:
+            self.measure(method if self.recipe.probe.path is not None else None, steps)
+            return [*lines, f"run     {self.folder}\ncurves  {self.track.curves}\nexport  hssl-hf export {self.folder}"]
         shared = {"network": self.recipe.run.export_network, "processor": self.probe.processor}
         export = export_backbone(method, self.folder / "export", **shared)
-        lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
         if self.recipe.probe.path is not None:
             lines += self._evaluate(export, steps)
         self.track.draw()

@@ -13,12 +13,14 @@ import yaml
 
 from hssl_hf.augmentation import MaskConfig, ViewConfig
 from hssl_hf.configuration_head_search import HeadSearchConfig
-from hssl_hf.configuration_hssl import HSSLConfig, fields_of
+from hssl_hf.configuration_hssl import HSSLConfig
+from hssl_hf.configuration_mae import MAEConfig
+from hssl_hf.configuration_pair import fields_of
 from hssl_hf.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.source import Source
 from hssl_hf.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
 
-CONFIGS = {config.model_type: config for config in (HSSLConfig, HeadSearchConfig, SiameseIMConfig)}
+CONFIGS = {config.model_type: config for config in (HSSLConfig, HeadSearchConfig, MAEConfig, SiameseIMConfig)}
 WITHOUT_EFFECT = ("probe", "run", "resume")  # sections that may change when a run is resumed
 
 
@@ -133,6 +135,7 @@ class RunConfig:
         keep_checkpoints: newest checkpoints to keep.
         trackers: any of tensorboard, trackio (wandb and others that accelerate knows pass too).
         activation_checkpointing: less memory for more time.
+        export: write and check the stock model at the end; `hssl-hf export` does it later.
         export_network: which network the export takes its base from; None for the one that the method keeps.
     """
 
@@ -142,6 +145,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     trackers: tuple[str, ...] = ()
     activation_checkpointing: bool = False
+    export: bool = True
     export_network: Literal["teacher", "student"] | None = None
 
 
@@ -155,7 +159,7 @@ class Recipe:
             branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
         resume: "auto" continues from the newest checkpoint of the output folder; "never" refuses a folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, hssl
-            (`HSSLConfig`) or siamese_im (`SiameseIMConfig`).
+            (`HSSLConfig`), mae (`MAEConfig`) or siamese_im (`SiameseIMConfig`).
     """
 
     seed: int = 0
@@ -169,7 +173,7 @@ class Recipe:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def model_config(self) -> HSSLConfig | SiameseIMConfig:
+    def model_config(self) -> HSSLConfig | MAEConfig | SiameseIMConfig:
         """The model's configuration, at the image size of the global views."""
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
         return _config_class(self.model)(**arguments, image_size=self.views.global_size)
@@ -222,7 +226,7 @@ def differences(before: dict, after: dict) -> list[str]:
     ]
 
 
-def _config_class(model: dict) -> type[HSSLConfig] | type[SiameseIMConfig]:
+def _config_class(model: dict) -> type[HSSLConfig | MAEConfig | SiameseIMConfig]:
     name = model.get("model_type", "hssl")
     if name not in CONFIGS:
         raise RecipeError(f"model.model_type: expected one of {list(CONFIGS)}, got {name!r}")

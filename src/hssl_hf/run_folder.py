@@ -13,6 +13,7 @@ from hssl_hf.checkpoint import STATE, WEIGHTS, CheckpointError, Checkpoints
 from hssl_hf.export import Story
 from hssl_hf.modeling_head_search import HeadSearchForPreTraining
 from hssl_hf.modeling_hssl import HSSLForPreTraining
+from hssl_hf.modeling_mae import MAEForPreTraining
 from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
 from hssl_hf.recipe import Recipe, load_recipe
 from hssl_hf.stock import image_processor
@@ -20,7 +21,8 @@ from hssl_hf.student_teacher import StudentTeacherModel
 from hssl_hf.wording import PICTURES
 
 MODELS = {
-    model.config_class.model_type: model for model in (HSSLForPreTraining, HeadSearchForPreTraining, SiameseIMForPreTraining)
+    model.config_class.model_type: model
+    for model in (HSSLForPreTraining, HeadSearchForPreTraining, MAEForPreTraining, SiameseIMForPreTraining)
 }
 RECIPE, RESULTS = "recipe.yaml", "results.jsonl"
 

@@ -10,10 +10,12 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
+from hssl_hf.configuration_head_search import FAMILIES
 from hssl_hf.recipe import Recipe, RecipeError
 from hssl_hf.track import read_log
 
 RANKING, PICTURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
+DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
 LAST = 0.2  # share of the training over which the discrepancy is averaged; ours
 
 
@@ -26,13 +28,14 @@ class Candidate:
     spread: float
 
 
-def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float) -> Recipe:
+def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float, depth: int = DEPTH) -> Recipe:
     """The recipe of a search for the head of another recipe.
 
     Args:
         recipe: of HSSL, whose `model.auxiliary` is to be found.
         candidates: families; None for all.
         share: of the images, between 0 and 1.
+        depth: blocks of every candidate.
     Raises:
         RecipeError: if the recipe is of another method, or the share is none.
     """
@@ -40,7 +43,10 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float) ->
         raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model['model_type']!r}")
     if not 0 < share <= 1:
         raise RecipeError(f"expected a share of the images above 0 and up to 1, got {share}")
-    model = {key: value for key, value in recipe.model.items() if key not in ("auxiliary", "model_type")}
+    model = {
+        key: value for key, value in recipe.model.items() if key not in ("auxiliary", "auxiliary_connection", "model_type")
+    }
+    model["auxiliary_depth"] = depth
     if recipe.model.get("auxiliary", "") is None:
         model.pop("cls_supervision", None)
     chosen = {"candidates": list(candidates)} if candidates else {}
@@ -49,6 +55,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float) ->
         model={"model_type": "hssl_search", **model, **chosen},
         data=replace(recipe.data, share=share * recipe.data.share),
         probe=replace(recipe.probe, path=None),
+        run=replace(recipe.run, export=False),
     )
 
 
@@ -58,14 +65,15 @@ def rank(folder: Path) -> list[Candidate]:
     Raises:
         ValueError: if the log has no discrepancies.
     """
-    lines = [line for line in read_log(folder / "log.jsonl") if any(key.startswith("discrepancy_") for key in line)]
+    keys = {f"discrepancy_{family}": family for family in FAMILIES}
+    lines = [line for line in read_log(folder / "log.jsonl") if keys.keys() & line.keys()]
     if not lines:
         raise ValueError(f"{folder} holds no search: its log has no discrepancy of a candidate")
     last = lines[-max(1, round(LAST * len(lines))) :]
     found = []
-    for key in [key for key in lines[-1] if key.startswith("discrepancy_")]:
+    for key in keys.keys() & lines[-1].keys():
         values = [line[key] for line in last]
-        found.append(Candidate(key.removeprefix("discrepancy_"), mean(values), stdev(values) if len(values) > 1 else 0.0))
+        found.append(Candidate(keys[key], mean(values), stdev(values) if len(values) > 1 else 0.0))
     return sorted(found, key=lambda candidate: -candidate.discrepancy)
 
 

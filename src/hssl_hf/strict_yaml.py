@@ -95,7 +95,7 @@ def _build_value(kind, value, where: str):
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in options:
             return None
-        return _build_value(next(o for o in options if o is not type(None)), value, where)
+        return build(next(o for o in options if o is not type(None)), value, f"{where}.")
     if origin is Literal:
         value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         if value not in options:

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hssl_hf.objectives.moco_v3 import MoCoV3
+from hssl_hf.objectives.moco_v3 import MoCoV3, Queue
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
@@ -31,3 +31,51 @@ def test_teacher_has_no_predictor():
 def test_local_views_are_refused():
     with pytest.raises(ValueError, match="takes no local views, got 3"):
         tiny_model(objective="moco_v3")(**tiny_views(grid=None))
+
+
+def queued(length: int = 12) -> MoCoV3:
+    return MoCoV3(tiny_config(objective="moco_v3", contrastive_queue=length))
+
+
+def test_with_a_queue_it_is_equation_11():
+    """-log exp(q·k+ / T) / (exp(q·k+ / T) + sum over the queue), times 2T; other keys of the batch do not matter."""
+    objective, temperature = queued(), 0.2
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (F.normalize(torch.randn(4, 24, generator=generator), dim=1) for _ in range(2))
+    own, others = (queries * keys).sum(1) / temperature, queries @ objective.queues["auxiliary"].keys.T / temperature
+    by_hand = (torch.log(own.exp() + others.exp().sum(1)) - own).mean() * 2 * temperature
+    torch.testing.assert_close(objective._contrast(queries, keys, "auxiliary"), by_hand)
+    for image in range(4):
+        alone = objective._contrast(queries[image : image + 1], keys[image : image + 1], "auxiliary")
+        own_terms = torch.log(own.exp() + others.exp().sum(1)) - own
+        torch.testing.assert_close(alone, own_terms[image] * 2 * temperature)
+
+
+def test_the_queue_holds_the_newest_keys_first_in_first_out():
+    queue = Queue(5, 2)
+    start = queue.keys.clone()
+    for value in (1.0, 2.0):  # two parts of one accumulated batch enter together
+        queue.collect(torch.full((2, 2), value))
+    assert torch.equal(queue.keys, start), "before the step nothing enters"
+    queue.update()
+    assert queue.keys[:, 0].tolist() == [1, 1, 2, 2, start[4, 0]]
+    queue.collect(torch.full((3, 2), 3.0))
+    queue.update(), queue.update()
+    assert queue.keys[:, 0].tolist() == [3, 3, 2, 2, 3]
+    queue.collect(torch.arange(7.0)[:, None].expand(7, 2))
+    queue.update()
+    assert sorted(queue.keys[:, 0].tolist()) == [2, 3, 4, 5, 6], "of a batch longer than the queue the newest stay"
+
+
+def test_training_fills_the_queue_with_the_teachers_keys():
+    """Both views of every image, those of the auxiliary teacher; the base start alike with and without a queue."""
+    model, plain = tiny_model(objective="moco_v3", contrastive_queue=16), tiny_model(objective="moco_v3")
+    assert torch.equal(model.student.base.model.pos_embed, plain.student.base.model.pos_embed)
+    views = tiny_views(local=0, grid=None)
+    before = model.objective.queues["auxiliary"].keys.clone()
+    assert list(model.objective.queues) == ["auxiliary"] and not model.in_batch and plain.in_batch
+    model(**views).loss.backward()
+    model.update_teacher(0.9)
+    after = model.objective.queues["auxiliary"].keys
+    assert (after != before).any(1).tolist() == [True] * 8 + [False] * 8
+    torch.testing.assert_close(after.norm(dim=1), torch.ones(16))

@@ -2,7 +2,8 @@
 
     python training/benchmarks/search.py [--batch 4]
 
-iBOT, ViT-S/16, 2×224 and 10×96 pixels, heads of depth 3, fp32, one thread of a CPU; forward, backward and the teacher's update.
+iBOT, ViT-S/16, 2×224 and 10×96 pixels, fp32, one thread of a CPU; forward, backward and the teacher's update. Candidates of one
+block, as a search has them by default, and of three, as a head has in training.
 """
 
 import json
@@ -14,14 +15,14 @@ from peers import make_views
 from hssl_hf import HeadSearchConfig, HeadSearchForPreTraining, HSSLConfig, HSSLForPreTraining
 
 ARMS = {
-    "one head": lambda: HSSLForPreTraining(HSSLConfig()),
-    "six heads": lambda: HeadSearchForPreTraining(HeadSearchConfig()),
+    "one head": lambda depth: HSSLForPreTraining(HSSLConfig(auxiliary_depth=depth)),
+    "six heads": lambda depth: HeadSearchForPreTraining(HeadSearchConfig(auxiliary_depth=depth)),
 }
 
 
-def make_step(arm: str, images: int):
+def make_step(arm: str, depth: int, images: int):
     torch.manual_seed(0)
-    model = ARMS[arm]().train()
+    model = ARMS[arm](depth).train()
     globals_, locals_, masks = make_views(images)
 
     def step() -> None:
@@ -35,15 +36,16 @@ def make_step(arm: str, images: int):
 def main() -> None:
     options = parse(__doc__, repeats=3, batch=(4, "images"))
     if options.arm:
-        arm, images = options.arm
-        print(json.dumps(measure(make_step(arm, int(images)), options.repeats)))
+        arm, depth, images = options.arm
+        print(json.dumps(measure(make_step(arm, int(depth), int(images)), options.repeats)))
         return
-    found = {arm: run_arm(__file__, [arm, options.batch], options.repeats) for arm in ARMS}
-    print(f"{options.batch} images\n{'':12}{'seconds':>10}{'MiB':>9}")
-    for arm, result in found.items():
-        print(f"{arm:12}{result['seconds']:10.2f}{result['mebibytes']:9.0f}")
-    one, six = found.values()
-    print(f"{'ratio':12}{six['seconds'] / one['seconds']:9.2f}×{six['mebibytes'] / one['mebibytes']:8.2f}×")
+    print(f"{options.batch} images\n{'':22}{'seconds':>10}{'MiB':>9}")
+    for depth in (1, 3):
+        found = {arm: run_arm(__file__, [arm, depth, options.batch], options.repeats) for arm in ARMS}
+        for arm, result in found.items():
+            print(f"{arm + f', depth {depth}':22}{result['seconds']:10.2f}{result['mebibytes']:9.0f}")
+        one, six = found.values()
+        print(f"{'ratio':22}{six['seconds'] / one['seconds']:9.2f}×{six['mebibytes'] / one['mebibytes']:8.2f}×")
 
 
 if __name__ == "__main__":

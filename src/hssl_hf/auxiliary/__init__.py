@@ -1,11 +1,13 @@
 """Auxiliary heads: shallow networks of another architecture behind the base model.
 
-A family is a block `Block(width, *, grid, layer, shortcut, drop_path)` from (B, h, w, C) to (B, h, w, C). To add one, write its
-file and name it here.
+A family is a block `Block(width, *, grid, layer, shortcut, drop_path, parts)` from (B, h, w, C) to (B, h, w, C). To add one,
+write its file and name it here.
 """
 
+from hssl_hf.auxiliary.combined import CombinedHead
 from hssl_hf.auxiliary.convnext import ConvNeXtBlock
 from hssl_hf.auxiliary.head import AuxiliaryHead
+from hssl_hf.auxiliary.parallel import ParallelNetwork
 from hssl_hf.auxiliary.poolformer import PoolFormerBlock
 from hssl_hf.auxiliary.resmlp import ResMLPBlock
 from hssl_hf.auxiliary.resnet import ResNetBlock
@@ -21,4 +23,4 @@ BLOCKS = {
     "vit": ViTBlock,
 }
 
-__all__ = ["BLOCKS", "AuxiliaryHead"]
+__all__ = ["BLOCKS", "AuxiliaryHead", "CombinedHead", "ParallelNetwork"]

@@ -6,6 +6,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from hssl_hf.auxiliary.block import PARTS
 from hssl_hf.residual import add_branch, mlp_branch
 
 
@@ -14,11 +15,11 @@ class ConvNeXtBlock(nn.Module):
     Differs: no layer scale and a norm with epsilon 1e-5, as in the released HSSL code.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
         super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width) if "mixer" in parts else None
         self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 4 * width) if "mlp" in parts else None
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
@@ -27,9 +28,13 @@ class ConvNeXtBlock(nn.Module):
         return add_branch(x, branch, self.drop_path, pool) if self.shortcut else branch(x)
 
     def _branch(self, x: Tensor, pool: tuple[int, ...]) -> Tensor:
-        return mlp_branch(self._mix, self.mlp, x, pool)
+        if self.mlp is not None:
+            return mlp_branch(self._mix, self.mlp, x, pool)
+        return self._mix(x).mean(pool) if pool else self._mix(x)
 
     def _mix(self, x: Tensor) -> Tensor:
+        if self.depthwise is None:
+            return self.norm(x)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # the weights' gradient takes thrice as long in bf16
             with torch.autocast("cpu", enabled=False):
                 y = self.depthwise(x.float().permute(0, 3, 1, 2))

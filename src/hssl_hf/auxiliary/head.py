@@ -4,6 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from hssl_hf.auxiliary.block import PARTS
 from hssl_hf.backbone import run_blocks
 from hssl_hf.tokens import Tokens
 
@@ -24,8 +25,11 @@ class AuxiliaryHead(nn.Module):
         rates: drop-path rate of every block.
         init: "trunc_normal" (standard deviation .02, as released) or "xavier", which suits widths far below 768, where .02 is
             much too small for a head without first shortcut.
+        parts: of every block, "mixer" and "mlp" or one of them alone (Table 15).
     Source: HSSL, section 3 and Table 15; released code for pooling, norm and drop path.
     """
+
+    reads_image = False
 
     def __init__(
         self,
@@ -38,12 +42,15 @@ class AuxiliaryHead(nn.Module):
         inner_width: int | None = None,
         rates: list[float] | None = None,
         init: str = "trunc_normal",
+        parts: tuple[str, ...] = PARTS,
     ):
         super().__init__()
+        self.width = width
         inner, rates = inner_width or width, rates or [0.0] * depth
         self.enter = nn.Identity() if inner == width else nn.Linear(width, inner)
         self.blocks = nn.ModuleList(
-            block(inner, grid=grid, layer=i, shortcut=first_shortcut or i > 0, drop_path=rates[i]) for i in range(depth)
+            block(inner, grid=grid, layer=i, shortcut=first_shortcut or i > 0, drop_path=rates[i], parts=tuple(parts))
+            for i in range(depth)
         )
         self.leave = nn.Identity() if inner == width else nn.Linear(inner, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -4,14 +4,17 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from hssl_hf.auxiliary.block import PARTS
 from hssl_hf.heads import BatchNorm
 
 
 class ResNetBlock(nn.Module):
     """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the batch of all processes, in the teacher its own batch."""
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
         super().__init__()
+        if set(parts) != set(PARTS):
+            raise ValueError("a ResNet block has no token mixer and MLP apart; leave auxiliary_parts at ['mixer', 'mlp']")
         inner = width // 4
         self.layers = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),

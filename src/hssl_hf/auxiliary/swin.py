@@ -1,44 +1,35 @@
 """Swin (arXiv 2103.14030): self-attention in windows, shifted in every second block, then an MLP."""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, use_fused_attn
+from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
+from hssl_hf.auxiliary.block import PARTS, MixerBlock
 from hssl_hf.auxiliary.vit import attention_heads
-from hssl_hf.residual import add_branch, mlp_branch
 
 WINDOW = 7
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(MixerBlock):
     """Blocks 1, 3, ... shift their windows by half a window.
 
     A grid no larger than a window is one window of its own size, unshifted; a grid that windows do not divide is padded, and
     padding is never attended to. All window sizes read one table of relative positions.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float):
-        super().__init__()
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
+        super().__init__(width, nn.LayerNorm, shortcut=shortcut, drop_path=drop_path, parts=parts)
         self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
         self.fused = use_fused_attn()
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-        self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
-        nn.init.trunc_normal_(self.relative_bias, std=0.02)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
-        self.drop_path = DropPath(drop_path)
-        self.shortcut = shortcut
+        if self.mixes:
+            self.norm1 = nn.LayerNorm(width)
+            self.qkv = nn.Linear(width, 3 * width)
+            self.project = nn.Linear(width, width)
+            self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
+            nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
-    def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
-        x = add_branch(x, self._attend, self.drop_path) if self.shortcut else self._attend(x)
-        return add_branch(x, partial(mlp_branch, self.norm2, self.mlp, pool=pool), self.drop_path, pool)
-
-    def _attend(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         x = self.norm1(x)
         height, width = x.shape[1:3]
         window = (min(WINDOW, height), min(WINDOW, width))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
 from hssl_hf.discrepancy import discrepancy
 from hssl_hf.heads import Projection, Prototypes, similarity
-from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, teachers
+from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, projected_widths, teachers
 from hssl_hf.tokens import Branches
 
 
@@ -16,16 +16,14 @@ class DistillationHeads(nn.Module):
     Source: released HSSL code: two projections, one shared layer of prototypes (Table 16).
     """
 
-    def __init__(self, width: int, config: HSSLConfig):
+    def __init__(self, widths: dict[str, int], config: HSSLConfig):
         super().__init__()
-        arrows = parse_arrows([*config.cls_supervision, *config.patch_supervision])
-        names = ["shared"] if config.shared_projection else learners(arrows)
-        sizes = (width, config.projection_hidden, config.projection_size)
+        widths = projected_widths(widths, config)
         self.shared = config.shared_projection
         self.prototypes = Prototypes(config.projection_size, config.num_prototypes, config.learned_prototype_length)
         self.projections = nn.ModuleDict()
-        for name in sorted(names, reverse=True):  # the base first: its values do not depend on whether there is a head
-            self.projections[name] = Projection(*sizes)
+        for name, width in widths.items():
+            self.projections[name] = Projection(width, config.projection_hidden, config.projection_size)
 
     def project(self, branch: str, tokens: Tensor) -> Tensor:
         """(..., C) of a branch -> (..., bottleneck), length 1."""
@@ -52,8 +50,9 @@ class DINO(nn.Module):
         config = self.config
         return nn.ModuleDict({name: Center(config.num_prototypes, config.center_momentum) for name in teachers(arrows)})
 
-    def make_heads(self, width: int) -> nn.Module:
-        return DistillationHeads(width, self.config)
+    def make_heads(self, widths: dict[str, int]) -> nn.Module:
+        """Heads for branches of these widths."""
+        return DistillationHeads(widths, self.config)
 
     def drop_student_parts(self, heads: nn.Module) -> None:
         """Remove what only a student has from the teacher's copy of the heads: nothing here."""
@@ -81,9 +80,8 @@ class DINO(nn.Module):
         """
         with torch.no_grad():
             teacher_prototypes = teacher_heads.prototypes()
-        return self._compare_cls(
-            student, local, teacher, heads, teacher_heads, heads.prototypes(), teacher_prototypes, temperature
-        )
+        both = (heads, teacher_heads, heads.prototypes(), teacher_prototypes)
+        return self._compare_cls(student, local, teacher, *both, temperature)
 
     def _compare_cls(self, student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature):
         """The image level."""

@@ -40,14 +40,32 @@ class IBOT(DINO):
             masks: (V, B, h, w) bool, True = hidden from the student.
             masked_indices: (M,) their positions in the flattened masks; worked out here if None.
         """
-        if masks is None and self.patch_arrows:
-            raise ValueError("the objective 'ibot' needs masks (V, B, h, w), got None")
         prototypes = heads.prototypes()
         with torch.no_grad():
             teacher_prototypes = teacher_heads.prototypes()
-        output = self._compare_cls(student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature)
-        if not self.patch_arrows:
-            return output
+        both = (heads, teacher_heads, prototypes, teacher_prototypes)
+        output = self._compare_cls(student, local, teacher, *both, temperature)
+        if self.patch_arrows:
+            terms = self.compare_patches(student, teacher, *both, masks, masked_indices, temperature)
+            output.loss = output.loss + combine(terms, self.config.reduction)
+            output.parts |= terms
+        return output
+
+    def compare_patches(
+        self,
+        student: Branches,
+        teacher: Branches,
+        heads: nn.Module,
+        teacher_heads: nn.Module,
+        prototypes: Tensor,
+        teacher_prototypes: Tensor,
+        masks: Tensor | None,
+        masked_indices: Tensor | None,
+        temperature: float,
+    ) -> dict[str, Tensor]:
+        """The patch level alone: a term for every arrow. Prototypes (K, bottleneck); everything else as in `forward`."""
+        if masks is None:
+            raise ValueError("the objective 'ibot' needs masks (V, B, h, w), got None")
         if masked_indices is None:
             masked_indices = masks.flatten().nonzero().flatten()
         targets = self._patch_targets(teacher, teacher_heads, teacher_prototypes, masked_indices, temperature)
@@ -57,9 +75,7 @@ class IBOT(DINO):
         for name, learner in self.patch_arrows:
             s, t = logits[learner], targets[name]
             terms[f"patch_{name}_to_{learner}"] = (weights * (t.sum(-1) * s.logsumexp(-1) - (t * s).sum(-1))).sum()
-        output.loss = output.loss + combine(terms, self.config.reduction)
-        output.parts |= terms
-        return output
+        return terms
 
     def _patch_logits(self, name: str, student: Branches, heads, prototypes: Tensor, indices: Tensor) -> Tensor:
         """Logits (M, K) over tau_s of the hidden patches."""

@@ -1,4 +1,4 @@
-"""MoCo v3: find the other view of an image among all images of the batch (arXiv 2104.02057)."""
+"""MoCo: find the other view of an image among other images, of the batch (v3, arXiv 2104.02057) or of a queue."""
 
 import torch
 import torch.distributed as dist
@@ -8,19 +8,18 @@ from torch import Tensor, nn
 from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
 from hssl_hf.discrepancy import discrepancy
 from hssl_hf.heads import contrastive_predictor, contrastive_projector
-from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners
+from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, projected_widths, teachers
 from hssl_hf.tokens import Branches
 
 
 class ContrastiveHeads(nn.Module):
     """A projector and a predictor for every branch that learns, or one for all; the teacher has no predictors."""
 
-    def __init__(self, width: int, config: HSSLConfig):
+    def __init__(self, widths: dict[str, int], config: HSSLConfig):
         super().__init__()
-        names = ["shared"] if config.shared_projection else learners(parse_arrows(config.cls_supervision))
         self.shared = config.shared_projection
         self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
-        for name in sorted(names, reverse=True):  # the base first: its values do not depend on whether there is a head
+        for name, width in projected_widths(widths, config).items():
             self.projectors[name] = contrastive_projector(width, config.projection_hidden, config.projection_size)
             self.predictors[name] = contrastive_predictor(config.projection_size, config.projection_hidden)
 
@@ -35,12 +34,15 @@ class ContrastiveHeads(nn.Module):
 
 
 class MoCoV3(nn.Module):
-    """Every learner's query of one view is to find its teacher's key of the other view among the keys of all processes.
+    """Every learner's query of one view is to find its teacher's key of the other view among keys of other images.
 
-    Source: MoCo v3, algorithm 1; with an auxiliary head: HSSL, equation 11, with the keys of the batch instead of a queue.
+    Those are the other keys of the batch, of all processes, or with `contrastive_queue` the keys of earlier batches.
+
+    Source: MoCo v3, algorithm 1; MoCo, arXiv 1911.05722, section 3.1, for the queue; with an auxiliary head: HSSL, equation 11.
+    Differs: HSSL writes the loss with a queue and names MoCo v3, which has none; both forms have the heads of MoCo v3 here, and
+        its factor 2T.
     """
 
-    in_batch = True  # every image is compared with the batch, so a batch cannot be taken in parts
     num_views = 2
     takes_locals = False
 
@@ -48,9 +50,13 @@ class MoCoV3(nn.Module):
         super().__init__()
         self.config = config
         self.arrows = parse_arrows(config.cls_supervision)
+        self.in_batch = not config.contrastive_queue  # a batch of negatives cannot be taken in parts
+        sizes = (config.contrastive_queue, config.projection_size)
+        self.queues = nn.ModuleDict({name: Queue(*sizes) for name in teachers(self.arrows)} if config.contrastive_queue else {})
 
-    def make_heads(self, width: int) -> nn.Module:
-        return ContrastiveHeads(width, self.config)
+    def make_heads(self, widths: dict[str, int]) -> nn.Module:
+        """Heads for branches of these widths."""
+        return ContrastiveHeads(widths, self.config)
 
     def drop_student_parts(self, heads: nn.Module) -> None:
         """Remove what only a student has from the teacher's copy of the heads: the predictors."""
@@ -84,26 +90,77 @@ class MoCoV3(nn.Module):
                 for name in measured
             }
         terms = {
-            f"cls_{name}_to_{learner}": self._contrast(queries[learner][0], keys[name][1])
-            + self._contrast(queries[learner][1], keys[name][0])
+            f"cls_{name}_to_{learner}": self._contrast(queries[learner][0], keys[name][1], name)
+            + self._contrast(queries[learner][1], keys[name][0], name)
             for name, learner in self.arrows
         }
+        for name, queue in self.queues.items():
+            queue.collect(torch.cat(keys[name]))
         output = ObjectiveOutput(combine(terms, self.config.reduction), terms)
         if len(measured) == 2:
             base, auxiliary = (torch.cat(keys[name]) for name in measured)
             output.discrepancy = discrepancy(base, auxiliary, self.config.contrastive_temperature)
         return output
 
-    def _contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """InfoNCE of (B, d) queries against the (B, d) keys of length 1 of all processes, times 2T."""
+    def _contrast(self, queries: Tensor, keys: Tensor, teacher: str = "base") -> Tensor:
+        """InfoNCE of (B, d) queries against the (B, d) keys of length 1 of their images and of others, times 2T."""
         temperature, first = self.config.contrastive_temperature, 0
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            gathered = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
-            dist.all_gather(gathered, keys)
-            first, keys = dist.get_rank() * len(keys), torch.cat(gathered)
-        logits = F.normalize(queries.float(), dim=1) @ keys.T / temperature
-        labels = torch.arange(first, first + len(queries), device=logits.device)
-        return F.cross_entropy(logits, labels) * 2 * temperature
+        queries = F.normalize(queries.float(), dim=1)
+        if self.queues:
+            own = (queries * keys).sum(1, keepdim=True)
+            logits = torch.cat([own, queries @ self.queues[teacher].keys.T], dim=1)
+            labels = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
+        else:
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                first, keys = dist.get_rank() * len(keys), gather(keys)
+            logits = queries @ keys.T
+            labels = torch.arange(first, first + len(queries), device=logits.device)
+        return F.cross_entropy(logits / temperature, labels) * 2 * temperature
 
     def update(self) -> None:
-        """Nothing is kept from step to step."""
+        """Once per optimizer step."""
+        for queue in self.queues.values():
+            queue.update()
+
+
+class Queue(nn.Module):
+    """The newest keys of all processes, first in, first out.
+
+    Keys are collected while gradients accumulate and enter in `update`, once per optimizer step, so that no image meets a key
+    of its own batch as a negative.
+
+    Args:
+        length: number of keys; at first random directions.
+        size: channels of a key.
+    Source: MoCo, arXiv 1911.05722, algorithm 1.
+    """
+
+    def __init__(self, length: int, size: int):
+        super().__init__()
+        with torch.random.fork_rng():  # leaves the values of everything else as they are without a queue
+            self.register_buffer("keys", F.normalize(torch.randn(length, size), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        self._waiting: list[Tensor] = []
+
+    def collect(self, keys: Tensor) -> None:
+        """Take note of (n, size) keys of one batch."""
+        self._waiting.append(keys.detach())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self._waiting:
+            return
+        keys = gather(torch.cat(self._waiting))[-len(self.keys) :]
+        self._waiting = []
+        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys.index_copy_(0, places, keys)
+        self.place.copy_((self.place + len(keys)) % len(self.keys))
+
+
+def gather(keys: Tensor) -> Tensor:
+    """(n, d) of every process -> (processes * n, d), in the order of the processes; without gradient."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return keys
+    gathered = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, keys.contiguous())
+    return torch.cat(gathered)

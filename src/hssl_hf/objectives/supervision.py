@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
+
 
 @dataclass
 class ObjectiveOutput:
@@ -28,6 +30,24 @@ def teachers(arrows: Iterable[tuple[str, str]]) -> list[str]:
 
 def learners(arrows: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({learner for _, learner in arrows})
+
+
+def projected_widths(widths: dict[str, int], config: HSSLConfig) -> dict[str, int]:
+    """Channels that the projection of every learning branch reads, or of the one that all share.
+
+    The base comes first, so that its values do not depend on whether there is a head.
+
+    Args:
+        widths: channels of the branches.
+    Raises:
+        ValueError: if branches of different widths should share a projection.
+    """
+    if config.shared_projection:
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"shared_projection needs branches of one width, got {widths}; set shared_projection to false")
+        return {"shared": widths["base"]}
+    found = learners(parse_arrows([*config.cls_supervision, *config.patch_supervision]))
+    return {name: widths[name] for name in sorted(found, reverse=True)}
 
 
 def combine(terms: dict[str, Tensor], reduction: str) -> Tensor:

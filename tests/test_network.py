@@ -1,0 +1,136 @@
+"""Who stands beside the base: one head, several, a whole second network, and what of them starts alike."""
+
+import pytest
+import torch
+
+from hssl_hf import HSSLConfig, HSSLForPreTraining
+from tests.conftest import tiny_config, tiny_model, tiny_views
+
+PARALLEL = {"auxiliary": "convnext_atto", "auxiliary_connection": "parallel", "objective": "dino", "image_size": 64}
+ARMS = {
+    "several heads": {"auxiliary": ["convnext", "vit"]},
+    "three heads on dino": {"auxiliary": ["convnext", "resmlp", "swin"], "objective": "dino"},
+    "several heads on moco": {"auxiliary": ["resnet", "poolformer"], "objective": "moco_v3"},
+    "mixer alone": {"auxiliary_parts": ["mixer"]},
+    "mlp alone": {"auxiliary_parts": ["mlp"], "auxiliary": "swin"},
+    "first shortcut kept": {"auxiliary_shortcut": True},
+    "deep to shallow": {"auxiliary": "vit", "auxiliary_shortcut": True, "auxiliary_depth": 2},
+    "shared projection": {"shared_projection": True},
+    "patch level": {"patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
+    "patch level of two": {"auxiliary": ["vit", "resmlp"], "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
+    "patch level beside a network": {
+        "auxiliary": "vit_tiny_patch16_224",
+        "auxiliary_connection": "parallel",
+        "backbone_kwargs": {"patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2},
+        "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"],
+    },
+    "A->A": {"cls_supervision": ["auxiliary->auxiliary"]},
+    "B->B": {"cls_supervision": ["base->base"], "auxiliary": None},
+    "A->A, B->B": {"cls_supervision": ["auxiliary->auxiliary", "base->base"]},
+    "A->B, B->B": {"cls_supervision": ["auxiliary->base", "base->base", "auxiliary->auxiliary"]},
+    "a network beside the base": PARALLEL,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_of_the_ablations_trains_all_that_it_has(arm):
+    """Two steps: every trainable parameter moves, but those that A->A alone cannot reach."""
+    changes = {"drop_path": 0.0, **ARMS[arm]}
+    model = tiny_model(**changes).train()
+    size = changes.get("image_size", 32)
+    local = 0 if changes.get("objective") == "moco_v3" else 2
+    grid = model.student.base.grid[0] if model.config.objective == "ibot" else None
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.student.parameters(), lr=0.01)
+    for seed in range(2):
+        output = model(**tiny_views(seed, local=local, size=size, grid=grid))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_teacher(0.9)
+    assert output.loss.isfinite() and (output.discrepancy is None or output.discrepancy > 0)
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+@pytest.mark.parametrize("arm", ["several heads", "a network beside the base"])
+def test_it_comes_back_from_a_file_with_all_its_parts(tmp_path, arm):
+    model = tiny_model(**ARMS[arm]).eval()
+    model.save_pretrained(tmp_path)
+    again, info = HSSLForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and again.config.families == model.config.families
+    views = tiny_views(local=0, size=model.config.image_size, grid=4 if arm == "several heads" else None)
+    assert torch.equal(again.eval()(**views).loss, model(**views).loss)
+
+
+def test_several_heads_say_what_each_says_side_by_side():
+    """Equations 9 and 10: concatenated along the channels, at both levels; the first head starts as it would alone."""
+    pair, single = tiny_model(auxiliary=["convnext", "vit"]).eval(), tiny_model(auxiliary="convnext").eval()
+    features = torch.randn(2, 4, 4, 64)
+    first, second = (head(features) for head in pair.student.auxiliary.heads.values())
+    together = pair.student.auxiliary(features)
+    assert torch.equal(together.cls, torch.cat([first.cls, second.cls], -1))
+    assert torch.equal(together.patches, torch.cat([first.patches, second.patches], -1))
+    assert pair.student.auxiliary(features, patches=False).patches is None
+    alone = single.student.auxiliary.state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in pair.student.auxiliary.heads["convnext"].state_dict().items())
+    assert pair.student.heads.projections["auxiliary"][0].in_features == 128
+
+
+def test_a_network_beside_the_base_sees_the_image_and_not_the_base():
+    model = tiny_model(**PARALLEL).eval()
+    pixels = torch.randn(1, 2, 3, 64, 64)
+    before = model.student(pixels)
+    with torch.no_grad():
+        model.student.base.model.patch_embed.proj.weight.add_(1.0)
+    after = model.student(pixels)
+    assert torch.equal(before.auxiliary.cls, after.auxiliary.cls) and not torch.equal(before.base.cls, after.base.cls)
+
+
+def test_positions_and_patch_embedding_of_moco_v3_stand_still():
+    model = tiny_model(objective="moco_v3", fixed_positions=True, train_patch_embed=False)
+    base = model.student.base.model
+    assert not base.pos_embed.requires_grad and not any(p.requires_grad for p in base.patch_embed.parameters())
+    assert base.pos_embed[0, 1:].square().sum(-1).allclose(torch.tensor(32.0)), "sines and cosines of 16 frequencies per axis"
+    assert base.cls_token.requires_grad
+    model(**tiny_views(local=0, grid=None)).loss.backward()
+    assert base.pos_embed.grad is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auxiliary": ["vit", "vit"]}, "several different ones"),
+        ({"auxiliary": []}, "several different ones"),
+        ({"auxiliary": ["vit", "convnet"]}, "Did you mean 'convnext'"),
+        ({"auxiliary": ["vit", "swin"], "auxiliary_connection": "parallel"}, "the name of one timm model"),
+        ({"auxiliary_parts": ["mixr"]}, "auxiliary_parts: expected"),
+        ({"auxiliary_parts": []}, "auxiliary_parts: expected"),
+        ({"contrastive_queue": 64}, "only moco_v3 has a queue"),
+    ],
+)
+def test_configurations_that_do_not_exist_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auxiliary": ["vit", "swin"], "shared_projection": True}, "branches of one width"),
+        ({**PARALLEL, "auxiliary": "convnext_ato"}, "Did you mean convnext_atto"),
+        ({**PARALLEL, "objective": "ibot", "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]}, "needs one grid"),
+        (
+            {"backbone": "resnet18", "backbone_kwargs": None, "objective": "dino", "image_size": 64, "fixed_positions": True},
+            "for vision transformers",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**changes)
+
+
+def test_the_default_is_the_released_arm():
+    config = HSSLConfig()
+    assert (config.auxiliary, config.auxiliary_connection, config.auxiliary_parts) == ("convnext", "serial", ("mixer", "mlp"))
+    assert (config.auxiliary_depth, config.auxiliary_shortcut, config.families) == (3, False, ("convnext",))

@@ -1,0 +1,103 @@
+"""A study from its file to its records: every arm with every seed, measured once, going on where it stopped."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hssl_hf.modeling_hssl import HSSLForPreTraining
+from hssl_hf.recipe import RecipeError, load_recipe
+from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Measurement, Study
+from tests.conftest import ROOT, SAMPLE
+from tests.runs import TINY
+
+CIFAR10 = ROOT / "training" / "studies" / "cifar10.yaml"
+
+
+def write(folder, text: str):
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_arms_go_seed_by_seed_and_change_what_they_say():
+    study = Study.read(CIFAR10)
+    runs = list(study.runs())
+    assert len(runs) == 3 * (len(study.arms) + 1) and runs[len(study.arms)] == (SEARCH, 0)
+    assert len({seed for _, seed in runs[: len(study.arms)]}) == 1
+    assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides(SEARCH, 1) == ["seed=1"]
+
+
+def test_arms_of_a_seed_start_from_one_base():
+    """Whatever differs in head, depth, shortcut and arrows: base and its projection are the same tensors."""
+    study = Study.read(CIFAR10)
+    states = []
+    for arm in study.arms:
+        recipe = load_recipe(CIFAR10.parent / study.recipe, study.overrides(arm, 1))
+        torch.manual_seed(recipe.seed)
+        states.append(HSSLForPreTraining(recipe.model_config()).student.base.state_dict())
+    assert all(torch.equal(value, state[name]) for state in states for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: a.yaml\nbaseline: x\narms: {y: []}", r"\['x'\] are not among the arms"),
+        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nheads: [z]", r"\['z'\] are not among the arms"),
+        ("recipe: a.yaml\nbaseline: y\narm: {y: []}", "Did you mean 'arms'"),
+        ("recipe: [", "cannot read the study"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        Study.read(write(tmp_path, text))
+
+
+def test_through_the_command_line_and_again(tmp_path):
+    """Two arms and a search: records of each, paired references, and a second call that trains nothing."""
+    tiny = [value for value in TINY if not value.startswith(("probe.", "data.workers"))]
+    path = write(
+        tmp_path,
+        f"recipe: {ROOT}/training/recipes/quickstart.yaml\nseeds: [0]\nbaseline: plain\nheads: [vit, resmlp]\n"
+        "search: {share: 0.2}\narms:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
+        '  plain: [model.auxiliary=null, "model.cls_supervision=[base->base]"]\n',
+    )
+    results, folder = tmp_path / "records.jsonl", tmp_path / "runs"
+    command = [sys.executable, ROOT / "training" / "study.py", path, *tiny, "data.workers=0", "optim.epochs=0.1"]
+    command += ["model.objective=dino", "model.num_prototypes=32", "probe.bank_images=300", "probe.query_images=200"]
+    command += ["optim.warmup_epochs=0.01", "--folder", folder, "--results", results]
+    for _ in range(2):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:] + "".join(p.read_text()[-2000:] for p in folder.glob("*/train.log"))
+        records = [json.loads(line) for line in results.read_text().splitlines()]
+        found = {(record["subject"], record["metric"]) for record in records}
+        assert len(found) == len(records) - 1, "one record of each, but two candidates of one search"
+    pair = {"knn_top1", "knn_top1_auxiliary", "N_s", "sIoU", "discrepancy", "training_seconds"}
+    assert {metric for subject, metric in found if subject == "vit"} == pair
+    assert {metric for subject, metric in found if subject == "plain"} == {"knn_top1", "training_seconds"}
+    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), (SEARCH, "search_discrepancy")} <= found
+    assert not (folder / "vit-0" / "export").exists()
+    assert all(record["dataset"] == SAMPLE.name and record["n"] == 200 for record in records)
+
+
+def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
+    """A head that says the same as the base for every image has no image apart, whole overlap and no discrepancy."""
+    recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
+    measurement = Measurement(recipe, tmp_path / "records.jsonl")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randn(60, 3, 32, 32, generator=generator) + labels[:, None, None, None]
+    measurement.__dict__["images"] = [(images, labels), (images[:30], labels[:30])]
+    torch.manual_seed(0)
+    model = HSSLForPreTraining(recipe.model_config())
+    model.teacher.auxiliary.register_forward_hook(lambda *_: model.teacher_says)
+    model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "teacher_says", output[0]))
+    model.teacher.heads.projections["auxiliary"].load_state_dict(model.teacher.heads.projections["base"].state_dict())
+    measurement._measure_model(model, "twins", 0, 0.04)
+    records = {
+        record["metric"]: record["value"] for record in map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
+    }
+    assert records["N_s"] == 0 and records["sIoU"] == 1 and records["discrepancy"] == pytest.approx(0, abs=1e-6)
+    assert records["knn_top1"] == records["knn_top1_auxiliary"] > 60
