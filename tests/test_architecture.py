@@ -80,6 +80,7 @@ COVERED = {  # modules that are tested through their only user
     "objectives/supervision.py": "objectives/test_dino.py",
     "loader.py": "test_pretrain.py",
     "student_teacher.py": "test_modeling_hssl.py",
+    "convert/checkpoint.py": "convert/test_siamese_im.py",
     "configuration_pair.py": "test_network.py",
     "configuration_mae.py": "test_modeling_mae.py",
     "masked.py": "test_modeling_mae.py",

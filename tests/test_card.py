@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hssl_hf import card
+from hssl_hf import MAEConfig, card
 from tests.conftest import ROOT, tiny_config
 from tests.test_manifest import MANIFEST
 
@@ -76,3 +76,22 @@ def test_committed_cards_are_rendered_again_without_a_difference(path):
     assert records
     done = subprocess.run([sys.executable, str(CARDS / "render.py"), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"auxiliary": ["convnext", "vit"]}, "ibot with convnext and vit heads"),
+        ({"auxiliary": "resnet18", "auxiliary_connection": "parallel"}, "ibot with a resnet18 beside it"),
+    ],
+)
+def test_a_card_names_all_that_stood_beside_the_base(changes, sentence):
+    config = tiny_config(**changes)
+    assert sentence in card.render(card.facts(config, "teacher", without_norm=False))
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a swin head")]
+)
+def test_a_card_of_masked_autoencoding(auxiliary, sentence):
+    assert sentence in card.render(card.facts(MAEConfig(auxiliary=auxiliary), "student", without_norm=False))

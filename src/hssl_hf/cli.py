@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(add("evaluate", _evaluate, "evaluate an export or a Hub repository"))
     _add_export(add("export", _export, "write the base of a run as a stock model"))
     _add_push(add("push", _push, "bring a run to the Hub: stock model, timm model, and the whole to go on with"))
-    _add_convert(add("convert", _convert, "write an official SiameseIM checkpoint as a folder for transformers"))
+    _add_convert(add("convert", _convert, "write an official checkpoint as a folder for transformers"))
     view = add("view", _view, "write one HTML page of everything that a run has left")
     view.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, finished or not")
     view.add_argument("--output", type=Path, help="where to write it (default: RUN/report.html)")
@@ -132,8 +132,10 @@ def _add_push(command: argparse.ArgumentParser) -> None:
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=Path, help=".pth or .safetensors, pre-trained or fine-tuned")
+    command.add_argument("checkpoint", type=Path, help=".pth, .safetensors or Jittor .pkl, pre-trained or fine-tuned")
     command.add_argument("folder", type=Path, help="where to write the stock backbone or classifier")
+    methods = ["siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae"]
+    command.add_argument("--method", choices=methods, help="default: by the names of the tensors")
     command.add_argument("--whole", action="store_true", help="write the model for pre-training instead, to go on with it")
     command.add_argument("--heads", type=int, help="attention heads of the encoder (default: by its width)")
     command.add_argument("--decoder-heads", type=int, default=16, help="of projector and decoder (default: %(default)s)")
@@ -228,7 +230,7 @@ def _convert(options: argparse.Namespace) -> int:
     from hssl_hf.convert import convert_checkpoint
 
     heads = {"decoder_heads": options.decoder_heads, "backbone_kwargs": {"num_heads": options.heads}}
-    print(convert_checkpoint(options.checkpoint, options.folder, whole=options.whole, **heads))
+    print(convert_checkpoint(options.checkpoint, options.folder, method=options.method, whole=options.whole, **heads))
     return 0
 
 

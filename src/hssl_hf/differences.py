@@ -27,7 +27,12 @@ def _used(config: dict) -> list[str]:
     """Files whose differences a card of this configuration tells."""
     if config["model_type"] == "siamese_im":
         return ["configuration_siamese_im", "modeling_siamese_im", "objectives/unigrad", "positions", "masking", "optim"]
-    families = config.get("candidates") or [config["auxiliary"]] if config.get("auxiliary") else []
+    families = config.get("candidates") or config.get("auxiliary") or []
+    families = [families] if isinstance(families, str) else families
     head = ["auxiliary/head", *(f"auxiliary/{family}" for family in families)] if families else []
+    if config.get("auxiliary_connection") == "parallel":
+        head = ["auxiliary/parallel"]
+    if config["model_type"] == "mae":
+        return ["configuration_mae", *head, "objectives/mae", "optim"]
     masks = ["masking"] if config.get("patch_supervision") else []
     return ["configuration_hssl", *head, f"objectives/{config['objective']}", *masks, "optim"]

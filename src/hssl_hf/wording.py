@@ -12,6 +12,7 @@ PICTURES = {
 CLASSES = {
     "hssl": "HSSLForPreTraining",
     "hssl_search": "HeadSearchForPreTraining",
+    "mae": "MAEForPreTraining",
     "siamese_im": "SiameseIMForPreTraining",
 }
 CITATIONS = {
@@ -156,7 +157,11 @@ def name_method(config: dict) -> tuple[str, str]:
     if config["model_type"] == "hssl":
         if config.get("auxiliary") is None:
             return config["objective"], f"{config['objective']} alone, without an auxiliary head"
-        return "HSSL", f"heterogeneous self-supervised learning: {config['objective']} with a {config['auxiliary']} head"
+        return "HSSL", f"heterogeneous self-supervised learning: {config['objective']} with {_heads(config)}"
+    if config["model_type"] == "mae":
+        if config.get("auxiliary") is None:
+            return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
+        return "HSSL", f"heterogeneous self-supervised learning: masked autoencoding with {_heads(config)}"
     arm = config["target"], config["views"], config["level"]
     if arm[:2] == ("pixel", "same"):
         return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
@@ -164,6 +169,13 @@ def name_method(config: dict) -> tuple[str, str]:
         return "SiameseIM", "siamese image modeling (SiameseIM, arXiv 2206.01204)"
     variant = "target: {}, views: {}, level: {}".format(*arm)
     return "a variant of SiameseIM", f"a variant of siamese image modeling (SiameseIM, arXiv 2206.01204; {variant})"
+
+
+def _heads(config: dict) -> str:
+    names = [config["auxiliary"]] if isinstance(config["auxiliary"], str) else list(config["auxiliary"])
+    if config.get("auxiliary_connection") == "parallel":
+        return f"a {names[0]} beside it"
+    return f"{' and '.join(names)} heads" if len(names) > 1 else f"a {names[0]} head"
 
 
 def license_reason(facts: dict) -> str:
@@ -191,7 +203,7 @@ def limits(facts: dict) -> list[str]:
 
 
 def citations(config: dict) -> list[str]:
-    return [CITATIONS[config["model_type"].removesuffix("_search")]]
+    return [CITATIONS[{"hssl_search": "hssl", "mae": "hssl"}.get(config["model_type"], config["model_type"])]]
 
 
 def _foretold(forecast: dict) -> str:

@@ -1,0 +1,131 @@
+"""Official checkpoints of the two papers and of their base methods -> our classes and stock models."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification
+
+from hssl_hf import card
+from hssl_hf.configuration_siamese_im import SiameseIMConfig
+from hssl_hf.convert.checkpoint import Checkpoint, ConversionError, base_arguments, read_checkpoint
+from hssl_hf.convert.distillation import base_from_distillation, from_distillation
+from hssl_hf.convert.mae import base_from_mae, from_mae
+from hssl_hf.convert.moco_v3 import from_moco_v3
+from hssl_hf.convert.siamese_im import (
+    LICENSE,
+    base_from_siamese_im,
+    base_to_siamese_im,
+    classifier_from_siamese_im,
+    from_siamese_im,
+    to_siamese_im,
+)
+from hssl_hf.export import ExportError, export_backbone, export_model, refuse_foreign
+from hssl_hf.stock import image_processor, save_timm_wrapper
+from hssl_hf.student_teacher import StudentTeacherModel
+
+__all__ = [
+    "METHODS",
+    "Checkpoint",
+    "ConversionError",
+    "base_from_distillation",
+    "base_from_mae",
+    "base_from_siamese_im",
+    "base_to_siamese_im",
+    "classifier_from_siamese_im",
+    "convert_checkpoint",
+    "from_distillation",
+    "from_mae",
+    "from_moco_v3",
+    "from_siamese_im",
+    "read_checkpoint",
+    "to_siamese_im",
+]
+METHODS = ("siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae")
+
+
+def convert_checkpoint(
+    path: Path | str, folder: Path | str, *, method: str | None = None, whole: bool = False, **changes
+) -> Path:
+    """Write an official checkpoint as a folder that transformers loads, with a card that names its licence.
+
+    Args:
+        path: the checkpoint.
+        folder: where to; a stock backbone, or for a fine-tuned checkpoint a stock image classifier.
+        method: one of `METHODS`; None to tell by the names of the tensors, which is possible unless the file holds a backbone
+            alone.
+        whole: write the model for pre-training instead, with teacher and heads or decoder.
+        changes: what shapes do not tell: `decoder_heads` and, in `backbone_kwargs`, `num_heads`.
+    Returns:
+        the folder.
+    Raises:
+        ConversionError: if the checkpoint is not what it should be.
+    """
+    checkpoint, folder = read_checkpoint(path), Path(folder)
+    refuse_foreign(folder)
+    num_heads = (changes.get("backbone_kwargs") or {}).get("num_heads")
+    if checkpoint.fine_tuned:
+        if whole:
+            raise ConversionError(f"{path} is fine-tuned: it has a classifier, but no teacher, projector and decoder")
+        _write_classifier(checkpoint, folder, num_heads)
+        return folder
+    model = _convert(checkpoint, method or tell_method(checkpoint), whole, num_heads, changes)
+    return export_model(model, folder) if whole else export_backbone(model, folder)
+
+
+def tell_method(checkpoint: Checkpoint) -> str:
+    """The method of a pre-trained checkpoint, by the names of its tensors.
+
+    Raises:
+        ConversionError: if it is a backbone alone, which several methods write alike.
+    """
+    names = checkpoint.state.keys()
+    if any(name.startswith("student.") for name in names):
+        if any(".conv_blocks." in name for name in names):
+            return "hssl"
+        return "ibot" if "student.backbone.masked_embed" in names else "dino"
+    if any(name.removeprefix("module.").startswith("base_encoder.") for name in names):
+        return "moco_v3"
+    if any(name.startswith("decoder_blocks.") for name in names):
+        return "mae"
+    if "norm.weight" in names and "blocks.0.attn.qkv.weight" in names:
+        raise ConversionError(
+            "this file holds a backbone alone, which DINO, iBOT and MAE write alike; say whose it is (--method dino, ibot or "
+            "mae), since its licence goes into the card"
+        )
+    return "siamese_im"
+
+
+def _convert(checkpoint: Checkpoint, method: str, whole: bool, num_heads: int | None, changes: dict) -> StudentTeacherModel:
+    if method not in METHODS:
+        raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
+    if method == "siamese_im":
+        return from_siamese_im(checkpoint, **changes)
+    if method == "moco_v3":
+        return from_moco_v3(checkpoint, num_heads)
+    if method == "mae":
+        decoder_heads = changes.get("decoder_heads", 16)
+        return from_mae(checkpoint, num_heads, decoder_heads) if whole else base_from_mae(checkpoint, num_heads)
+    if any(name.startswith("student.") for name in checkpoint.state):
+        return from_distillation(checkpoint, method, num_heads)
+    if whole:
+        raise ConversionError("this file holds a backbone alone, without the heads to go on with; leave --whole away")
+    return base_from_distillation(checkpoint, method, num_heads)
+
+
+def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
+    """Write a fine-tuned checkpoint as a stock classifier and compare what transformers loads with what was converted."""
+    model = classifier_from_siamese_im(checkpoint, num_heads)
+    size, kwargs = base_arguments(checkpoint.state, num_heads)
+    processor = image_processor(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {"img_size": size, "global_pool": "avg", **kwargs}
+    save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
+    processor.save_pretrained(folder)
+    facts = card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
+    (folder / "README.md").write_text(card.render(facts, kind="classifier"))
+    loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        difference = (loaded.eval()(pixels).logits - model(pixels)).abs().max()
+    if any(report.values()) or not difference <= 1e-4:
+        raise ExportError(f"the classifier in {folder} differs from the checkpoint by {difference:.1e}; loading said {report}")

@@ -1,0 +1,81 @@
+"""MAE checkpoints -> `MAEForPreTraining` without auxiliary head: the encoder, and the decoder where the file has it."""
+
+import torch
+
+from hssl_hf.configuration_mae import MAEConfig
+from hssl_hf.convert.checkpoint import (
+    Checkpoint,
+    ConversionError,
+    base_arguments,
+    count,
+    fit,
+    need,
+    rename,
+    require_fixed_positions,
+)
+from hssl_hf.modeling_mae import MAEForPreTraining
+
+LICENSE = "cc-by-nc-4.0"
+ENCODER = {
+    **{name: f"base.model.{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "blocks.")},
+    "norm.": "base.norm.",
+}
+OURS = {
+    **ENCODER,
+    "decoder_embed.": "pixels.projector.embed.",
+    "decoder_blocks.": "pixels.decoder.blocks.",
+    "decoder_norm.": "pixels.decoder.norm.",
+    "decoder_pred.": "pixels.decoder.prediction.",
+    "mask_token": "pixels.decoder.mask_token",
+}
+OFFICIAL = {ours: name for name, ours in OURS.items()}
+
+
+def from_mae(checkpoint: Checkpoint, num_heads: int | None = None, decoder_heads: int = 16) -> MAEForPreTraining:
+    """A pre-trained checkpoint with its decoder, ready to go on.
+
+    Args:
+        num_heads: of the encoder; 16 for a width of 1280, else one for every 64 channels, if None.
+        decoder_heads: of the decoder.
+    Raises:
+        ConversionError: if a tensor is missing, unexpected or of another shape. The released pre-trained files hold the encoder
+            alone.
+    """
+    state = dict(checkpoint.state)
+    if "decoder_embed.weight" not in state:
+        raise ConversionError("this file holds MAE's encoder alone, without the decoder to go on with")
+    model = MAEForPreTraining(
+        _config(
+            state,
+            num_heads,
+            decoder_width=need(state, "decoder_embed.weight", 2, "MAE").shape[0],
+            decoder_depth=count(state, "decoder_blocks"),
+            decoder_heads=decoder_heads,
+            normalize_pixels=bool(checkpoint.arguments.get("norm_pix_loss", True)),
+        )
+    )
+    positions = need(state, "decoder_pos_embed", 3, "MAE")
+    del state["decoder_pos_embed"]
+    fit(model.student, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
+    require_fixed_positions(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
+    model.freeze()
+    return model
+
+
+def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> MAEForPreTraining:
+    """The encoder of a checkpoint; a decoder is drawn anew.
+
+    Raises:
+        ConversionError: if a tensor of the encoder is missing or of another shape, or anything in the file is unknown.
+    """
+    model = MAEForPreTraining(_config(checkpoint.state, num_heads))
+    behind = {name for name in checkpoint.state if rename(name, OURS).startswith("pixels.") or name == "decoder_pos_embed"}
+    ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - behind}
+    fit(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
+    return model
+
+
+def _config(state: dict[str, torch.Tensor], num_heads: int | None, **decoder) -> MAEConfig:
+    size, kwargs = base_arguments(state, num_heads, "MAE")
+    arguments = {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": size}
+    return MAEConfig(**arguments, auxiliary=None, license=LICENSE, **decoder)

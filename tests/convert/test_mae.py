@@ -1,0 +1,85 @@
+"""MAE checkpoints: with decoder a model to go on with, without it a backbone."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from hssl_hf import MAEConfig, MAEForPreTraining
+from hssl_hf.convert import ConversionError, base_from_mae, convert_checkpoint, from_mae, read_checkpoint
+from tests.convert.official import PATCH, SIZE, WIDTH, under, vit
+from tests.test_modeling_mae import DECODER, views
+
+NAMES = {"projector.embed": "decoder_embed", "decoder.blocks": "decoder_blocks", "decoder.norm": "decoder_norm"}
+
+
+def official() -> tuple[MAEForPreTraining, dict]:
+    """A model of ours, and its state under official names."""
+    torch.manual_seed(0)
+    kwargs = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 1}
+    model = MAEForPreTraining(
+        MAEConfig(backbone="vit_base_patch16_224", backbone_kwargs=kwargs, image_size=SIZE, auxiliary=None, **DECODER)
+    ).train()
+    with torch.no_grad():
+        for p in model.student.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    state = under("", model.student.base.model) | under("norm.", model.student.base.norm)
+    for name, value in model.student.pixels.state_dict().items():
+        for ours, theirs in {**NAMES, "decoder.prediction": "decoder_pred", "decoder.mask_token": "mask_token"}.items():
+            name = name.replace(ours, theirs) if name.startswith(ours) else name
+        state[name] = value.clone()
+    positions = model.student.pixels.decoder.positions
+    state["decoder_pos_embed"] = torch.cat([torch.zeros(1, positions.shape[1]), positions])[None]
+    return model, state
+
+
+def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path):
+    model, state = official()
+    torch.save({"model": state, "epoch": 3}, tmp_path / "mae.pth")
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 1}, decoder_heads=2)
+    again, info = MAEForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(info.values()) and again.config.license == "cc-by-nc-4.0"
+    losses = [each.train()(**views()).loss for each in (model, again)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for (name, p), q in zip(model.student.named_parameters(), again.student.parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+@pytest.mark.parametrize("with_decoder", [False, True])
+def test_the_encoder_is_a_stock_backbone(tmp_path, with_decoder):
+    encoder = vit(4)
+    decoder = {name: value for name, value in official()[1].items() if "decoder" in name or name == "mask_token"}
+    torch.save({"model": under("", encoder) | (decoder if with_decoder else {})}, tmp_path / "mae.pth")
+    told = {"backbone_kwargs": {"num_heads": 1}, "method": None if with_decoder else "mae"}
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "stock", **told)
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(tmp_path / "stock").eval()(pixels).last_hidden_state
+        torch.testing.assert_close(found, encoder.forward_features(pixels), atol=1e-4, rtol=1e-4)
+    assert "license: cc-by-nc-4.0" in (tmp_path / "stock" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("decoder_pred.bias"), "missing: decoder_pred.bias"),
+        (lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}), "not the fixed table"),
+        (lambda s: s.pop("decoder_embed.weight"), "encoder alone"),
+        (lambda s: s.update({"extra": torch.ones(1)}), "unexpected: extra"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, spoil, message):
+    _, state = official()
+    spoil(state)
+    torch.save({"model": state}, tmp_path / "mae.pth")
+    with pytest.raises(ConversionError, match=message):
+        from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1, decoder_heads=2)
+
+
+def test_an_encoder_with_something_unknown_is_refused(tmp_path):
+    torch.save({"model": under("", vit(4)) | {"extra": torch.ones(1)}}, tmp_path / "mae.pth")
+    with pytest.raises(ConversionError, match="unexpected: extra"):
+        base_from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1)
