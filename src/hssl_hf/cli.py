@@ -1,13 +1,12 @@
 """The command line: `hssl-hf COMMAND`. Libraries are imported by the command that needs them."""
 
 import argparse
-import os
 import sys
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 
-TRAINING = Path(__file__).resolve().parents[2] / "training"
+from hssl_hf import commands
+
 DESCRIPTION = """\
 Heterogeneous self-supervised learning and siamese image modeling: pre-train, look, evaluate, publish.
 
@@ -42,25 +41,30 @@ def make_parser() -> argparse.ArgumentParser:
         prog="hssl-hf", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(run=run)
         return command
 
-    _add_pretrain(add("pretrain", _pretrain, "pre-train a backbone (runs accelerate launch training/pretrain.py)"))
+    _add_pretrain(add("pretrain", commands.pretrain, "pre-train a backbone (runs accelerate launch training/pretrain.py)"))
     search = "search the auxiliary head for a recipe, without labels (runs accelerate launch training/search_heads.py)"
-    _add_search(add("search", _search, search))
-    _add_plan(add("plan", _plan, "foresee memory and time of a recipe before it is launched"))
-    _add_evaluate(add("evaluate", _evaluate, "evaluate an export or a Hub repository"))
-    _add_export(add("export", _export, "write the base of a run as a stock model"))
-    _add_push(add("push", _push, "bring a run to the Hub: stock model, timm model, and the whole to go on with"))
-    _add_convert(add("convert", _convert, "write an official checkpoint as a folder for transformers"))
-    view = add("view", _view, "write one HTML page of everything that a run has left")
+    _add_search(add("search", commands.search, search))
+    _add_plan(add("plan", commands.plan, "foresee memory and time of a recipe before it is launched"))
+    _add_evaluate(add("evaluate", commands.evaluate, "evaluate an export or a Hub repository"))
+    _add_complement(
+        add(
+            "complement", commands.complement, "combine two exports or Hub repositories: does each know what the other does not"
+        )
+    )
+    _add_export(add("export", commands.export, "write the base of a run as a stock model"))
+    _add_push(add("push", commands.push, "bring a run to the Hub: stock model, timm model, and the whole to go on with"))
+    _add_convert(add("convert", commands.convert, "write an official checkpoint as a folder for transformers"))
+    view = add("view", commands.view, "write one HTML page of everything that a run has left")
     view.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a run, finished or not")
     view.add_argument("--output", type=Path, help="where to write it (default: RUN/report.html)")
-    replay = add("replay", _replay, "run a step again whose gradients were not finite")
+    replay = add("replay", commands.replay, "run a step again whose gradients were not finite")
     replay.add_argument("capture", type=Path, help="RUN/captures/step-…, as the error of the run said")
     completion = add("completion", _completion, "print a script that completes commands and options in a shell")
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
@@ -72,7 +76,7 @@ def _add_pretrain(command: argparse.ArgumentParser) -> None:
     command.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help=values)
     command.add_argument(
         "--launch",
-        default=f"--config_file {TRAINING}/accelerate/single.yaml",
+        default=f"--config_file {commands.TRAINING}/accelerate/single.yaml",
         help="options of accelerate launch, for example '--multi_gpu --num_processes 8' (default: one process)",
     )
 
@@ -104,6 +108,15 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, help="file of JSON lines to which the records are added")
     command.add_argument("--subject", help="name of the model in the records (default: the export)")
     command.add_argument("--seed", type=int, default=0, help="seed of its training, for the records (default: %(default)s)")
+
+
+def _add_complement(command: argparse.ArgumentParser) -> None:
+    command.add_argument("first", help="exported folder or Hub repository")
+    command.add_argument("second", help="another one")
+    command.add_argument("settings", nargs="*", metavar="data.a=b", help="as for evaluate: data.path=uoft-cs/cifar10, …")
+    command.add_argument("--points", type=int, default=11, help="weights from 0 to 1 (default: %(default)s)")
+    command.add_argument("--output", type=Path, default=Path("complement.png"), help="the curve (default: %(default)s)")
+    command.add_argument("--results", type=Path, help="file of JSON lines to which the records are added")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -141,139 +154,10 @@ def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("--decoder-heads", type=int, default=16, help="of projector and decoder (default: %(default)s)")
 
 
-def _pretrain(options: argparse.Namespace) -> int:
-    return _launch("pretrain.py", options.launch, options.arguments)
-
-
-def _search(options: argparse.Namespace) -> int:
-    candidates = ["--candidates", *options.candidates] if options.candidates else []
-    return _launch(
-        "search_heads.py",
-        options.launch,
-        [*options.arguments, "--share", str(options.share), "--depth", str(options.depth), *candidates],
-    )
-
-
-def _launch(name: str, launcher: str, arguments: list[str]) -> int:
-    """Become `accelerate launch training/<name>`."""
-    script = TRAINING / name
-    if not script.is_file():
-        raise ValueError(f"training/{name} is part of the source checkout; clone it and install with pip install -e .")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *launcher.split(), str(script)]
-    os.execv(sys.executable, [*command, *arguments])
-
-
-def _export(options: argparse.Namespace) -> int:
-    from hssl_hf.export import export_backbone, export_model
-    from hssl_hf.run_folder import RunFolder
-
-    run = RunFolder.open(options.run_folder)
-    folder, shared = (
-        options.folder or run.folder / "export",
-        {"processor": run.processor, "story": run.story(license=options.license)},
-    )
-    if options.kind == "training":
-        export_model(run.model, folder, **shared)
-    else:
-        export_backbone(run.model, folder, kind=options.kind, network=options.network, onnx=options.onnx, **shared)
-    print(folder)
-    return 0
-
-
-def _push(options: argparse.Namespace) -> int:
-    from hssl_hf.hub import push, stage
-    from hssl_hf.run_folder import RunFolder
-
-    run = RunFolder.open(options.run_folder)
-    story = run.story(license=options.license, repository=options.repository, revision=options.revision)
-    folder = stage(
-        run.model, run.folder / "push", network=options.network, processor=run.processor, story=story, onnx=options.onnx
-    )
-    if options.dry_run:
-        print(f"{folder} holds what would be uploaded to {options.repository}")
-        return 0
-    asked = {name: getattr(options, name) for name in ("private", "token", "revision", "create_pr")}
-    for kind, address in push(folder, options.repository, **asked, commit_message=options.message).items():
-        print(f"{kind:10s}{address}")
-    return 0
-
-
-def _view(options: argparse.Namespace) -> int:
-    from hssl_hf.report import write_report
-
-    print(write_report(options.run_folder, options.output))
-    return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    from hssl_hf.forecast import foresee, write_forecast
-    from hssl_hf.recipe import load_recipe
-
-    paths = [Path(a) for a in options.arguments if "=" not in a] or [TRAINING / "recipes" / "quickstart.yaml"]
-    recipe = load_recipe(paths[0], [a for a in options.arguments if "=" in a])
-    forecast = foresee(recipe, options.engine, options.processes, options.memory, options.tflops)
-    print(forecast.table())
-    if options.output:
-        write_forecast(options.output, forecast)
-    return 0
-
-
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
     print(shtab.complete(make_parser(), shell=options.shell))
-    return 0
-
-
-def _convert(options: argparse.Namespace) -> int:
-    from hssl_hf.convert import convert_checkpoint
-
-    heads = {"decoder_heads": options.decoder_heads, "backbone_kwargs": {"num_heads": options.heads}}
-    print(convert_checkpoint(options.checkpoint, options.folder, method=options.method, whole=options.whole, **heads))
-    return 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from hssl_hf.capture import replay
-
-    for report in replay(options.capture):
-        bad = report["not_finite"]
-        print(report["process"], *(f"{name} {value:.4g}" for name, value in report["losses"].items()), sep="  ")
-        print(f"  gradients that are not finite: {len(bad)}" + "".join(f"\n    {name}" for name in bad))
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from hssl_hf.evaluate.encoder import load_encoder, pixels_encoder
-    from hssl_hf.evaluate.linear import LinearConfig
-    from hssl_hf.probe import Probe
-    from hssl_hf.recipe import load_recipe
-    from hssl_hf.strict_yaml import build, override
-
-    tree = {"linear": {}}
-    for setting in options.settings:
-        if setting.startswith("linear."):
-            override(tree, setting)
-    linear = build(LinearConfig, tree["linear"], "linear.")
-    data = [setting for setting in options.settings if not setting.startswith("linear.")]
-    config = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in data]).probe
-    if config.path is None:
-        raise ValueError("say which images to evaluate on, for example data.path=uoft-cs/cifar10")
-    encoder, processor = load_encoder(options.export)
-    encoder, probe = pixels_encoder if options.pixels else encoder, Probe(config, processor)
-    if options.protocol == "knn":
-        found, settings = probe.knn(encoder, "k-NN"), probe.knn_settings()
-    else:
-        found = probe.linear(encoder, linear, "linear probe")
-        settings = {**asdict(linear), "learning_rate": found["learning_rate"]}
-        print(f"learning rate {found['learning_rate']} per 256, {found['validation_top1']:.2f} % on held-out training images")
-    for metric in ("top1", "top5"):
-        print(f"{options.protocol.replace('knn', 'k-NN')} {metric}  {found[metric]:.2f} %  ({found['n']} images)")
-        if options.results:
-            subject = options.subject or ("raw pixels" if options.pixels else options.export)
-            name = f"{options.protocol}_{metric}"
-            probe.record(name, found[metric], found["n"], settings, subject, options.seed, options.results)
     return 0
 
 

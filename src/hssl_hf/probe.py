@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from hssl_hf.evaluate.encoder import Encoder
-from hssl_hf.evaluate.features import LabelledImages
+from hssl_hf.evaluate.features import LabelledImages, extract
 from hssl_hf.evaluate.knn import knn_accuracy
 from hssl_hf.evaluate.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluate.results import Record
@@ -32,7 +34,16 @@ class Probe:
         """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
         return linear_accuracy(encoder, self.processor, *self.splits(), self.config.features, linear, progress)
 
-    def record(self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path) -> None:
+    def features(self, encoder: Encoder, progress: str) -> list[tuple[Tensor, Tensor]]:
+        """Features (n, D) and labels (n,) of bank and queries."""
+        return [
+            extract(encoder, self.processor, split, self.config.features, progress=f"{progress}: {split.source.split}")
+            for split in self.splits()
+        ]
+
+    def record(
+        self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"
+    ) -> None:
         """Add one figure to a file of records, with what is needed to measure it again.
 
         Args:
@@ -45,7 +56,7 @@ class Probe:
         }  # fmt: skip
         dataset = Path(config.path).name if Path(config.path).exists() else config.path
         source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
-        record = Record(metric, value, "percent", subject, **source, n=n, settings=settings, seed=seed)
+        record = Record(metric, value, unit, subject, **source, n=n, settings=settings, seed=seed)
         record.append_to(path)
 
     def knn_settings(self) -> dict:

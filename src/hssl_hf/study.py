@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from hssl_hf.discrepancy import ComplementarySamples, Discrepancy, SuccessIoU
 from hssl_hf.evaluate.knn import knn_scores
-from hssl_hf.evaluate.results import Record
 from hssl_hf.heads import similarity
 from hssl_hf.modeling_hssl import HSSLForPreTraining
 from hssl_hf.probe import Probe
@@ -176,12 +175,8 @@ class Measurement:
         return 100 * (predicted == self.images[1][1]).float().mean().item()
 
     def _note(self, metric: str, value: float, unit: str, subject: str, seed: int, settings: dict | None = None) -> None:
-        config = self.recipe.probe
-        dataset = Path(config.path).name if Path(config.path).exists() else config.path
-        settings = {**self.probe.knn_settings(), "bank_split": config.bank_split, **(settings or {})}
-        source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
-        record = Record(metric, value, unit, subject, **source, n=len(self.images[1][1]), settings=settings, seed=seed)
-        record.append_to(self.results)
+        settings = {**self.probe.knn_settings(), **(settings or {})}
+        self.probe.record(metric, value, len(self.images[1][1]), settings, subject, seed, self.results, unit)
 
 
 @torch.inference_mode()
