@@ -87,7 +87,8 @@ def public_recipe(recipe: Recipe) -> dict:
     """A recipe without what concerns this machine alone: folders are cut to their last name, addresses lose their secrets."""
     tree = recipe.to_dict()
     for section in ("data", "probe"):
-        tree[section]["path"] = public_path(tree[section]["path"])
+        for name in ("path", "classes"):
+            tree[section][name] = public_path(tree[section][name])
     tree["init_from"] = public_path(tree["init_from"])
     tree["run"].pop("output_dir")
     return tree

@@ -66,9 +66,9 @@ class Probe:
         """Bank and queries."""
         config = self.config
         chosen = ((config.bank_split, config.bank_images), (config.query_split, config.query_images))
+        where = (config.revision, config.image_column)
+        labels = {"classes": config.classes, "label_column": config.label_column}
         return [
-            LabelledImages(
-                Source(config.path, config.name, split, config.revision, config.image_column), config.label_column, limit
-            )
+            LabelledImages(Source(config.path, config.name, split, *where, **labels), config.label_column, limit)
             for split, limit in chosen
         ]

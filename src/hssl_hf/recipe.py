@@ -100,6 +100,7 @@ class ProbeConfig:
     Args:
         path, name, revision, image_column: as in data; path None for no probe.
         label_column: integer labels.
+        classes: as in data.
         bank_split, query_split: neighbours come from the first, questions from the second.
         bank_images, query_images: read at most so many of each; None for all.
         every_epochs: how often.
@@ -113,6 +114,7 @@ class ProbeConfig:
     revision: str | None = None
     image_column: str | None = None
     label_column: str = "label"
+    classes: str | None = None
     bank_split: str = "train"
     query_split: str = "test"
     bank_images: int | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import datasets
 import fsspec
+from timm.data import ImageNetInfo
 
 MAP_STYLE_SHARDS = 128
 STALL_SECONDS = 60  # without a byte, after which a web server is asked again; ours: minutes are the libraries' own
@@ -33,6 +34,8 @@ class Source:
         revision: revision of a Hub dataset.
         image_column: column with the images; None takes the only column of type `Image` (of a tar shard: its image file).
         streaming: read while training (True) or fetch everything to the local cache first (False).
+        classes: file of class names; images of other classes are passed over. None for all.
+        label_column: where the classes are.
     """
 
     path: str
@@ -41,6 +44,8 @@ class Source:
     revision: str | None = None
     image_column: str | None = None
     streaming: bool = True
+    classes: str | None = None
+    label_column: str = "label"
 
 
 def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDataset:
@@ -136,13 +141,42 @@ def count_images(source: Source) -> int:
     Raises:
         StreamError: if the metadata does not tell and the files are not on this machine.
     """
-    dataset = load_source(source)
-    splits = dataset.info.splits or {}
-    if source.split in splits and splits[source.split].num_examples:
+    dataset = load_source(source, also=[source.label_column] if source.classes else [])
+    splits, chosen = dataset.info.splits or {}, chosen_labels(source, dataset)
+    if chosen is None and source.split in splits and splits[source.split].num_examples:
         return splits[source.split].num_examples
     if not Path(source.path).expanduser().exists() and source.streaming:
         raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
-    return sum(len(rows["image"]) for rows in dataset.iter(batch_size=1024))
+    rows = dataset.iter(batch_size=1024)
+    if chosen is None:
+        return sum(len(batch["image"]) for batch in rows)
+    return sum(label in chosen for batch in rows for label in batch[source.label_column])
+
+
+def chosen_labels(source: Source, dataset: datasets.IterableDataset) -> set[int] | None:
+    """Labels of the classes that a source is limited to; None for no limit.
+
+    Classes are found by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand classes
+    under other names, by their place in ImageNet.
+
+    Raises:
+        StreamError: if the file cannot be read, or the dataset does not have these classes.
+    """
+    if source.classes is None:
+        return None
+    try:
+        names = Path(source.classes).read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StreamError(f"cannot read data.classes={source.classes!r}: {error}") from error
+    known = getattr((dataset.features or {}).get(source.label_column), "names", None) or []
+    for order in (known, ImageNetInfo("imagenet-1k").label_names() if len(known) in (0, 1000) else []):
+        if names and set(names) <= set(order):
+            return {order.index(name) for name in names}
+    missing = sorted(set(names) - set(known))
+    raise StreamError(
+        f"{source.path!r} lacks classes that {source.classes} names: {', '.join(missing[:5]) or 'the file is empty'}; "
+        f"it has {len(known)} classes in its column {source.label_column!r}"
+    )
 
 
 def identify(source: Source) -> dict[str, str | None]:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from hssl_hf.source import Source, StreamError, image_bytes, load_source
+from hssl_hf.source import Source, StreamError, chosen_labels, image_bytes, load_source
 
 READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
 REOPEN_ATTEMPTS = 5
+PASSED = object()  # a row of a class that nobody asked for
 
 
 class EncodedImage(NamedTuple):
@@ -106,7 +107,8 @@ class ImageStream(torch.utils.data.IterableDataset):
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} and world_size {world_size}")
         self.source, self.seed, self.window, self.minimum = source, seed, window, minimum
         self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
-        self.dataset = load_source(source)
+        self.dataset = load_source(source, also=[source.label_column] if source.classes else [])
+        self.chosen = chosen_labels(source, self.dataset)
         self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
         self._start, self._taken, self._inherited = Position(), 0, None
 
@@ -183,11 +185,18 @@ class ImageStream(torch.utils.data.IterableDataset):
             number = int(order[place])
             shard = dataset.shard(num_shards=dataset.num_shards, index=number)
             for row, image in self._read(shard, start.row if place == start.shard else 0, number):
-                if row % sharers == residue:
+                if image is not PASSED and row % sharers == residue:
                     seen += 1
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
                     encoded = EncodedImage(image_bytes(image), name, start.epoch)
                     yield encoded, Position(start.epoch, place, row + 1, seen)
+
+    def _of_chosen_classes(self, batch: dict) -> list:
+        """The images of a batch, with `PASSED` in the place of those of other classes."""
+        if self.chosen is None:
+            return batch["image"]
+        labels = batch[self.source.label_column]
+        return [image if label in self.chosen else PASSED for image, label in zip(batch["image"], labels, strict=True)]
 
     def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
         """Rows of one shard from `first` on; a connection that breaks is opened again where it broke."""
@@ -195,7 +204,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         while True:
             try:
                 for batch in (shard.skip(row) if row else shard).iter(batch_size=READ_ROWS):
-                    for image in batch["image"]:
+                    for image in self._of_chosen_classes(batch):
                         yield row, image
                         row, attempts = row + 1, 0
                 return

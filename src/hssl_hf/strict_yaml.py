@@ -33,9 +33,10 @@ def read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: expected sections with keys, got {tree!r}")
     for section in tree.values():
-        where = section.get("path") if isinstance(section, dict) else None
-        if isinstance(where, str) and where.startswith("."):
-            section["path"] = str((path.parent / where).resolve())
+        for key in ("path", "classes"):
+            where = section.get(key) if isinstance(section, dict) else None
+            if isinstance(where, str) and where.startswith("."):
+                section[key] = str((path.parent / where).resolve())
     if extended := tree.pop("extends", None):
         tree = _merge(read(path.parent / extended, (*readers, path.resolve())), tree)
     return tree

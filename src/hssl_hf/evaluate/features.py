@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hssl_hf.decode import CorruptImageError, decode
 from hssl_hf.evaluate.encoder import Encoder
-from hssl_hf.source import Source, StreamError, image_bytes, load_source
+from hssl_hf.source import Source, StreamError, chosen_labels, image_bytes, load_source
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class LabelledImages:
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         """(3, H, W) uint8 and label; images that cannot be decoded are left out."""
         dataset = load_source(self.source, also=[self.label_column])
-        for row in islice(_rows(dataset), self.limit):
+        chosen = chosen_labels(self.source, dataset)
+        rows = (row for row in _rows(dataset) if chosen is None or row[self.label_column] in chosen)
+        for row in islice(rows, self.limit):
             try:
                 yield decode(image_bytes(row["image"])), int(row[self.label_column])
             except CorruptImageError:
