@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf import forecast
-from hssl_hf.forecast import ENGINES, FORECAST, Step, foresee, measure_step, write_forecast
+from hssl_hf.forecast import ENGINES, FORECAST, Step, _convolution_backward, foresee, measure_step, write_forecast
 from hssl_hf.manifest import foretold
 from hssl_hf.memory import GIB, held_by
 from hssl_hf.recipe import RecipeError, load_recipe
@@ -98,3 +99,12 @@ def test_the_model_on_the_meta_device_takes_no_memory():
     with torch.device("meta"):
         model = forecast._build(recipe())
     assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_operations_of_convolutions_are_counted_with_their_groups(groups):
+    """Forward 2 · outputs · weights per output; each of the two gradients as much again."""
+    layer, x = torch.nn.Conv2d(4, 4, 3, padding=1, groups=groups), torch.randn(2, 4, 5, 5, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 4 * 5 * 5) * (4 // groups * 9)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ from hssl_hf.recipe import Recipe, RecipeError, differences, load_recipe
 from tests.conftest import ROOT
 
 hssl_hf.register()
-RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "training" / "recipes").rglob("*.yaml"))
+PAPER = [path for path in RECIPES if path.parent.name == "hssl"]
 TINY = {"vit_small_patch16_224": {"depth": 1}, "vit_base_patch16_224": {"depth": 1}}
-NARROW = {"hssl": ["model.num_prototypes=16", "model.projection_hidden=32"], "siamese_im": ["model.decoder_depth=1"]}
+NARROW = {
+    "hssl": ["model.num_prototypes=16", "model.projection_hidden=32"],
+    "mae": ["model.decoder_depth=1", "model.decoder_width=64"],
+    "siamese_im": ["model.decoder_depth=1"],
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -28,6 +34,45 @@ def test_every_recipe_parses_and_builds(path):
     assert plan.steps > 100 and plan.learning_rate(plan.steps - 1) < plan.learning_rate(plan.steps // 2)
     header = path.read_text().splitlines()[0]
     assert header.startswith("# "), "a recipe says in its first line what it is"
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_recipes_of_the_paper_say_table_command_number_and_cost(path):
+    title, command, number = path.read_text().splitlines()[:3]
+    assert re.search(r"\(?Tables? \d+", title)
+    assert command == f"#   accelerate launch --multi_gpu training/pretrain.py training/recipes/hssl/{path.name}"
+    assert re.match(
+        r"# (Paper: .*\.|The paper's number is not known to us\.) Cost: [\d.]+ · 10¹⁸ operations, .* Not run", number
+    )
+
+
+ONE_VALUE = {  # arm -> the only values in which it differs from s300_vits16_convnext
+    "s300_depth3": {"auxiliary_depth": 3},
+    "s300_shortcut_depth1": {"auxiliary_shortcut": True},
+    "s300_convnext_and_vit": {"auxiliary": ["convnext", "vit"]},
+    "s300_vits16_swin": {"auxiliary": "swin"},
+    "table14_a": {"cls_supervision": ["auxiliary->auxiliary"]},
+    "table14_a_b": {"cls_supervision": ["auxiliary->auxiliary", "base->base"]},
+    "table15_mixer": {"auxiliary_parts": ["mixer"]},
+    "table15_mlp": {"auxiliary_parts": ["mlp"]},
+    "table16_shared": {"shared_projection": True},
+    "table17_parallel": {"auxiliary": "convnext_tiny", "auxiliary_connection": "parallel"},
+    "table18_both": {"patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
+    "table19_deep_to_shallow": {"auxiliary": "vit", "auxiliary_depth": 3, "auxiliary_shortcut": True},
+}
+
+
+@pytest.mark.parametrize("arm", ONE_VALUE)
+def test_an_ablation_differs_in_what_it_is_about(arm):
+    folder = ROOT / "training" / "recipes" / "hssl"
+    default, other = (load_recipe(folder / f"{name}.yaml") for name in ("s300_vits16_convnext", arm))
+    changed = {key.removeprefix("model.") for key in _changed(default, other)}
+    assert changed == ONE_VALUE[arm].keys()
+    assert all(other.model[key] == value for key, value in ONE_VALUE[arm].items())
+
+
+def _changed(first: Recipe, second: Recipe) -> list[str]:
+    return [line.partition(":")[0] for line in differences(first.to_dict(), second.to_dict())]
 
 
 def test_paper_recipe_has_the_numbers_of_table_20():

@@ -5,6 +5,7 @@ here; it grows linearly with the images. What the engines add and share is count
 """
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -176,10 +177,22 @@ def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step
 def _count_operations(model: StudentTeacherModel, recipe: Recipe) -> tuple[float, float]:
     """Floating point operations of an image, and bytes of its logits, without computing anything; no branch is dropped."""
     samples, logits = _samples(recipe, model, FEWEST), LogitBytes(getattr(model.config, "num_prototypes", None))
-    with FlopCounterMode(display=False) as counter, FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    right = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=right) as counter, FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _step(model.eval(), recipe, samples, fake=mode, watching=logits)
     model.train()
     return counter.get_total_flops() / FEWEST, logits.bytes / FEWEST
+
+
+def _convolution_backward(out, _, weight, *arguments, **named) -> int:
+    """Operations for the gradients of a convolution; PyTorch's own count takes grouped ones for dense.
+
+    Args:
+        out, weight: shapes (B, C', H, W) of the output and (C', C / groups, h, w) of the weights; of the other arguments the
+            last says which gradients are asked for.
+    """
+    wanted = arguments[-1]
+    return 2 * math.prod(out) * math.prod(weight[1:]) * (wanted[0] + wanted[1])
 
 
 class LogitBytes(TorchDispatchMode):
