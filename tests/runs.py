@@ -34,13 +34,27 @@ SIAMESE = [
     f"data.path={SAMPLE}",
     "data.images_per_epoch=null",
 ]
+MAE = [
+    str(ROOT / "training" / "recipes" / "hssl" / "hssl_mae_vits16.yaml"),
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.decoder_width=16",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "views.global_size=28",
+    "views.local_number=0",
+    f"data.path={SAMPLE}",
+    "data.images_per_epoch=null",
+]
+QUEUE = ["model.contrastive_queue=48", "model.auxiliary=[vit, resmlp]", "optim.accumulate=2"]
 HSSL_ALONE = ("model.projection_hidden", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
 WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
 
 
 def settings_of(method: str) -> list[str]:
-    """Tiny settings of a method."""
-    return TINY if method == "hssl" else [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *SIAMESE]
+    """Tiny settings of a method: hssl, the same with a queue, two heads and accumulation, mae, or siamese_im."""
+    if method in ("hssl", "queue"):
+        return [*TINY, *(QUEUE if method == "queue" else [])]
+    return [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *(MAE if method == "mae" else SIAMESE)]
 
 
 def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Popen:

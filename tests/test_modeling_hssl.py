@@ -228,13 +228,15 @@ def test_accumulated_parts_equal_the_whole_batch():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("objective", ["ibot", "dino", "moco_v3"])
-def test_nothing_in_a_step_waits_for_the_device(objective):
+@pytest.mark.parametrize(
+    ("objective", "changes"), [("ibot", {}), ("dino", {}), ("moco_v3", {}), ("moco_v3", {"contrastive_queue": 16})]
+)
+def test_nothing_in_a_step_waits_for_the_device(objective, changes):
     """Fake tensors have no values: a step that asked for one would fail. Clipping, optimizer and teacher included."""
     views = tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None)
     if objective == "ibot":
         views["masked_indices"] = views["masks"].flatten().nonzero().flatten()
-    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path=0.0).train()
+    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path=0.0, **changes).train()
     with FakeCopyMode(mode):
         model, views = copy.deepcopy(model), copy.deepcopy(views)
     with mode:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from transformers import AutoModel
 from hssl_hf import cli
 from hssl_hf.track import read_log
 from tests.conftest import SAMPLE
-from tests.runs import SCRIPT, TINY, losses, settings_of
+from tests.runs import SCRIPT, TINY, losses, settings_of, weights
 from tests.test_stream import write_parquet
 
 
@@ -234,3 +235,19 @@ def test_accumulation_and_frozen_prototypes(pretrain, tmp_path, objective, froze
     state = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
     student, teacher = (state[f"{network}.heads.prototypes.directions"] for network in ("student", "teacher"))
     assert torch.equal(student, teacher) == (frozen_epochs > 0)
+
+
+@pytest.mark.parametrize("method", ["mae", "queue"])
+def test_other_arms_run_to_their_end_and_resume_to_the_same_bits(pretrain, tmp_path, method):
+    """Taken up at step 10 from the checkpoint alone: what queue, centres and teacher hold is in it."""
+    assert pretrain("run.keep_checkpoints=9", method=method) == 0
+    model, report = AutoModel.from_pretrained(tmp_path / "run" / "export", output_loading_info=True)
+    assert not any(report.values()) and not [name for name in model.state_dict() if "auxiliary" in name or "decoder" in name]
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "run", again, ignore=shutil.ignore_patterns("step-*[!0]", "step-*[2-9]?", "step-*15", "export"))
+    assert [path.name for path in (again / "checkpoints").iterdir()] == ["step-00000010"]
+    assert pretrain(f"run.output_dir={again}", "resume=auto", "run.export=false", method=method) == 0
+    first, second = weights(tmp_path / "run"), weights(again)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert ("objective.queues.auxiliary.keys" in first) == (method == "queue")
+    assert not (again / "export").exists()

@@ -74,6 +74,7 @@ def test_through_the_command_line_and_again(tmp_path):
         records = [json.loads(line) for line in results.read_text().splitlines()]
         found = {(record["subject"], record["metric"]) for record in records}
         assert len(found) == len(records) - 1, "one record of each, but two candidates of one search"
+    assert "| vit |" in done.stdout and (folder / "study.png").is_file()
     pair = {"knn_top1", "knn_top1_auxiliary", "N_s", "sIoU", "discrepancy", "training_seconds"}
     assert {metric for subject, metric in found if subject == "vit"} == pair
     assert {metric for subject, metric in found if subject == "plain"} == {"knn_top1", "training_seconds"}

@@ -5,20 +5,23 @@
 A record that is not in model_cards/results does not appear, and no figure is typed by hand.
 """
 
-import json
 import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from hssl_hf import study_report
 from hssl_hf.differences import differences
+from hssl_hf.run_folder import read_lines
+from hssl_hf.study import Study
+from hssl_hf.study_report import Findings
 
 ROOT = Path(__file__).parents[1]
 
 
 def render(readme: str) -> str:
     """The README with its generated parts made anew."""
-    for name, lines in (("results", results()), ("differences", difference_lines())):
+    for name, lines in (("results", results()), ("study", study()), ("differences", difference_lines())):
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
         readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
     return readme
@@ -28,10 +31,38 @@ def results() -> list[str]:
     """One table per file of records and metric: every subject with its mean, its single seeds, and their spread."""
     lines = []
     for path in sorted((ROOT / "model_cards" / "results").glob("*.jsonl")):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records = read_lines(path)
+        if path.stem.startswith("study_"):
+            continue
         for metric in sorted({record["metric"] for record in records if record["metric"].endswith("top1")}):
             lines += table(path.stem.replace("_", " "), [record for record in records if record["metric"] == metric])
     return [*lines, ""]
+
+
+def study() -> list[str]:
+    """Table and picture of every study that has records."""
+    lines = []
+    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
+        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
+        if records:
+            findings = Findings(Study.read(path), records)
+            picture = f"model_cards/rendered/study_{path.stem}.png"
+            lines += [
+                "",
+                *study_report.table(findings),
+                "",
+                *study_report.sentences(findings),
+                "",
+                f"![gains and discrepancies]({picture})",
+            ]
+    return [*lines, ""]
+
+
+def draw_studies() -> None:
+    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
+        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
+        if records:
+            study_report.draw(Findings(Study.read(path), records), ROOT / "model_cards" / "rendered" / f"study_{path.stem}.png")
 
 
 def table(title: str, records: list[dict]) -> list[str]:
@@ -60,3 +91,4 @@ def difference_lines() -> list[str]:
 if __name__ == "__main__":
     target = ROOT / "README.md"
     target.write_text(render(target.read_text()))
+    draw_studies()

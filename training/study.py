@@ -16,7 +16,9 @@ import torch
 from tqdm.auto import tqdm
 
 from hssl_hf.recipe import RecipeError
+from hssl_hf.run_folder import read_lines
 from hssl_hf.study import SEARCH, Measurement, Study, study_recipe
+from hssl_hf.study_report import Findings, draw, sentences, table
 
 TRAINING = Path(__file__).parent
 DEFAULT = TRAINING / "studies" / "cifar10.yaml"
@@ -96,6 +98,9 @@ def main() -> int:
             run(study, runner, measurement, max(1, options.jobs))
         finally:
             runner.stop()
+        findings = Findings(study, read_lines(results))
+        draw(findings, folder / "study.png")
+        print("\n".join([*table(findings), *sentences(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
     except (RecipeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

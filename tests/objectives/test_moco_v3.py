@@ -44,9 +44,10 @@ def test_with_a_queue_it_is_equation_11():
     queries, keys = (F.normalize(torch.randn(4, 24, generator=generator), dim=1) for _ in range(2))
     own, others = (queries * keys).sum(1) / temperature, queries @ objective.queues["auxiliary"].keys.T / temperature
     by_hand = (torch.log(own.exp() + others.exp().sum(1)) - own).mean() * 2 * temperature
-    torch.testing.assert_close(objective._contrast(queries, keys, "auxiliary"), by_hand)
+    queue = objective.queues["auxiliary"]
+    torch.testing.assert_close(objective._contrast(queries, keys, queue), by_hand)
     for image in range(4):
-        alone = objective._contrast(queries[image : image + 1], keys[image : image + 1], "auxiliary")
+        alone = objective._contrast(queries[image : image + 1], keys[image : image + 1], queue)
         own_terms = torch.log(own.exp() + others.exp().sum(1)) - own
         torch.testing.assert_close(alone, own_terms[image] * 2 * temperature)
 

@@ -1,6 +1,6 @@
 """Six candidates at once against one auxiliary head: time and memory of a whole step.
 
-    python training/benchmarks/search.py [--batch 4]
+    python training/benchmarks/search.py [--batch 12]
 
 iBOT, ViT-S/16, 2×224 and 10×96 pixels, fp32, one thread of a CPU; forward, backward and the teacher's update. Candidates of one
 block, as a search has them by default, and of three, as a head has in training.
@@ -34,7 +34,7 @@ def make_step(arm: str, depth: int, images: int):
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=3, batch=(4, "images"))
+    options = parse(__doc__, repeats=2, batch=(12, "images"))
     if options.arm:
         arm, depth, images = options.arm
         print(json.dumps(measure(make_step(arm, int(depth), int(images)), options.repeats)))

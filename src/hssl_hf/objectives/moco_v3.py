@@ -89,11 +89,11 @@ class MoCoV3(nn.Module):
                 name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls]
                 for name in measured
             }
-        terms = {
-            f"cls_{name}_to_{learner}": self._contrast(queries[learner][0], keys[name][1], name)
-            + self._contrast(queries[learner][1], keys[name][0], name)
-            for name, learner in self.arrows
-        }
+        terms = {}
+        for name, learner in self.arrows:
+            queue = self.queues[name] if self.queues else None
+            (first, second), (other, one) = queries[learner], keys[name]
+            terms[f"cls_{name}_to_{learner}"] = self._contrast(first, one, queue) + self._contrast(second, other, queue)
         for name, queue in self.queues.items():
             queue.collect(torch.cat(keys[name]))
         output = ObjectiveOutput(combine(terms, self.config.reduction), terms)
@@ -102,13 +102,17 @@ class MoCoV3(nn.Module):
             output.discrepancy = discrepancy(base, auxiliary, self.config.contrastive_temperature)
         return output
 
-    def _contrast(self, queries: Tensor, keys: Tensor, teacher: str = "base") -> Tensor:
-        """InfoNCE of (B, d) queries against the (B, d) keys of length 1 of their images and of others, times 2T."""
+    def _contrast(self, queries: Tensor, keys: Tensor, queue: "Queue | None" = None) -> Tensor:
+        """InfoNCE of (B, d) queries against the (B, d) keys of length 1 of their images and of others, times 2T.
+
+        Args:
+            queue: where the others are; None for the batch of all processes.
+        """
         temperature, first = self.config.contrastive_temperature, 0
         queries = F.normalize(queries.float(), dim=1)
-        if self.queues:
+        if queue is not None:
             own = (queries * keys).sum(1, keepdim=True)
-            logits = torch.cat([own, queries @ self.queues[teacher].keys.T], dim=1)
+            logits = torch.cat([own, queries @ queue.keys.T], dim=1)
             labels = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
         else:
             if dist.is_initialized() and dist.get_world_size() > 1:
