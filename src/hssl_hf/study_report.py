@@ -121,7 +121,7 @@ def draw(findings: Findings, path: Path) -> None:
         right.plot(*zip(*both, strict=True) if both else ([], []), "o", color=f"C{number}", markersize=5)
     middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
     middle.legend(fontsize=7)
-    right.set(title="discrepancy: search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
+    right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=90)

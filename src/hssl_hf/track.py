@@ -131,7 +131,7 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them."""
     from matplotlib.figure import Figure
 
-    prefixes = ("cls_", "patch_", "positive", "negative")
+    prefixes = ("cls_", "patch_", "positive", "negative", "pixels", "representations")
     terms = sorted({key for line in lines for key in line if key.startswith(prefixes)})
     panels = {
         "loss": ["loss", *(terms if len(terms) > 1 else [])],
