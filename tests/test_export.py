@@ -36,12 +36,6 @@ def moved():
     return model
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
-    monkeypatch.setattr(parity, "compare", lambda *_: {})
-
-
 def test_vit_is_stock_and_equal_at_every_size(moved, tmp_path):
     """`export_backbone` compares in a fresh process; here the tokens once more, at the training size and another."""
     folder = export_backbone(moved, tmp_path / "export")

@@ -36,8 +36,10 @@ def step(model, seed: int = 0):
 
 
 @pytest.mark.parametrize("target", ["teacher", "student", "decoder"])
-@pytest.mark.parametrize("auxiliary", [None, "convnext", "vit", "resmlp", ["swin", "poolformer"]])
-@pytest.mark.parametrize("filler", ["token", "zero"])
+@pytest.mark.parametrize(
+    ("auxiliary", "filler"),
+    [(None, "token"), ("convnext", "token"), ("convnext", "zero"), ("resmlp", "token"), (["swin", "vit"], "token")],
+)
 def test_every_trainable_parameter_moves_and_the_teacher_follows(target, auxiliary, filler):
     model = tiny(auxiliary=auxiliary, representation_target=target, auxiliary_fill=filler)
     assert (model.teacher is not None) == (target == "teacher" and auxiliary is not None)

@@ -138,7 +138,7 @@ class MAEForPreTraining(StudentTeacherModel):
     def _target(self, pixels: Tensor, hidden: Tensor, last: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, Q, D) of mean 0 and variance 1, what the base should say of the hidden patches; the teacher's class tokens."""
         if self.config.representation_target == "decoder":
-            return F.layer_norm(last.detach().float(), last.shape[-1:]), None
+            return F.layer_norm(last.float(), last.shape[-1:]), None
         network = self.student if self.teacher is None else self.teacher
         tokens, said = network(pixels)
         target = take(said, hidden).float()

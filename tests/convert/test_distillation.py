@@ -1,8 +1,10 @@
 """DINO, iBOT and HSSL checkpoints: what the official networks compute, our models compute; and training goes on."""
 
 import json
+import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -55,7 +57,7 @@ def _student(method: str) -> str:
     return "" if method == "hssl" else "module."
 
 
-def test_training_goes_on_from_it(official, tmp_path):
+def test_training_goes_on_from_it(official, tmp_path, unchecked):
     method, _, _, path = official
     convert_checkpoint(path, tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 1})
     model, info = HSSLForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
@@ -69,7 +71,7 @@ def test_training_goes_on_from_it(official, tmp_path):
     assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
-def test_the_backbone_is_stock_and_keeps_its_licence(official, tmp_path, capsys):
+def test_the_backbone_is_stock_and_keeps_its_licence(official, tmp_path, unchecked):
     """Through the command line, which tells the method by the names; the teacher's base, without heads."""
     method, _, parts, path = official
     assert main(["convert", str(path), str(tmp_path / "stock"), "--heads", "1"]) == 0
@@ -83,7 +85,7 @@ def test_the_backbone_is_stock_and_keeps_its_licence(official, tmp_path, capsys)
     assert f"license: {licence}" in (tmp_path / "stock" / "README.md").read_text()
 
 
-def test_files_of_the_backbone_alone_need_to_be_told_whose_they_are(tmp_path, capsys):
+def test_files_of_the_backbone_alone_need_to_be_told_whose_they_are(tmp_path, capsys, unchecked):
     backbone = vit(3)
     torch.save({"state_dict": under("", backbone)}, tmp_path / "backbone.pth")
     command = ["convert", str(tmp_path / "backbone.pth"), str(tmp_path / "stock"), "--heads", "1"]
@@ -106,6 +108,24 @@ def test_jittors_pickles_of_arrays_are_read(tmp_path):
     (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps({**arrays, "epoch": 100}) + b"checksum" * 4)
     model = from_distillation(read_checkpoint(tmp_path / "checkpoint.pkl"), "hssl", num_heads=1)
     assert torch.equal(model.student.heads.prototypes.directions, parts["student"]["v"])
+
+
+class Trap:
+    """Whoever unpickles this makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_pickles_of_arrays_run_nothing(tmp_path):
+    content = {"student": {"backbone.norm.weight": np.zeros(3)}, "teacher": Trap(tmp_path / "made")}
+    (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ConversionError, match="mkdir is not among the classes that are read"):
+        read_checkpoint(tmp_path / "checkpoint.pkl")
+    assert not (tmp_path / "made").exists()
 
 
 CHANGES = {

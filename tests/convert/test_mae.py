@@ -33,7 +33,7 @@ def official() -> tuple[MAEForPreTraining, dict]:
     return model, state
 
 
-def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path):
+def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path, unchecked):
     model, state = official()
     torch.save({"model": state, "epoch": 3}, tmp_path / "mae.pth")
     convert_checkpoint(tmp_path / "mae.pth", tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 1}, decoder_heads=2)
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path):
 
 
 @pytest.mark.parametrize("with_decoder", [False, True])
-def test_the_encoder_is_a_stock_backbone(tmp_path, with_decoder):
+def test_the_encoder_is_a_stock_backbone(tmp_path, with_decoder, unchecked):
     encoder = vit(4)
     decoder = {name: value for name, value in official()[1].items() if "decoder" in name or name == "mask_token"}
     torch.save({"model": under("", encoder) | (decoder if with_decoder else {})}, tmp_path / "mae.pth")

@@ -30,7 +30,7 @@ def test_queries_and_keys_are_the_official_ones(official):
             torch.testing.assert_close(network.heads.predict("base", found), predicted, atol=1e-3, rtol=1e-3)
 
 
-def test_training_goes_on_with_patch_embedding_and_positions_as_they_are(official, tmp_path):
+def test_training_goes_on_with_patch_embedding_and_positions_as_they_are(official, tmp_path, unchecked):
     _, path = official
     convert_checkpoint(path, tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 2})
     model, info = HSSLForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
