@@ -16,7 +16,8 @@ from tests.runs import SCRIPT, TINY, losses, settings_of, start, wait_for_step, 
 
 
 @pytest.mark.parametrize(
-    ("workers", "method"), [(0, "hssl"), pytest.param(2, "hssl", marks=pytest.mark.slow), (1, "siamese_im")]
+    ("workers", "method"),
+    [(0, "hssl"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, "hssl"), (1, "siamese_im")))],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""

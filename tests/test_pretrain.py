@@ -120,7 +120,10 @@ def empty(folder):
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
         (["views.local_number=2"], "takes no local views, got 2; set views.local_number=0"),
         (["optim.accumulate=2"], "compares the images of a batch, so optim.accumulate must be 1"),
-        (["model.model_type=moco"], "model.model_type: expected one of ['hssl', 'hssl_search', 'siamese_im'], got 'moco'"),
+        (
+            ["model.model_type=moco"],
+            "model.model_type: expected one of ['hssl', 'hssl_search', 'mae', 'siamese_im'], got 'moco'",
+        ),
         (["views.global_blur=[0.0]", "views.global_solarize=[0.0]"], "this method takes 2 global views, got 1"),
         (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
         (["other.yaml", "another.yaml"], "expected one recipe"),

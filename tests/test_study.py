@@ -1,5 +1,6 @@
 """A study from its file to its records: every arm with every seed, measured once, going on where it stopped."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 
 from hssl_hf.modeling_hssl import HSSLForPreTraining
 from hssl_hf.recipe import RecipeError, load_recipe
-from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Measurement, Study
+from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Measurement, Study, study_recipe
 from tests.conftest import ROOT, SAMPLE
 from tests.runs import TINY
 
@@ -55,6 +56,68 @@ def test_studies_that_cannot_be_are_refused(tmp_path, text, message):
         Study.read(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.model_type=mae", "compares arms of HSSL, got model.model_type='mae'"), ("probe.path=null", "set probe.path")],
+)
+def test_recipes_that_cannot_be_studied_are_refused(override, message):
+    study = Study(recipe="../recipes/hssl_dino_cifar10.yaml", baseline="a", arms={"a": []})
+    dropped = ["model={backbone: vit_tiny_patch16_224}"] if "mae" in override else []
+    with pytest.raises(RecipeError, match=message):
+        study_recipe(CIFAR10, study, [*dropped, override])
+
+
+class Fakes:
+    """A runner that trains nothing and a measurement that keeps its records in a set."""
+
+    def __init__(self, failing=()):
+        self.records, self.trained, self.references, self.failing, self.stopped = set(), [], [], failing, False
+
+    def train(self, arm: str, seed: int) -> None:
+        if (arm, seed) in self.failing:
+            raise RuntimeError(f"{arm} with seed {seed} ended with code 1")
+        self.trained.append((arm, seed))
+
+    def measure(self, arm: str, seed: int, folder) -> None:
+        assert (arm, seed) in self.trained and folder == f"{arm}-{seed}"
+        self.records.add((arm, seed))
+
+    def folder_of(self, arm: str, seed: int) -> str:
+        return f"{arm}-{seed}"
+
+    def measure_references(self, seed: int) -> None:
+        self.references.append(seed)
+
+    def done(self) -> set:
+        return set(self.records)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def program():
+    specification = importlib.util.spec_from_file_location("study", ROOT / "training" / "study.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_study_goes_on_with_what_has_no_record(program, jobs):
+    """A run that fails ends the study and loses nothing; the next call trains what is left, and nothing twice."""
+    study, fakes = Study.read(CIFAR10), Fakes(failing={("resmlp", 1)})
+    with pytest.raises(RuntimeError, match="resmlp with seed 1 ended with code 1"):
+        program.run(study, fakes, fakes, jobs)
+    assert fakes.stopped and fakes.references == [0, 1, 2] and len(fakes.records) >= 12
+    measured, trained = set(fakes.records), len(fakes.trained)
+    fakes.failing = ()
+    program.run(study, fakes, fakes, jobs)
+    assert fakes.records == set(study.runs())
+    assert not measured & set(fakes.trained[trained:]), "what has a record is not trained again"
+
+
+@pytest.mark.slow
 def test_through_the_command_line_and_again(tmp_path):
     """Two arms and a search: records of each, paired references, and a second call that trains nothing."""
     tiny = [value for value in TINY if not value.startswith(("probe.", "data.workers"))]

@@ -52,7 +52,7 @@ class Study:
         recipe: path relative to the study's file.
         baseline: the arm that the others are compared with.
         arms: values that replace the recipe's, `a.b=c`, by the name of the arm.
-        seeds: of all arms; `more_seeds` has further ones for some.
+        seeds: of all arms.
         heads: arms whose order is compared with that of the search.
         search: None for no search.
     """
@@ -202,5 +202,16 @@ def _outputs(network, features: dict[str, Tensor]) -> dict | None:
 
 
 def study_recipe(path: Path, study: Study, overrides: list[str]) -> Recipe:
-    """The recipe that the arms of a study change."""
-    return load_recipe(path.parent / study.recipe, overrides)
+    """The recipe that the arms of a study change.
+
+    Raises:
+        RecipeError: if it is of another method than HSSL, or has no labelled images to measure on.
+    """
+    recipe = load_recipe(path.parent / study.recipe, overrides)
+    if recipe.model.get("model_type", "hssl") != "hssl":
+        raise RecipeError(
+            f"a study compares arms of HSSL, got model.model_type={recipe.model['model_type']!r} in {study.recipe}"
+        )
+    if recipe.probe.path is None:
+        raise RecipeError(f"{study.recipe} names no labelled images; set probe.path")
+    return recipe
