@@ -9,13 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from hssl_hf.recipe import RecipeError
 from hssl_hf.run_folder import read_lines
 from hssl_hf.study import SEARCH, Measurement, Study, study_recipe
 from hssl_hf.study_report import Findings, draw, sentences, table
@@ -101,7 +100,7 @@ def main() -> int:
         findings = Findings(study, read_lines(results))
         draw(findings, folder / "study.png")
         print("\n".join([*table(findings), *sentences(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
-    except (RecipeError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -116,7 +115,7 @@ def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> No
         measurement.measure_references(seed)
     done = measurement.done()
     left = [pair for pair in study.runs() if pair not in done]
-    waiting, pending = iter(left), dict[Future, tuple[str, int]]()
+    waiting, pending = iter(left), {}
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit="run") as bar:
 
         def start() -> None:
