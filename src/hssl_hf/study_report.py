@@ -42,20 +42,21 @@ class Findings:
         return {seed: value - base[seed] for seed, value in self.of("knn_top1", arm).items() if seed in base}
 
     def rank_correlations(self) -> dict[str, list[float]]:
-        """Spearman's coefficient between the search and the single runs over the heads, a value per seed.
+        """Spearman's coefficient over the heads, a value per seed; seeds that lack a head are left out.
 
         Returns:
-            "discrepancy" and "gain": of the search's discrepancies with those of the runs, and with the gains of the runs.
-            Seeds that lack a head are left out.
+            "gain by discrepancy": of the discrepancies of the single runs with their gains; "search": of the discrepancies in
+            the search with those of the single runs; "gain by search": with their gains.
         """
-        found = {"discrepancy": [], "gain": []}
+        found = {"gain by discrepancy": [], "search": [], "gain by search": []}
         for seed in self.study.seeds:
-            searched = [self.of("search_discrepancy", head).get(seed) for head in self.study.heads]
             single = [self.of("discrepancy", head).get(seed) for head in self.study.heads]
+            searched = [self.of("search_discrepancy", head).get(seed) for head in self.study.heads]
             gained = [self.gains(head).get(seed) for head in self.study.heads]
-            for name, other in (("discrepancy", single), ("gain", gained)):
-                if self.study.heads and None not in (*searched, *other):
-                    found[name].append(spearman(searched, other))
+            pairs = ((single, gained), (searched, single), (searched, gained))
+            for name, (first, second) in zip(found, pairs, strict=True):
+                if self.study.heads and None not in (*first, *second):
+                    found[name].append(spearman(first, second))
         return found
 
 
@@ -68,8 +69,8 @@ def spearman(first: list[float], second: list[float]) -> float:
 def table(findings: Findings) -> list[str]:
     """Lines of Markdown: references, baseline, arms."""
     lines = [
-        "| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head | time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for subject in (PIXELS, UNTRAINED, *findings.study.arms):
         accuracies = findings.of("knn_top1", subject)
@@ -85,15 +86,16 @@ def table(findings: Findings) -> list[str]:
 
 
 def sentences(findings: Findings) -> list[str]:
-    """What the search foretells, in words, as far as there are records."""
-    found = findings.rank_correlations()
-    if not found["discrepancy"]:
-        return []
-    texts = {name: ", ".join(f"{value:+.2f}" for value in values) for name, values in found.items()}
-    return [
-        f"Rank correlation (Spearman, {len(findings.study.heads)} heads, a value per seed) of the discrepancies in the search "
-        f"with those of the single runs: {texts['discrepancy']}; with their gains: {texts['gain']}."
-    ]
+    """What discrepancies foretell, in words, as far as there are records."""
+    meaning = {
+        "gain by discrepancy": "discrepancies and gains of the single runs",
+        "search": "discrepancies in the search and in the single runs",
+        "gain by search": "discrepancies in the search and gains of the single runs",
+    }
+    found = {meaning[name]: values for name, values in findings.rank_correlations().items() if values}
+    parts = [f"{text}: {', '.join(f'{value:+.2f}' for value in values)}" for text, values in found.items()]
+    heads = len(findings.study.heads)
+    return [f"Rank correlations (Spearman, {heads} heads, a value per seed) of {'; '.join(parts)}."] if parts else []
 
 
 def draw(findings: Findings, path: Path) -> None:
