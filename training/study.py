@@ -93,10 +93,7 @@ def main() -> int:
         measurement = Measurement(study_recipe(path, study, overrides), results)
         runner = Runner(path, study, overrides, folder)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            run(study, runner, measurement, max(1, options.jobs))
-        finally:
-            runner.stop()
+        run(study, runner, measurement, max(1, options.jobs))
         findings = Findings(study, read_lines(results))
         draw(findings, folder / "study.png")
         print("\n".join([*table(findings), *sentences(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
@@ -133,9 +130,8 @@ def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> No
                     measurement.measure(*pair, runner.folder_of(*pair))
                     bar.set_postfix_str(f"{pair[0]}, seed {pair[1]}")
                     bar.update()
-        except BaseException:
+        finally:  # before the pool waits for what is running
             runner.stop()
-            raise
 
 
 if __name__ == "__main__":

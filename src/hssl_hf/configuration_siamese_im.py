@@ -69,3 +69,8 @@ class SiameseIMConfig(PreTrainedConfig):
             raise ValueError("pixels are predicted patch by patch; use level='dense' with target='pixel'")
         if self.decoder_depth < 1:
             raise ValueError(f"decoder_depth must be at least 1, got {self.decoder_depth}")
+
+    @property
+    def fixed_positions(self) -> bool:
+        """Positions are sines and cosines in every arm."""
+        return True

@@ -11,6 +11,7 @@ from hssl_hf.configuration_hssl import HSSLConfig
 from hssl_hf.modeling_hssl import HSSLOutput
 from hssl_hf.network import build_base, build_head
 from hssl_hf.objectives import OBJECTIVES
+from hssl_hf.objectives.dino import prototypes_of
 from hssl_hf.objectives.supervision import combine
 from hssl_hf.student_teacher import StudentTeacherModel
 from hssl_hf.tokens import Branches, Tokens
@@ -82,11 +83,13 @@ class HeadSearchForPreTraining(StudentTeacherModel):
             tokens, teacher = self.teacher(global_pixels)
         base, student = self.student(global_pixels, masks)
         local = {} if local_pixels is None else self.student(local_pixels)[1]
-        losses, parts, found = [], {}, []
+        losses, parts, found, shared = [], {}, [], {}
+        if self.owner:
+            shared["prototypes"] = prototypes_of(self.student.heads[self.owner], self.teacher.heads[self.owner])
         for name in self.config.candidates:
             output = self.objectives[name](
                 student[name], local.get(name), teacher[name], self.student.heads[name], self.teacher.heads[name],
-                masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,
+                masks=masks, masked_indices=masked_indices, temperature=teacher_temperature, **shared,
             )  # fmt: skip
             losses.append(output.loss)
             found.append(output.discrepancy)
@@ -94,27 +97,18 @@ class HeadSearchForPreTraining(StudentTeacherModel):
             parts[f"discrepancy_{name}"] = output.discrepancy
         loss = torch.stack(losses).mean()
         if COMMON in self.objectives:
-            terms = self._compare_patches(Branches(base), Branches(tokens), masks, masked_indices, teacher_temperature)
+            heads = (self.student.heads[COMMON], self.teacher.heads[COMMON], *shared["prototypes"])
+            views = (masks, masked_indices, teacher_temperature)
+            terms = self.objectives[COMMON].compare_patches(Branches(base), Branches(tokens), *heads, *views)
             loss, parts = loss + combine(terms, self.config.reduction), parts | terms
         features = tokens.cls.flatten(0, 1)
         return HSSLOutput(loss=loss, parts=parts, discrepancy=torch.stack(found).mean(), features=features)
-
-    def _compare_patches(self, student: Branches, teacher: Branches, *views) -> dict[str, Tensor]:
-        heads, teacher_heads = self.student.heads[COMMON], self.teacher.heads[COMMON]
-        with torch.no_grad():
-            prototypes = teacher_heads.prototypes()
-        both = (heads, teacher_heads, heads.prototypes(), prototypes)
-        return self.objectives[COMMON].compare_patches(student, teacher, *both, *views)
 
     def update_teacher(self, momentum: float) -> None:
         """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""
         super().update_teacher(momentum)
         for objective in self.objectives.values():
             objective.update()
-
-    def freeze(self) -> None:
-        super().freeze()
-        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         shared = self.student.heads[self.owner].prototypes.parameters() if self.owner else []

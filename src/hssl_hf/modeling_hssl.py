@@ -95,10 +95,6 @@ class HSSLForPreTraining(StudentTeacherModel):
         super().update_teacher(momentum)
         self.objective.update()
 
-    def freeze(self) -> None:
-        super().freeze()
-        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
-
     def parts(self) -> dict[str, list[nn.Parameter]]:
         prototypes = getattr(self.student.heads, "prototypes", None)
         return {**super().parts(), **({} if prototypes is None else {"prototypes": list(prototypes.parameters())})}

@@ -127,10 +127,6 @@ class MAEForPreTraining(StudentTeacherModel):
             loss = loss + self.config.representation_weight * parts["representations"]
         return MAEOutput(loss=loss, parts=parts, features=watched)
 
-    def freeze(self) -> None:
-        super().freeze()
-        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
-
     def _filler(self, features: Tensor) -> Tensor:
         return features.new_zeros(1, features.shape[-1]) if self.student.filler is None else self.student.filler
 

@@ -109,10 +109,6 @@ class SiameseIMForPreTraining(StudentTeacherModel):
         prediction, output = self._loss(prediction, target)
         return SiameseIMOutput(loss=output.loss, parts=output.parts, prediction=prediction, target=target)
 
-    def freeze(self) -> None:
-        super().freeze()
-        self.student.base.hold_still(positions=True, patch_embed=not self.config.train_patch_embed)
-
     @torch.no_grad()
     def _target(self, pixels: Tensor, hidden: Tensor | None) -> Tensor:
         """What the student should say of one view: of the hidden patches, or of all."""

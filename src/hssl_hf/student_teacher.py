@@ -105,6 +105,7 @@ class StudentTeacherModel(PreTrainedModel):
         """Mark what no optimizer moves; transformers forgets that when it loads a model."""
         if self.teacher is not None:
             self.teacher.requires_grad_(False)
+        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):

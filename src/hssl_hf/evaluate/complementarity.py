@@ -29,11 +29,6 @@ class Complementarity:
     overlap: float
     n: int
 
-    @property
-    def best(self) -> tuple[float, float]:
-        """The point of the curve with the highest accuracy."""
-        return max(self.curve, key=lambda point: point[1])
-
 
 def combine(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     """Features whose cosine similarity is alpha times that of the first and 1 - alpha times that of the second.

@@ -68,6 +68,7 @@ class DINO(nn.Module):
         masks: Tensor | None = None,
         masked_indices: Tensor | None = None,
         temperature: float,
+        prototypes: tuple[Tensor, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """
         Args:
@@ -77,11 +78,10 @@ class DINO(nn.Module):
             heads, teacher_heads: from `make_heads`.
             masks, masked_indices: unused here.
             temperature: tau_t of the teacher.
+            prototypes: of student and teacher, where they have been worked out already (`prototypes_of`).
         """
-        with torch.no_grad():
-            teacher_prototypes = teacher_heads.prototypes()
-        both = (heads, teacher_heads, heads.prototypes(), teacher_prototypes)
-        return self._compare_cls(student, local, teacher, *both, temperature)
+        prototypes = prototypes or prototypes_of(heads, teacher_heads)
+        return self._compare_cls(student, local, teacher, heads, teacher_heads, *prototypes, temperature)
 
     def _compare_cls(self, student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature):
         """The image level."""
@@ -141,6 +141,13 @@ class DINO(nn.Module):
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
+
+
+def prototypes_of(heads: nn.Module, teacher_heads: nn.Module) -> tuple[Tensor, Tensor]:
+    """Prototypes (K, bottleneck) of student and teacher, the latter without gradient; once per step is enough."""
+    with torch.no_grad():
+        teacher = teacher_heads.prototypes()
+    return heads.prototypes(), teacher
 
 
 def entropies(probabilities: Tensor) -> Tensor:

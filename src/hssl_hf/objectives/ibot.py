@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
 from hssl_hf.heads import similarity
-from hssl_hf.objectives.dino import DINO
+from hssl_hf.objectives.dino import DINO, prototypes_of
 from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, teachers
 from hssl_hf.tokens import Branches
 
@@ -33,6 +33,7 @@ class IBOT(DINO):
         masks: Tensor,
         masked_indices: Tensor | None = None,
         temperature: float,
+        prototypes: tuple[Tensor, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """As `DINO.forward`, with patches (V, B, h, w, C) in student and teacher.
 
@@ -40,10 +41,7 @@ class IBOT(DINO):
             masks: (V, B, h, w) bool, True = hidden from the student.
             masked_indices: (M,) their positions in the flattened masks; worked out here if None.
         """
-        prototypes = heads.prototypes()
-        with torch.no_grad():
-            teacher_prototypes = teacher_heads.prototypes()
-        both = (heads, teacher_heads, prototypes, teacher_prototypes)
+        both = (heads, teacher_heads, *(prototypes or prototypes_of(heads, teacher_heads)))
         output = self._compare_cls(student, local, teacher, *both, temperature)
         if self.patch_arrows:
             terms = self.compare_patches(student, teacher, *both, masks, masked_indices, temperature)
