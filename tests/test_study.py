@@ -10,7 +10,7 @@ import torch
 
 from hssl_hf.modeling_hssl import HSSLForPreTraining
 from hssl_hf.recipe import RecipeError, load_recipe
-from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Measurement, Study, study_recipe
+from hssl_hf.study import PIXELS, UNTRAINED, Measurement, Study, Value, study_recipe
 from tests.conftest import ROOT, SAMPLE
 from tests.runs import TINY
 
@@ -26,9 +26,9 @@ def write(folder, text: str):
 def test_arms_go_seed_by_seed_and_change_what_they_say():
     study = Study.read(CIFAR10)
     runs = list(study.runs())
-    assert len(runs) == 3 * (len(study.arms) + 1) and runs[len(study.arms)] == (SEARCH, 0)
+    assert len(runs) == 3 * (len(study.arms) + 2) and runs[len(study.arms)] == ("search", 0)
     assert len({seed for _, seed in runs[: len(study.arms)]}) == 1
-    assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides(SEARCH, 1) == ["seed=1"]
+    assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides("search", 1) == ["seed=1"]
 
 
 def test_arms_of_a_seed_start_from_one_base():
@@ -47,6 +47,7 @@ def test_arms_of_a_seed_start_from_one_base():
     [
         ("recipe: a.yaml\nbaseline: x\narms: {y: []}", r"\['x'\] are not among the arms"),
         ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nheads: [z]", r"\['z'\] are not among the arms"),
+        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nsearches: {y: 0.1}", r"\['y'\] are names of arms and of searches"),
         ("recipe: a.yaml\nbaseline: y\narm: {y: []}", "Did you mean 'arms'"),
         ("recipe: [", "cannot read the study"),
     ],
@@ -124,7 +125,7 @@ def test_through_the_command_line_and_again(tmp_path):
     path = write(
         tmp_path,
         f"recipe: {ROOT}/training/recipes/quickstart.yaml\nseeds: [0]\nbaseline: plain\nheads: [vit, resmlp]\n"
-        "search: {share: 0.2}\narms:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
+        "searches: {search: 0.2}\narms:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
         '  plain: [model.auxiliary=null, "model.cls_supervision=[base->base]"]\n',
     )
     results, folder = tmp_path / "records.jsonl", tmp_path / "runs"
@@ -141,7 +142,7 @@ def test_through_the_command_line_and_again(tmp_path):
     pair = {"knn_top1", "knn_top1_auxiliary", "N_s", "sIoU", "discrepancy", "training_seconds"}
     assert {metric for subject, metric in found if subject == "vit"} == pair
     assert {metric for subject, metric in found if subject == "plain"} == {"knn_top1", "training_seconds"}
-    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), (SEARCH, "search_discrepancy")} <= found
+    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), ("search", "search_discrepancy")} <= found
     assert not (folder / "vit-0" / "export").exists()
     assert all(record["dataset"] == SAMPLE.name and record["n"] == 200 for record in records)
 
@@ -159,9 +160,21 @@ def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
     model.teacher.auxiliary.register_forward_hook(lambda *_: model.teacher_says)
     model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "teacher_says", output[0]))
     model.teacher.heads.projections["auxiliary"].load_state_dict(model.teacher.heads.projections["base"].state_dict())
-    measurement._measure_model(model, "twins", 0, 0.04)
-    records = {
-        record["metric"]: record["value"] for record in map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
-    }
-    assert records["N_s"] == 0 and records["sIoU"] == 1 and records["discrepancy"] == pytest.approx(0, abs=1e-6)
-    assert records["knn_top1"] == records["knn_top1_auxiliary"] > 60
+    found = {value.metric: value.value for value in measurement._values(model, 0.04)}
+    assert found["N_s"] == 0 and found["sIoU"] == 1 and found["discrepancy"] == pytest.approx(0, abs=1e-6)
+    assert found["knn_top1"] == found["knn_top1_auxiliary"] > 60
+
+
+def test_a_measurement_that_is_cut_short_leaves_no_record(tmp_path, monkeypatch):
+    """So that the next one does not write the first of them twice."""
+
+    def cut_short(*_):
+        yield Value("knn_top1_auxiliary", 40.0)
+        raise KeyboardInterrupt
+
+    recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
+    measurement = Measurement(recipe, tmp_path / "records.jsonl")
+    monkeypatch.setattr(measurement, "_values", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        measurement.measure_references(0)
+    assert not (tmp_path / "records.jsonl").exists() and not measurement.done()

@@ -2,11 +2,14 @@
 
 import pytest
 
-from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Study
-from hssl_hf.study_report import Findings, draw, sentences, spearman, table
+from hssl_hf.study import PIXELS, UNTRAINED, Study
+from hssl_hf.study_report import Findings, draw, rank_table, spearman, table
 
 HEADS = ("vit", "swin", "resmlp")
-STUDY = Study(recipe="a.yaml", baseline="plain", arms={name: [] for name in ("plain", *HEADS)}, seeds=(0, 1), heads=HEADS)
+STUDY = Study(
+    recipe="a.yaml", baseline="plain", arms={name: [] for name in ("plain", *HEADS)}, seeds=(0, 1), heads=HEADS,
+    searches={"search": 0.1, "long search": 0.5},
+)  # fmt: skip
 
 
 def record(metric: str, subject: str, seed: int, value: float, **settings) -> dict:
@@ -24,7 +27,8 @@ def records() -> list[dict]:
         for place, head in enumerate(STUDY.heads):
             found.append(record("knn_top1", head, seed, 41.0 + 2 * seed + place))
             found.append(record("discrepancy", head, seed, 0.1 * (place + 1)))
-            found.append(record("search_discrepancy", SEARCH, seed, (1.0, 2.0, 3.0)[place] * (1 if seed else -1), head=head))
+            found.append(record("search_discrepancy", "search", seed, (1.0, 2.0, 3.0)[place] * (1 if seed else -1), head=head))
+            found.append(record("search_discrepancy", "long search", seed, (1.0, 3.0, 2.0)[place], head=head))
     return found
 
 
@@ -39,10 +43,16 @@ def test_rank_correlation_is_that_of_the_ranks():
     assert spearman([1, 2, 3, 4], [10, 200, 3000, 40000]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(1 - 6 * 2 / (4 * 15)), "1 - 6 sum d² / (n (n² - 1))"
-    found = Findings(STUDY, records()).rank_correlations()
-    assert found["search"] == found["gain by search"] == pytest.approx([-1, 1])
-    assert found["gain by discrepancy"] == pytest.approx([1, 1])
-    assert "gains of the single runs: +1.00, +1.00; discrepancies in the search" in sentences(Findings(STUDY, records()))[0]
+    lines = rank_table(Findings(STUDY, records()))
+    assert lines[2:] == [
+        "| D of the single runs | – | +1.00, +1.00 |",
+        "| D in the search | -1.00, +1.00 | -1.00, +1.00 |",
+        "| D in the long search | +0.50, +0.50 | +0.50, +0.50 |",
+    ]
+    lacking = [r for r in records() if (r["metric"], r["subject"], r["seed"]) != ("discrepancy", "swin", 0)]
+    assert rank_table(Findings(STUDY, lacking))[2] == "| D of the single runs | – | +1.00 |", (
+        "a seed that lacks a head has no rank"
+    )
 
 
 def test_the_table_has_what_there_is(tmp_path):
@@ -51,7 +61,7 @@ def test_the_table_has_what_there_is(tmp_path):
     assert lines[4].startswith("| plain | 40.50 | 40.00, 41.00 | – |")
     assert lines[5].startswith("| vit | 42.00 | 41.00, 43.00 | +1.50 ± 0.71 | 0.100 | – | – | – |")
     begun = Findings(STUDY, records()[:4])
-    assert len(table(begun)) == 5 and sentences(begun) == []
+    assert len(table(begun)) == 5 and rank_table(begun) == []
     for number, findings in enumerate((begun, Findings(STUDY, records()))):
         draw(findings, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000

@@ -51,7 +51,7 @@ def study() -> list[str]:
                 "",
                 *study_report.table(findings),
                 "",
-                *study_report.sentences(findings),
+                *study_report.rank_table(findings),
                 "",
                 f"![gains and discrepancies]({picture})",
             ]

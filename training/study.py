@@ -16,8 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from hssl_hf.run_folder import read_lines
-from hssl_hf.study import SEARCH, Measurement, Study, study_recipe
-from hssl_hf.study_report import Findings, draw, sentences, table
+from hssl_hf.study import Measurement, Study, study_recipe
+from hssl_hf.study_report import Findings, draw, rank_table, table
 
 TRAINING = Path(__file__).parent
 DEFAULT = TRAINING / "studies" / "cifar10.yaml"
@@ -64,8 +64,8 @@ class Runner:
             "run.export=false",
         ]
         script, more = "pretrain.py", []
-        if arm == SEARCH:
-            script, more = "search_heads.py", ["--share", str(self.study.search.share), "--depth", str(self.study.search.depth)]
+        if arm in self.study.searches:
+            script, more = "search_heads.py", ["--share", str(self.study.searches[arm])]
             more += ["--candidates", *self.study.heads] if self.study.heads else []
         return [sys.executable, str(TRAINING / script), str(self.path.parent / self.study.recipe), *values, *more]
 
@@ -96,7 +96,7 @@ def main() -> int:
         run(study, runner, measurement, max(1, options.jobs))
         findings = Findings(study, read_lines(results))
         draw(findings, folder / "study.png")
-        print("\n".join([*table(findings), *sentences(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
+        print("\n".join([*table(findings), "", *rank_table(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

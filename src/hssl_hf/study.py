@@ -27,21 +27,7 @@ from hssl_hf.run_folder import RunFolder, processor_of, read_lines
 from hssl_hf.search import RANKING
 from hssl_hf.strict_yaml import build
 
-SEARCH = "search"
 UNTRAINED, PIXELS = "untrained base", "raw pixels"
-
-
-@dataclass(frozen=True)
-class SearchArm:
-    """A search for the head within the study.
-
-    Args:
-        share: of the images.
-        depth: blocks of every candidate.
-    """
-
-    share: float = 0.1
-    depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,8 +39,8 @@ class Study:
         baseline: the arm that the others are compared with.
         arms: values that replace the recipe's, `a.b=c`, by the name of the arm.
         seeds: of all arms.
-        heads: arms whose order is compared with that of the search.
-        search: None for no search.
+        heads: arms whose order is compared with that of the searches, and what these search among; none for all families.
+        searches: for the head, shares of the images by the name of the search.
     """
 
     recipe: str
@@ -62,7 +48,7 @@ class Study:
     arms: dict
     seeds: tuple[int, ...] = (0, 1, 2)
     heads: tuple[str, ...] = ()
-    search: SearchArm | None = field(default_factory=SearchArm)
+    searches: dict = field(default_factory=lambda: {"search": 0.1})
 
     @classmethod
     def read(cls, path: Path) -> "Study":
@@ -75,21 +61,30 @@ class Study:
         except (OSError, yaml.YAMLError) as error:
             raise RecipeError(f"cannot read the study {path}: {error}") from error
         study = build(cls, tree, "")
-        unknown = {study.baseline, *study.heads} - study.arms.keys()
-        if unknown:
+        if unknown := {study.baseline, *study.heads} - study.arms.keys():
             raise RecipeError(f"{path}: {sorted(unknown)} are not among the arms {list(study.arms)}")
+        if twice := study.searches.keys() & study.arms.keys():
+            raise RecipeError(f"{path}: {sorted(twice)} are names of arms and of searches")
         return study
 
     def runs(self) -> Iterator[tuple[str, int]]:
         """Every arm with every seed, seed by seed, so that a study that is cut short can still be compared."""
         for seed in self.seeds:
-            for arm in self.arms:
+            for arm in (*self.arms, *self.searches):
                 yield arm, seed
-            if self.search is not None:
-                yield SEARCH, seed
 
     def overrides(self, arm: str, seed: int) -> list[str]:
         return [*self.arms.get(arm, []), f"seed={seed}"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number, of a subject that is yet to be named."""
+
+    metric: str
+    value: float
+    unit: str = "percent"
+    settings: dict = field(default_factory=dict)
 
 
 class Measurement:
@@ -111,25 +106,25 @@ class Measurement:
         return {(line["subject"], line["seed"]) for line in read_lines(self.results) if line["metric"] in last}
 
     def measure(self, arm: str, seed: int, folder: Path) -> None:
-        """Records of one finished run."""
-        if arm == SEARCH:
-            for place in json.loads((folder / RANKING).read_text()):
-                self._note("search_discrepancy", place["discrepancy"], "nats", SEARCH, seed, {"head": place["family"]})
-            return
-        run = RunFolder.open(folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        self._note("training_seconds", manifest["seconds"], "seconds", arm, seed, {"images": manifest["images_seen"]})
-        temperature = run.recipe.optim.teacher_temperature[1]
-        self._measure_model(run.model, arm, seed, temperature)
+        """Records of one finished run or search."""
+        if (folder / RANKING).is_file():
+            ranking = json.loads((folder / RANKING).read_text())
+            found = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
+        else:
+            run = RunFolder.open(folder)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
+            found = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
+        self._keep(found, arm, seed)
 
     def measure_references(self, seed: int) -> None:
         """The untrained base, and the pixels themselves."""
         if (UNTRAINED, seed) not in self.done():
             set_seed(seed)
-            self._measure_model(HSSLForPreTraining(self.recipe.model_config()), UNTRAINED, seed, None)
+            self._keep(list(self._values(HSSLForPreTraining(self.recipe.model_config()), None)), UNTRAINED, seed)
         if (PIXELS, 0) not in self.done():
             bank, queries = (pixels.flatten(1) for pixels, _ in self.images)
-            self._note("knn_top1", self._accuracy(self._classify(bank, queries)), "percent", PIXELS, 0)
+            self._keep([Value("knn_top1", self._accuracy(self._classify(bank, queries)))], PIXELS, 0)
 
     @cached_property
     def images(self) -> list[tuple[Tensor, Tensor]]:
@@ -148,23 +143,23 @@ class Measurement:
             found.append((torch.cat(pixels), torch.tensor(labels)))
         return found
 
-    def _measure_model(self, model: HSSLForPreTraining, subject: str, seed: int, temperature: float | None) -> None:
+    def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
+        """What is to be said of one model; of its head only at a temperature of the teacher."""
         network = model.network().eval()
         (bank, _), (queries, labels) = self.images
         features = [_encode(network, pixels) for pixels in (bank, queries)]
         found = {name: self._classify(*(each[name] for each in features)) for name in features[0]}
         if temperature is not None and "auxiliary" in found:
-            self._note("knn_top1_auxiliary", self._accuracy(found["auxiliary"]), "percent", subject, seed)
+            yield Value("knn_top1_auxiliary", self._accuracy(found["auxiliary"]))
             inputs = {"predictions": found["base"], "auxiliary": found["auxiliary"], "references": labels}
             inputs = {name: value.numpy() for name, value in inputs.items()}
-            apart = ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"]
-            self._note("N_s", apart, "images", subject, seed)
-            self._note("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "share", subject, seed)
+            yield Value("N_s", ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
+            yield Value("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "share")
             outputs = _outputs(network, features[1])
             if outputs is not None:
-                found_d = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
-                self._note("discrepancy", found_d, "nats", subject, seed, {"temperature": temperature, "centred": True})
-        self._note("knn_top1", self._accuracy(found["base"]), "percent", subject, seed)
+                apart = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
+                yield Value("discrepancy", apart, "nats", {"temperature": temperature, "centred": True})
+        yield Value("knn_top1", self._accuracy(found["base"]))
 
     def _classify(self, bank: Tensor, queries: Tensor) -> Tensor:
         """(m,) predicted classes."""
@@ -174,9 +169,13 @@ class Measurement:
     def _accuracy(self, predicted: Tensor) -> float:
         return 100 * (predicted == self.images[1][1]).float().mean().item()
 
-    def _note(self, metric: str, value: float, unit: str, subject: str, seed: int, settings: dict | None = None) -> None:
-        settings = {**self.probe.knn_settings(), **(settings or {})}
-        self.probe.record(metric, value, len(self.images[1][1]), settings, subject, seed, self.results, unit)
+    def _keep(self, values: list[Value], subject: str, seed: int) -> None:
+        """Write the records of one subject, when all of its figures are there."""
+        for found in values:
+            settings = {**self.probe.knn_settings(), **found.settings}
+            self.probe.record(
+                found.metric, found.value, len(self.images[1][1]), settings, subject, seed, self.results, found.unit
+            )
 
 
 @torch.inference_mode()

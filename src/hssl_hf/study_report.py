@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import numpy as np
 from matplotlib.figure import Figure
 
-from hssl_hf.study import PIXELS, SEARCH, UNTRAINED, Study
+from hssl_hf.study import PIXELS, UNTRAINED, Study
 
 COLUMNS = (
     ("discrepancy", "D", ".3f"),
@@ -29,8 +29,10 @@ class Findings:
         self.study = study
         self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
         for record in records:
-            subject = record["settings"]["head"] if record["subject"] == SEARCH else record["subject"]
-            self.values[record["metric"]][subject][record["seed"]] = record["value"]
+            name = (record["metric"], record["subject"])
+            if record["metric"] == "search_discrepancy":  # of one head in one of the searches
+                name = (record["subject"], record["settings"]["head"])
+            self.values[name[0]][name[1]][record["seed"]] = record["value"]
 
     def of(self, metric: str, subject: str) -> dict[int, float]:
         """Values by seed, those that are there."""
@@ -41,23 +43,18 @@ class Findings:
         base = self.of("knn_top1", self.study.baseline)
         return {seed: value - base[seed] for seed, value in self.of("knn_top1", arm).items() if seed in base}
 
-    def rank_correlations(self) -> dict[str, list[float]]:
-        """Spearman's coefficient over the heads, a value per seed; seeds that lack a head are left out.
-
-        Returns:
-            "gain by discrepancy": of the discrepancies of the single runs with their gains; "search": of the discrepancies in
-            the search with those of the single runs; "gain by search": with their gains.
-        """
-        found = {"gain by discrepancy": [], "search": [], "gain by search": []}
+    def rank_correlation(self, first: dict[str, dict[int, float]], second: dict[str, dict[int, float]]) -> list[float]:
+        """Spearman's coefficient of two values by head and seed over all heads, one per seed that lacks none."""
+        found = []
         for seed in self.study.seeds:
-            single = [self.of("discrepancy", head).get(seed) for head in self.study.heads]
-            searched = [self.of("search_discrepancy", head).get(seed) for head in self.study.heads]
-            gained = [self.gains(head).get(seed) for head in self.study.heads]
-            pairs = ((single, gained), (searched, single), (searched, gained))
-            for name, (first, second) in zip(found, pairs, strict=True):
-                if self.study.heads and None not in (*first, *second):
-                    found[name].append(spearman(first, second))
+            pair = [[values[head].get(seed) for head in self.study.heads] for values in (first, second)]
+            if self.study.heads and None not in (*pair[0], *pair[1]):
+                found.append(spearman(*pair))
         return found
+
+    def by_head(self, metric: str) -> dict[str, dict[int, float]]:
+        """A metric, or the discrepancies of a search by its name, of every head and seed."""
+        return {head: self.of(metric, head) for head in self.study.heads}
 
 
 def spearman(first: list[float], second: list[float]) -> float:
@@ -85,48 +82,64 @@ def table(findings: Findings) -> list[str]:
     return lines
 
 
-def sentences(findings: Findings) -> list[str]:
-    """What discrepancies foretell, in words, as far as there are records."""
-    meaning = {
-        "gain by discrepancy": "discrepancies and gains of the single runs",
-        "search": "discrepancies in the search and in the single runs",
-        "gain by search": "discrepancies in the search and gains of the single runs",
-    }
-    found = {meaning[name]: values for name, values in findings.rank_correlations().items() if values}
-    parts = [f"{text}: {', '.join(f'{value:+.2f}' for value in values)}" for text, values in found.items()]
+def rank_table(findings: Findings) -> list[str]:
+    """Lines of Markdown: what discrepancies, of single runs and of searches, foretell; none without records."""
+    single = findings.by_head("discrepancy")
+    gains = {head: findings.gains(head) for head in findings.study.heads}
+    rows = [
+        ("D of the single runs", single),
+        *((f"D in the {name}", findings.by_head(name)) for name in findings.study.searches),
+    ]
+    lines = []
+    for name, values in rows:
+        cells = [findings.rank_correlation(values, other) if values is not other else [] for other in (single, gains)]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(', '.join(f'{r:+.2f}' for r in cell) or '–' for cell in cells)} |")
+    if not lines:
+        return []
     heads = len(findings.study.heads)
-    return [f"Rank correlations (Spearman, {heads} heads, a value per seed) of {'; '.join(parts)}."] if parts else []
+    title = f"| rank correlation of {heads} heads, a value per seed | with D of the single runs | with their gains |"
+    return [title, "|---|---|---|", *lines]
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Gains of all arms; gains and the search's discrepancies against the discrepancies of the single runs."""
+    """Gains of all arms; gains and the searches' discrepancies against the discrepancies of the single runs."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    arms = [arm for arm in findings.study.arms if arm != findings.study.baseline and findings.gains(arm)]
-    for place, arm in enumerate(arms):
-        gains = list(findings.gains(arm).values())
-        left.barh(place, mean(gains), color="C0", alpha=0.35)
-        left.plot(gains, [place] * len(gains), "o", color="C0", markersize=4)
-    left.set_yticks(range(len(arms)), arms, fontsize=8)
-    left.invert_yaxis()
-    left.axvline(0, color="black", linewidth=0.8)
-    left.set(title=f"k-NN less that of {findings.study.baseline}", xlabel="percentage points; a dot is a seed")
+    _draw_gains(left, findings)
+    single = findings.by_head("discrepancy")
     for number, head in enumerate(findings.study.heads):
-        single, gains, searched = (
-            findings.of("discrepancy", head),
-            findings.gains(head),
-            findings.of("search_discrepancy", head),
-        )
-        both = [(single[seed], gains[seed]) for seed in single.keys() & gains.keys()]
-        middle.plot(*zip(*both, strict=True) if both else ([], []), "o", color=f"C{number}", label=head, markersize=5)
-        both = [(single[seed], searched[seed]) for seed in single.keys() & searched.keys()]
-        right.plot(*zip(*both, strict=True) if both else ([], []), "o", color=f"C{number}", markersize=5)
+        _scatter(middle, single[head], findings.gains(head), "o", color=f"C{number}", label=head, markersize=5)
+        for search, marker in zip(findings.study.searches, "o^sDv", strict=False):
+            _scatter(right, single[head], findings.of(search, head), marker, color=f"C{number}", markersize=5)
+    for search, marker in zip(findings.study.searches, "o^sDv", strict=False):
+        right.plot([], [], marker, color="grey", label=search)
     middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
-    middle.legend(fontsize=7)
     right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
+    for axes in (middle, right):
+        axes.legend(fontsize=7)
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=90)
+
+
+def _draw_gains(axes, findings: Findings) -> None:
+    """A bar per arm, a dot per seed."""
+    arms = [arm for arm in findings.study.arms if arm != findings.study.baseline and findings.gains(arm)]
+    for place, arm in enumerate(arms):
+        gains = list(findings.gains(arm).values())
+        axes.barh(place, mean(gains), color="C0", alpha=0.35)
+        axes.plot(gains, [place] * len(gains), "o", color="C0", markersize=4)
+    axes.set_yticks(range(len(arms)), arms, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(title=f"k-NN less that of {findings.study.baseline}", xlabel="percentage points; a dot is a seed")
+
+
+def _scatter(axes, across: dict[int, float], up: dict[int, float], marker: str, **style) -> None:
+    """A point per seed that has both values."""
+    seeds = sorted(across.keys() & up.keys())
+    axes.plot([across[seed] for seed in seeds], [up[seed] for seed in seeds], marker, **style)
 
 
 def _mean(values: dict[int, float], form: str, spread: bool = False) -> str:
