@@ -55,7 +55,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float, de
         model={"model_type": "hssl_search", **model, **chosen},
         data=replace(recipe.data, share=share * recipe.data.share),
         probe=replace(recipe.probe, path=None),
-        run=replace(recipe.run, export=False),
+        run=replace(recipe.run, export=False, log_every_steps=max(1, round(share * recipe.run.log_every_steps))),
     )
 
 
@@ -108,7 +108,7 @@ def _draw(folder: Path, ranking: list[Candidate]) -> None:
     for family, colour in zip(families, colours, strict=True):
         points = [(line["step"], line[f"discrepancy_{family}"]) for line in lines if f"discrepancy_{family}" in line]
         curves.plot(*zip(*points, strict=True), label=family, color=colour, linewidth=1.2)
-    curves.set(title="discrepancy from the base (nats)", xlabel="step")
+    curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale="log")
     curves.grid(alpha=0.25)
     curves.legend(fontsize=7)
     figure.savefig(folder / PICTURE, dpi=110)

@@ -131,21 +131,7 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them."""
     from matplotlib.figure import Figure
 
-    prefixes = ("cls_", "patch_", "positive", "negative", "pixels", "representations")
-    terms = sorted({key for line in lines for key in line if key.startswith(prefixes)})
-    panels = {
-        "loss": ["loss", *(terms if len(terms) > 1 else [])],
-        "discrepancy (nats)": sorted({key for line in lines for key in line if key.startswith("discrepancy")}),
-        "collapse of the targets": ["collapse"],
-        "entropy (nats)": sorted(
-            {key for line in lines for key in line if key.startswith(("teacher_entropy", "student_entropy"))}
-        ),
-        "RankMe of the teacher": ["rank_me"],
-        "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
-        "learning rate": ["learning_rate"],
-    }
-    panels = {title: [k for k in keys if any(k in line for line in lines)] for title, keys in panels.items()}
-    panels = {title: keys for title, keys in panels.items() if keys}
+    panels = _panels(lines)
     if not panels:
         return
     columns = min(3, len(panels))
@@ -155,16 +141,39 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     for axes, (title, keys) in zip(places, panels.items(), strict=False):
-        for key in keys:
-            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-            dense = len(points) > 40
-            if key == "knn_top1_pixels":
-                axes.axhline(points[0][1], color="grey", linestyle="--", linewidth=1, label="raw pixels")
-            else:
-                label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
-                axes.plot(*zip(*points, strict=True), marker=None if dense else ".", linewidth=1.2, label=label)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.25)
-        if len(keys) > 1:
-            axes.legend(fontsize=7)
+        _draw_panel(
+            axes, title, {key: [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in keys}
+        )
     figure.savefig(target, dpi=110)
+
+
+def _panels(lines: list[dict]) -> dict[str, list[str]]:
+    """Keys of the log by the title of their panel; none of what the log lacks."""
+    there = {key for line in lines for key in line}
+    terms = sorted(k for k in there if k.startswith(("cls_", "patch_", "positive", "negative", "pixels", "representations")))
+    panels = {
+        "loss": ["loss", *(terms if len(terms) > 1 else [])],
+        "discrepancy (nats)": sorted(key for key in there if key.startswith("discrepancy")),
+        "collapse of the targets": ["collapse"],
+        "entropy (nats)": sorted(key for key in there if key.startswith(("teacher_entropy", "student_entropy"))),
+        "RankMe of the teacher": ["rank_me"],
+        "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
+        "learning rate": ["learning_rate"],
+    }
+    panels = {title: [key for key in keys if key in there] for title, keys in panels.items()}
+    return {title: keys for title, keys in panels.items() if keys}
+
+
+def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
+    for key, points in curves.items():
+        if key == "knn_top1_pixels":
+            axes.axhline(points[0][1], color="grey", linestyle="--", linewidth=1, label="raw pixels")
+        else:
+            label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
+            axes.plot(*zip(*points, strict=True), marker=None if len(points) > 40 else ".", linewidth=1.2, label=label)
+    axes.set(title=title, xlabel="step")
+    if title.startswith("discrepancy"):  # it falls by orders of magnitude before heads differ in it
+        axes.set_yscale("log")
+    axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(fontsize=7)
