@@ -123,6 +123,7 @@ def test_what_is_inherited_is_resumed_exactly(parquet):
         assert list(islice(again, 80 - stop)) == whole[stop:]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumes_exactly_behind_a_loader(parquet, workers):
     def loader():
