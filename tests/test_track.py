@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from hssl_hf.decode import decode
-from hssl_hf.track import Meter, NonFiniteError, Track, draw_curves, progress_figures, read_log, require_finite
+from hssl_hf.track import Meter, NonFiniteError, Track, draw_curves, progress_figures, read_log, require_finite, scale
 
 
 def test_log_continues_after_a_crash_without_repeating(tmp_path):
@@ -69,3 +69,8 @@ def test_curves_are_drawn_from_what_the_log_has(tmp_path):
     assert decode((tmp_path / "five.png").read_bytes()).shape[1:] == four, "the second row has room for it"
     draw_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_an_axis_is_logarithmic_where_values_span_decades():
+    assert scale([5.0, 0.1, 0.03]) == "log" and scale([0.39, 0.41]) == "linear"
+    assert scale([5.0, 0.0]) == scale([5.0, -1e-9]) == scale([1.0, 10.0]) == "linear"

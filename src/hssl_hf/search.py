@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from hssl_hf.configuration_head_search import FAMILIES
 from hssl_hf.recipe import Recipe, RecipeError
-from hssl_hf.track import read_log
+from hssl_hf.track import read_log, scale
 
 RANKING, PICTURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
 DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
@@ -104,11 +104,12 @@ def _draw(folder: Path, ranking: list[Candidate]) -> None:
     bars.barh(families, [c.discrepancy for c in ranking], xerr=[c.spread for c in ranking], color=colours)
     bars.invert_yaxis()
     bars.set(title="discrepancy at the end (nats)")
-    lines = read_log(folder / "log.jsonl")
+    lines, values = read_log(folder / "log.jsonl"), []
     for family, colour in zip(families, colours, strict=True):
         points = [(line["step"], line[f"discrepancy_{family}"]) for line in lines if f"discrepancy_{family}" in line]
         curves.plot(*zip(*points, strict=True), label=family, color=colour, linewidth=1.2)
-    curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale="log")
+        values += [value for _, value in points]
+    curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
     curves.grid(alpha=0.25)
     curves.legend(fontsize=7)
     figure.savefig(folder / PICTURE, dpi=110)

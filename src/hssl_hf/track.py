@@ -172,8 +172,13 @@ def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) ->
             label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
             axes.plot(*zip(*points, strict=True), marker=None if len(points) > 40 else ".", linewidth=1.2, label=label)
     axes.set(title=title, xlabel="step")
-    if title.startswith("discrepancy"):  # it falls by orders of magnitude before heads differ in it
-        axes.set_yscale("log")
+    if title.startswith("discrepancy"):
+        axes.set_yscale(scale([value for points in curves.values() for _, value in points]))
     axes.grid(alpha=0.25)
     if len(curves) > 1:
         axes.legend(fontsize=7)
+
+
+def scale(values: list[float]) -> str:
+    """Of an axis: log for positive values that differ more than tenfold, as discrepancies do that have just begun to fall."""
+    return "log" if 0 < 10 * min(values) < max(values) else "linear"
