@@ -117,7 +117,7 @@ def draw(findings: Findings, path: Path) -> None:
     middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
     right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
     for axes in (middle, right):
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left")
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=90)
