@@ -48,7 +48,7 @@ class Study:
     arms: dict
     seeds: tuple[int, ...] = (0, 1, 2)
     heads: tuple[str, ...] = ()
-    searches: dict = field(default_factory=lambda: {"search": 0.1})
+    searches: dict = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Study":

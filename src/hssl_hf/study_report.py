@@ -1,6 +1,7 @@
 """Records of a study -> table, plots, and how well the search foretells the single runs."""
 
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -107,12 +108,12 @@ def draw(findings: Findings, path: Path) -> None:
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_gains(left, findings)
-    single = findings.by_head("discrepancy")
+    single, markers = findings.by_head("discrepancy"), dict(zip(findings.study.searches, cycle("o^sDv"), strict=False))
     for number, head in enumerate(findings.study.heads):
         _scatter(middle, single[head], findings.gains(head), "o", color=f"C{number}", label=head, markersize=5)
-        for search, marker in zip(findings.study.searches, "o^sDv", strict=False):
+        for search, marker in markers.items():
             _scatter(right, single[head], findings.of(search, head), marker, color=f"C{number}", markersize=5)
-    for search, marker in zip(findings.study.searches, "o^sDv", strict=False):
+    for search, marker in markers.items():
         right.plot([], [], marker, color="grey", label=search)
     middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
     right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
