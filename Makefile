@@ -21,7 +21,7 @@ check: .venv/installed-test
 
 # One process, accumulation, and two processes under every engine: is it the same training?
 equivalence: .venv/installed-test
-	$(BIN)/python training/equivalence.py
+	$(BIN)/python -m training.benchmarks.engine_equivalence
 
 # Every arm of a study with every seed, a run per core; interrupted, the same command goes on. STUDY holds values for all arms.
 study: .venv/installed
@@ -45,4 +45,4 @@ clean:
 
 .PHONY: readme
 readme: .venv/installed
-	$(BIN)/python training/readme.py
+	$(BIN)/python model_cards/readme.py

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from hssl_hf.card import render
+from hssl_hf.publish.model_card import render
 
 HERE = Path(__file__).parent
 

@@ -135,6 +135,6 @@ def free_port() -> int:
 @pytest.fixture
 def unchecked(monkeypatch):
     """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
-    from hssl_hf import parity
+    from hssl_hf.publish import parity
 
     monkeypatch.setattr(parity, "compare", lambda *_: {})

@@ -1,8 +1,8 @@
-"""The shape of the code: import direction, sizes, and what it may say."""
+"""The shape of the code: which folder may import which, sizes, and a test for every module."""
 
 import ast
-import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,46 +11,115 @@ from tests.conftest import ROOT
 
 SOURCE = ROOT / "src" / "hssl_hf"
 MODULES = sorted(SOURCE.rglob("*.py"))
-LEAVES = {"source", "masking", "positions", "schedules", "ema", "discrepancy", "tokens", "decode", "optim", "residual"}
-LAYERS = [
-    "views", "backbone", "masked", "auxiliary", "network", "objectives", "modeling_hssl", "modeling_mae", "modeling_siamese_im",
-    "export", "convert", "study", "cli",
-]  # fmt: skip
+EVERYTHING_BELOW = ...
+MAY_IMPORT = {  # in an order in which no folder imports one that comes later
+    "errors.py": (),
+    "data": (),
+    "modules": (),
+    "engine": ("modules",),
+    "auxiliary": ("modules",),
+    "objectives": ("modules",),
+    "publish": ("modules", "data"),
+    "models": ("auxiliary", "objectives", "modules", "publish"),
+    "convert": ("models", "publish", "modules"),
+    "evaluation": ("data", "objectives"),
+    "visualization": ("data", "evaluation"),
+    "config": ("data", "evaluation", "models"),
+    "runs": ("config", "engine", "publish", "visualization", "evaluation", "data"),
+    "pretraining": EVERYTHING_BELOW,
+    "experiments": EVERYTHING_BELOW,
+    "cli": EVERYTHING_BELOW,
+}
+FOLDERS = list(MAY_IMPORT)
 
 
-def imports(path: Path) -> set[str]:
-    """First names below hssl_hf that a module imports."""
+def place_of(path: Path) -> str:
+    """Folder of the package that a module lies in, or its own name for a loose file."""
+    return path.relative_to(SOURCE).parts[0]
+
+
+def nodes_at_run_time(tree: ast.AST):
+    """All nodes but those below `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes_at_run_time(node)
+
+
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
+    """Modules of this package that a module imports, also inside of functions, as dotted names below `hssl_hf`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hssl_hf."):
-            names.add(node.module.split(".")[1])
-    return names
+    for node in nodes_at_run_time(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hssl_hf":
+            below = node.module.split(".")[1:]
+            names |= {".".join([*below, alias.name]) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("hssl_hf.")}
+    return frozenset(names)
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES))
-def test_leaves_import_nothing_of_ours(name):
-    assert imports(SOURCE / f"{name}.py") == set()
+def imported_places(path: Path) -> set[str]:
+    places = {name.split(".")[0] for name in imported_modules(path)}
+    return {f"{place}.py" if (SOURCE / f"{place}.py").is_file() else place for place in places} & set(FOLDERS)
 
 
-def test_layers_import_only_downwards():
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_what_its_row_of_the_table_allows(folder):
+    allowed = FOLDERS[: FOLDERS.index(folder)] if MAY_IMPORT[folder] is EVERYTHING_BELOW else MAY_IMPORT[folder]
     for path in MODULES:
-        own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if own in LAYERS:
-            above = {layer for layer in LAYERS if LAYERS.index(layer) > LAYERS.index(own)}
-            assert not imports(path) & above, path
+        if place_of(path) == folder:
+            assert imported_places(path) <= {folder, "errors.py", *allowed}, path
 
 
-def test_evaluation_knows_nothing_of_training():
-    allowed = {"evaluate", "source", "decode", "discrepancy"}
-    assert all(imports(path) <= allowed for path in (SOURCE / "evaluate").glob("*.py"))
+def test_every_folder_and_loose_file_is_in_the_table():
+    assert {place_of(path) for path in MODULES} - {"__init__.py", "__main__.py"} == set(FOLDERS)
+    entries = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
+    assert len(entries) <= 20, sorted(entries)
 
 
-def test_nothing_imports_the_training_folder():
-    assert not [path for path in MODULES if re.search(r"^\s*(from|import) training", path.read_text(), re.M)]
+def test_levels_of_folders_are_few():
+    """A folder is one level above the highest that it really imports."""
+    levels: dict[str, int] = {}
+    for folder in FOLDERS:
+        below = set().union(*(imported_places(path) for path in MODULES if place_of(path) == folder)) - {folder}
+        levels[folder] = 1 + max((levels[other] for other in below), default=0)
+    assert max(levels.values()) <= 9, levels
+
+
+def test_modules_import_each_other_in_no_circle():
+    files = {path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path for path in MODULES}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+
+    def targets(name: str) -> set[str]:
+        found = {n if n in files else n.rpartition(".")[0] for n in imported_modules(files[name])}
+        return {other for other in found if other in files and other not in (name, "__init__")}
+
+    done, active = set(), []
+
+    def visit(name: str) -> None:
+        assert name not in active, " -> ".join([*active[active.index(name) :], name])
+        if name not in done:
+            active.append(name)
+            for other in sorted(targets(name)):
+                visit(other)
+            done.add(active.pop())
+
+    for name in sorted(files):
+        visit(name)
+
+
+def test_nothing_imports_the_folders_beside_the_package():
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        assert not {"training", "model_cards", "tests"} & {name.split(".")[0] for name in modules}, path
 
 
 def test_files_are_short_and_public_names_documented():
-    for path in [*MODULES, *sorted((ROOT / "training").glob("*.py"))]:
+    for path in [*MODULES, *sorted((ROOT / "training").rglob("*.py"))]:
         text = path.read_text()
         assert len(text.splitlines()) <= 310, path
         tree = ast.parse(text)
@@ -60,52 +129,71 @@ def test_files_are_short_and_public_names_documented():
                 assert ast.get_docstring(node), f"{path}: {node.name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "training").glob("*.py")), ids=lambda path: path.name)
+def test_launchers_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_tests_import_what_they_test():
+    """No script is loaded by its path, and no private part of the trainer is called from outside."""
+    for path in [*sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "training").rglob("*.py"))]:
+        if path.name != "test_architecture.py":
+            text = path.read_text()
+            assert "spec_from_file_location" not in text and "sys.path" not in text and "trainer._" not in text, path
+
+
 def test_every_module_has_a_test_of_its_name():
     tested = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
-    untested = []
-    for path in MODULES:
-        own = path.relative_to(SOURCE)
-        if own.name == "__init__.py":
-            continue
-        name = (own.parent / f"test_{own.name}").as_posix()
-        if name not in tested and own.as_posix() not in COVERED:
-            untested.append(own.as_posix())
-    assert not untested
+    own = [path.relative_to(SOURCE) for path in MODULES if not path.name.startswith("__")]
+    names = {path.as_posix(): (path.parent / f"test_{path.name}").as_posix() for path in own}
+    untested = {path for path, name in names.items() if name not in tested}
+    assert untested == set(TESTED_THROUGH)
+    assert set(TESTED_THROUGH.values()) <= tested
 
 
-COVERED = {  # modules that are tested through their only user
-    "auxiliary/combined.py": "test_network.py",
-    "auxiliary/parallel.py": "test_network.py",
+TESTED_THROUGH = {  # modules that are tested through their only user
+    "auxiliary/combined.py": "models/test_modeling_two_branch.py",
+    "auxiliary/parallel.py": "models/test_modeling_two_branch.py",
     **{
         f"auxiliary/{name}.py": "auxiliary/test_head.py"
         for name in ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
     },
+    "cli/commands.py": "cli/test_main.py",
+    "cli/programs.py": "pretraining/test_trainer.py",
+    "config/strict_yaml.py": "config/test_recipe.py",
+    "convert/official_checkpoint.py": "convert/test_siamese_im.py",
+    "convert/state_dict.py": "convert/test_siamese_im.py",
+    "data/color_opencv.py": "data/test_color.py",
+    "data/color_torch.py": "data/test_color.py",
+    "data/loader.py": "pretraining/test_trainer.py",
+    "engine/signals.py": "pretraining/test_interruptions.py",
+    "errors.py": "cli/test_main.py",
+    "evaluation/encoder.py": "publish/test_export.py",
+    "evaluation/features.py": "evaluation/test_knn.py",
+    "evaluation/metrics.py": "objectives/test_discrepancy.py",
+    "evaluation/probe.py": "cli/test_main.py",
+    "experiments/study_runner.py": "experiments/test_study.py",
+    "models/configuration_base.py": "publish/test_model_card.py",
+    "models/configuration_head_search.py": "models/test_modeling_head_search.py",
+    "models/configuration_mae.py": "models/test_modeling_mae.py",
+    "models/configuration_siamese_im.py": "models/test_modeling_siamese_im.py",
+    "models/configuration_two_branch.py": "models/test_modeling_two_branch.py",
+    "models/modeling_student_teacher.py": "models/test_modeling_hssl.py",
+    "modules/tokens.py": "models/test_modeling_hssl.py",
+    "modules/visible_patches.py": "models/test_modeling_mae.py",
     "objectives/supervision.py": "objectives/test_dino.py",
-    "loader.py": "test_pretrain.py",
-    "student_teacher.py": "test_modeling_hssl.py",
-    "commands.py": "test_cli.py",
-    "convert/checkpoint.py": "convert/test_siamese_im.py",
-    "configuration_pair.py": "test_network.py",
-    "configuration_mae.py": "test_modeling_mae.py",
-    "masked.py": "test_modeling_mae.py",
-    "configuration_siamese_im.py": "test_modeling_siamese_im.py",
-    "strict_yaml.py": "test_recipe.py",
-    "stock.py": "test_export.py",
-    "parity.py": "test_export.py",
-    "configuration_head_search.py": "test_modeling_head_search.py",
-    "native.py": "test_export.py",
-    "wording.py": "test_card.py",
-    "differences.py": "test_card.py",
-    "outcome.py": "test_pretrain.py",
-    "run_folder.py": "test_checkpoint.py",
-    "tokens.py": "test_modeling_hssl.py",
-    "colour_batch.py": "test_colour.py",
-    "colour_cpu.py": "test_colour.py",
-    "plan.py": "test_recipe.py",
-    "probe.py": "test_cli.py",
-    "evaluate/encoder.py": "test_export.py",
-    "evaluate/features.py": "evaluate/test_knn.py",
-    "evaluate/metrics.py": "evaluate/test_knn.py",
+    "pretraining/artifacts.py": "pretraining/test_trainer.py",
+    "pretraining/training_schedule.py": "config/test_recipe.py",
+    "publish/card_text.py": "publish/test_model_card.py",
+    "publish/image_processor.py": "publish/test_export.py",
+    "publish/onnx.py": "publish/test_export.py",
+    "publish/paper_differences.py": "publish/test_model_card.py",
+    "publish/parity.py": "publish/test_export.py",
+    "publish/redaction.py": "runs/test_manifest.py",
+    "publish/timm_wrapper.py": "publish/test_export.py",
+    "publish/to_transformers.py": "publish/test_export.py",
+    "runs/run_directory.py": "engine/test_checkpoint.py",
+    "visualization/curves.py": "runs/test_metric_logger.py",
 }
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModel
 from hssl_hf import MAEConfig, MAEForPreTraining
 from hssl_hf.convert import ConversionError, base_from_mae, convert_checkpoint, from_mae, read_checkpoint
 from tests.convert.official import PATCH, SIZE, WIDTH, under, vit
-from tests.test_modeling_mae import DECODER, views
+from tests.models.test_modeling_mae import DECODER, views
 
 NAMES = {"projector.embed": "decoder_embed", "decoder.blocks": "decoder_blocks", "decoder.norm": "decoder_norm"}
 

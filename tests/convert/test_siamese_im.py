@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from hssl_hf import SiameseIMForPreTraining
-from hssl_hf.cli import main
+from hssl_hf.cli.main import main
 from hssl_hf.convert import (
     Checkpoint,
     ConversionError,
@@ -20,9 +20,9 @@ from hssl_hf.convert import (
     read_checkpoint,
     to_siamese_im,
 )
-from hssl_hf.optim import build_optimizer, clip_gradient, set_rates
-from tests import siamese_reference as reference
+from hssl_hf.engine.optim import build_optimizer, clip_gradient, set_rates
 from tests.conftest import MAE, siamese_views, tiny_siamese
+from tests.models import siamese_reference as reference
 
 HEADS, DECODER_HEADS = 2, 4
 SHAPES = {"decoder_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}

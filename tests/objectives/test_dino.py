@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
+from hssl_hf.modules.tokens import Branches, Tokens
 from hssl_hf.objectives.dino import DINO, cross_view_loss
 from hssl_hf.objectives.supervision import Center
-from hssl_hf.tokens import Branches, Tokens
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from hssl_hf.heads import similarity
+from hssl_hf.modules.projection_heads import similarity
+from hssl_hf.modules.tokens import Branches, Tokens
 from hssl_hf.objectives.ibot import IBOT
-from hssl_hf.tokens import Branches, Tokens
 from tests.conftest import tiny_config, tiny_model, tiny_views
 from tests.objectives.test_dino import Bare, naive_cross_view, teacher_temperature
 

@@ -1,6 +1,6 @@
 """SiameseIM's loss as a row sum against its M × M form: time and peak memory of the loss and of a whole step.
 
-    python training/benchmarks/siamese_im.py
+    python -m training.benchmarks.siamese_im
 
 Every figure comes from a process of its own, all in one run; the last two columns are ratios. Views have 224 pixels, the
 network 96 channels and 4 + 1 + 2 blocks.
@@ -9,11 +9,12 @@ network 96 channels and 4 + 1 + 2 blocks.
 import json
 
 import torch
-from arms import measure, parse, run_arm
 from torch import Tensor
 
-from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining, modeling_siamese_im
+from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
+from hssl_hf.models import modeling_siamese_im
 from hssl_hf.objectives import ObjectiveOutput, unigrad
+from training.benchmarks.harness import measure, parse, run_arm
 
 BATCHES = (8, 16, 32, 64)
 SIDE, WIDTH, LAMBDA = 14, 96, 0.02

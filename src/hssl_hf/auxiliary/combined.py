@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hssl_hf.auxiliary.head import AuxiliaryHead
-from hssl_hf.tokens import Tokens
+from hssl_hf.modules.tokens import Tokens
 
 
 class CombinedHead(nn.Module):

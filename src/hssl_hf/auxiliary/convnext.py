@@ -6,8 +6,8 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS
-from hssl_hf.residual import add_branch, mlp_branch
+from hssl_hf.auxiliary.mixer_block import PARTS
+from hssl_hf.modules.residual_branch import add_branch, mlp_branch
 
 
 class ConvNeXtBlock(nn.Module):

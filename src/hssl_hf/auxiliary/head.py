@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS
-from hssl_hf.backbone import run_blocks
-from hssl_hf.tokens import Tokens
+from hssl_hf.auxiliary.mixer_block import PARTS
+from hssl_hf.modules.backbone import run_blocks
+from hssl_hf.modules.tokens import Tokens
 
 
 class AuxiliaryHead(nn.Module):

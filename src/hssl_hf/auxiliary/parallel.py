@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from hssl_hf.backbone import Backbone
-from hssl_hf.tokens import Tokens
+from hssl_hf.modules.backbone import Backbone
+from hssl_hf.modules.tokens import Tokens
 
 
 class ParallelNetwork(nn.Module):

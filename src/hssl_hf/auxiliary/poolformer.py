@@ -4,7 +4,7 @@ from timm.layers import GroupNorm1
 from timm.models.metaformer import Pooling
 from torch import Tensor
 
-from hssl_hf.auxiliary.block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
 
 
 class MapNorm(GroupNorm1):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
 
 
 class ResMLPBlock(MixerBlock):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS
-from hssl_hf.heads import BatchNorm
+from hssl_hf.auxiliary.mixer_block import PARTS
+from hssl_hf.modules.projection_heads import BatchNorm
 
 
 class ResNetBlock(nn.Module):

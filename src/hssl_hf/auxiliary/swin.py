@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
 from hssl_hf.auxiliary.vit import attention_heads
 
 WINDOW = 7

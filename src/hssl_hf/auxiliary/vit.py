@@ -5,7 +5,7 @@ from functools import partial
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
 
 
 class ViTBlock(MixerBlock):

@@ -5,12 +5,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageClassification
 
-from hssl_hf import card
-from hssl_hf.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.convert.checkpoint import Checkpoint, ConversionError, base_arguments, read_checkpoint
-from hssl_hf.convert.distillation import base_from_distillation, from_distillation
+from hssl_hf.convert.dino_ibot_hssl import base_from_distillation, from_distillation
 from hssl_hf.convert.mae import base_from_mae, from_mae
 from hssl_hf.convert.moco_v3 import from_moco_v3
+from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError, read_checkpoint
 from hssl_hf.convert.siamese_im import (
     LICENSE,
     base_from_siamese_im,
@@ -19,9 +17,13 @@ from hssl_hf.convert.siamese_im import (
     from_siamese_im,
     to_siamese_im,
 )
-from hssl_hf.export import ExportError, export_backbone, export_model, refuse_foreign
-from hssl_hf.stock import image_processor, save_timm_wrapper
-from hssl_hf.student_teacher import StudentTeacherModel
+from hssl_hf.convert.state_dict import base_arguments
+from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
+from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.publish import model_card
+from hssl_hf.publish.export import ExportError, export_backbone, export_model, refuse_foreign
+from hssl_hf.publish.image_processor import image_processor
+from hssl_hf.publish.timm_wrapper import save_timm_wrapper
 
 __all__ = [
     "METHODS",
@@ -121,8 +123,8 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
     arguments = {"img_size": size, "global_pool": "avg", **kwargs}
     save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
     processor.save_pretrained(folder)
-    facts = card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
-    (folder / "README.md").write_text(card.render(facts, kind="classifier"))
+    facts = model_card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
+    (folder / "README.md").write_text(model_card.render(facts, kind="classifier"))
     loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

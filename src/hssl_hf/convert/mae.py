@@ -2,18 +2,10 @@
 
 import torch
 
-from hssl_hf.configuration_mae import MAEConfig
-from hssl_hf.convert.checkpoint import (
-    Checkpoint,
-    ConversionError,
-    base_arguments,
-    count,
-    fit,
-    need,
-    rename,
-    require_fixed_positions,
-)
-from hssl_hf.modeling_mae import MAEForPreTraining
+from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
+from hssl_hf.convert.state_dict import base_arguments, count, fit, need, rename, require_fixed_positions
+from hssl_hf.models.configuration_mae import MAEConfig
+from hssl_hf.models.modeling_mae import MAEForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
 ENCODER = {

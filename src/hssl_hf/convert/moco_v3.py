@@ -2,9 +2,10 @@
 
 import torch
 
-from hssl_hf.configuration_hssl import HSSLConfig
-from hssl_hf.convert.checkpoint import Checkpoint, ConversionError, base_arguments, below, fit, need, rename
-from hssl_hf.modeling_hssl import HSSLForPreTraining
+from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
+from hssl_hf.convert.state_dict import base_arguments, below, fit, need, rename
+from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
 NUM_HEADS = 12  # of ViT-S as well as of ViT-B

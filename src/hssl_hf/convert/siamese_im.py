@@ -11,19 +11,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from hssl_hf.backbone import Backbone
-from hssl_hf.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.convert.checkpoint import (
-    Checkpoint,
-    ConversionError,
-    base_arguments,
-    count,
-    fit,
-    need,
-    rename,
-    require_fixed_positions,
-)
-from hssl_hf.modeling_siamese_im import SiameseIMForPreTraining
+from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
+from hssl_hf.convert.state_dict import base_arguments, count, fit, need, rename, require_fixed_positions
+from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
+from hssl_hf.models.modeling_siamese_im import SiameseIMForPreTraining
+from hssl_hf.modules.backbone import Backbone
 
 LICENSE = "cc-by-nc-4.0"
 BASE = ("cls_token", "pos_embed", "patch_embed.", "blocks.")

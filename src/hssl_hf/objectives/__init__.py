@@ -7,8 +7,8 @@ modeling compare predictions with targets and are plain functions.
 
 from hssl_hf.objectives.dino import DINO
 from hssl_hf.objectives.ibot import IBOT
-from hssl_hf.objectives.mae import pixel_targets, reconstruction
 from hssl_hf.objectives.moco_v3 import MoCoV3
+from hssl_hf.objectives.reconstruction import pixel_targets, reconstruction
 from hssl_hf.objectives.supervision import ObjectiveOutput
 from hssl_hf.objectives.unigrad import normalize_targets, unigrad
 

@@ -1,13 +1,17 @@
 """DINO: cross-entropy between what teacher and student say of different views of an image (arXiv 2104.14294)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
-from hssl_hf.discrepancy import discrepancy
-from hssl_hf.heads import Projection, Prototypes, similarity
+from hssl_hf.modules.projection_heads import Projection, Prototypes, similarity
+from hssl_hf.modules.tokens import Branches
+from hssl_hf.objectives.discrepancy import discrepancy
 from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, projected_widths, teachers
-from hssl_hf.tokens import Branches
+
+if TYPE_CHECKING:
+    from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
 class DistillationHeads(nn.Module):
@@ -16,7 +20,7 @@ class DistillationHeads(nn.Module):
     Source: released HSSL code: two projections, one shared layer of prototypes (Table 16).
     """
 
-    def __init__(self, widths: dict[str, int], config: HSSLConfig):
+    def __init__(self, widths: dict[str, int], config: "HSSLConfig"):
         super().__init__()
         widths = projected_widths(widths, config)
         self.shared = config.shared_projection
@@ -40,10 +44,10 @@ class DINO(nn.Module):
     num_views = None
     takes_locals = True
 
-    def __init__(self, config: HSSLConfig):
+    def __init__(self, config: "HSSLConfig"):
         super().__init__()
         self.config = config
-        self.cls_arrows = parse_arrows(config.cls_supervision)
+        self.cls_arrows = config.cls_arrows
         self.cls_centers = self._centers(self.cls_arrows)
 
     def _centers(self, arrows) -> nn.ModuleDict:

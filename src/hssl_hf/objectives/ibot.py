@@ -1,13 +1,17 @@
 """iBOT: DINO, and the same between hidden patches and what the teacher sees there (arXiv 2111.07832)."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
-from hssl_hf.heads import similarity
+from hssl_hf.modules.projection_heads import similarity
+from hssl_hf.modules.tokens import Branches
 from hssl_hf.objectives.dino import DINO, prototypes_of
 from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, teachers
-from hssl_hf.tokens import Branches
+
+if TYPE_CHECKING:
+    from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
 class IBOT(DINO):
@@ -17,9 +21,9 @@ class IBOT(DINO):
     prototypes as one vector, because they are linear.
     """
 
-    def __init__(self, config: HSSLConfig):
+    def __init__(self, config: "HSSLConfig"):
         super().__init__(config)
-        self.patch_arrows = parse_arrows(config.patch_supervision)
+        self.patch_arrows = config.patch_arrows
         self.patch_centers = self._centers(self.patch_arrows)
 
     def forward(

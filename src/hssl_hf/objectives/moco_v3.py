@@ -1,21 +1,25 @@
 """MoCo: find the other view of an image among other images, of the batch (v3, arXiv 2104.02057) or of a queue."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
-from hssl_hf.discrepancy import discrepancy
-from hssl_hf.heads import contrastive_predictor, contrastive_projector
+from hssl_hf.modules.projection_heads import contrastive_predictor, contrastive_projector
+from hssl_hf.modules.tokens import Branches
+from hssl_hf.objectives.discrepancy import discrepancy
 from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, projected_widths, teachers
-from hssl_hf.tokens import Branches
+
+if TYPE_CHECKING:
+    from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
 class ContrastiveHeads(nn.Module):
     """A projector and a predictor for every branch that learns, or one for all; the teacher has no predictors."""
 
-    def __init__(self, widths: dict[str, int], config: HSSLConfig):
+    def __init__(self, widths: dict[str, int], config: "HSSLConfig"):
         super().__init__()
         self.shared = config.shared_projection
         self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
@@ -46,10 +50,10 @@ class MoCoV3(nn.Module):
     num_views = 2
     takes_locals = False
 
-    def __init__(self, config: HSSLConfig):
+    def __init__(self, config: "HSSLConfig"):
         super().__init__()
         self.config = config
-        self.arrows = parse_arrows(config.cls_supervision)
+        self.arrows = config.cls_arrows
         self.in_batch = not config.contrastive_queue  # a batch of negatives cannot be taken in parts
         sizes = (config.contrastive_queue, config.projection_size)
         self.queues = nn.ModuleDict({name: Queue(*sizes) for name in teachers(self.arrows)} if config.contrastive_queue else {})

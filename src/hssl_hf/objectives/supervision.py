@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hssl_hf.configuration_hssl import HSSLConfig, parse_arrows
+if TYPE_CHECKING:
+    from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
 @dataclass
@@ -32,7 +34,7 @@ def learners(arrows: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({learner for _, learner in arrows})
 
 
-def projected_widths(widths: dict[str, int], config: HSSLConfig) -> dict[str, int]:
+def projected_widths(widths: dict[str, int], config: "HSSLConfig") -> dict[str, int]:
     """Channels that the projection of every learning branch reads, or of the one that all share.
 
     The base comes first, so that its values do not depend on whether there is a head.
@@ -46,7 +48,7 @@ def projected_widths(widths: dict[str, int], config: HSSLConfig) -> dict[str, in
         if len(set(widths.values())) > 1:
             raise ValueError(f"shared_projection needs branches of one width, got {widths}; set shared_projection to false")
         return {"shared": widths["base"]}
-    found = learners(parse_arrows([*config.cls_supervision, *config.patch_supervision]))
+    found = learners([*config.cls_arrows, *config.patch_arrows])
     return {name: widths[name] for name in sorted(found, reverse=True)}
 
 

@@ -1,0 +1,94 @@
+"""Fill the generated parts of README.md: results from records, differences from docstrings.
+
+    python model_cards/readme.py
+
+A record that is not in model_cards/results does not appear, and no figure is typed by hand.
+"""
+
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from hssl_hf.experiments import study_report
+from hssl_hf.experiments.study import Study
+from hssl_hf.experiments.study_report import Findings
+from hssl_hf.publish.paper_differences import differences
+from hssl_hf.runs.run_directory import read_lines
+
+ROOT = Path(__file__).parents[1]
+
+
+def render(readme: str) -> str:
+    """The README with its generated parts made anew."""
+    for name, lines in (("results", results()), ("study", study()), ("differences", difference_lines())):
+        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
+        readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
+    return readme
+
+
+def results() -> list[str]:
+    """One table per file of records and metric: every subject with its mean, its single seeds, and their spread."""
+    lines = []
+    for path in sorted((ROOT / "model_cards" / "results").glob("*.jsonl")):
+        records = read_lines(path)
+        if path.stem.startswith("study_"):
+            continue
+        for metric in sorted({record["metric"] for record in records if record["metric"].endswith("top1")}):
+            lines += table(path.stem.replace("_", " "), [record for record in records if record["metric"] == metric])
+    return [*lines, ""]
+
+
+def study() -> list[str]:
+    """Table and picture of every study that has records."""
+    lines = []
+    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
+        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
+        if records:
+            findings = Findings(Study.read(path), records)
+            picture = f"model_cards/rendered/study_{path.stem}.png"
+            lines += [
+                "",
+                *study_report.table(findings),
+                "",
+                *study_report.rank_table(findings),
+                "",
+                f"![gains and discrepancies]({picture})",
+            ]
+    return [*lines, ""]
+
+
+def draw_studies() -> None:
+    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
+        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
+        if records:
+            study_report.draw(Findings(Study.read(path), records), ROOT / "model_cards" / "rendered" / f"study_{path.stem}.png")
+
+
+def table(title: str, records: list[dict]) -> list[str]:
+    """Records of one metric; settings that differ between them (a chosen learning rate) are left out of the caption."""
+    first, found = records[0], defaultdict(dict)
+    for record in records:
+        found[record["subject"]][record["seed"]] = record["value"]
+    shared = {k: v for k, v in first["settings"].items() if v and all(r["settings"].get(k) == v for r in records)}
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
+    where = f"{first['dataset']} ({first['split']}, {first['n']} images)"
+    lines = ["", f"**{title}**: {first['metric']} in {first['unit']} on {where}; {settings}."]
+    lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
+    for subject, values in found.items():
+        spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"
+        seeds = ", ".join(f"{values[seed]:.2f}" for seed in sorted(values))
+        lines.append(f"| {subject} | {statistics.mean(values.values()):.2f} | {seeds} | {spread} |")
+    return lines
+
+
+def difference_lines() -> list[str]:
+    lines = ["", "| where | difference |", "|---|---|"]
+    lines += [f"| [{name}](src/hssl_hf/{file}) | {text} |" for file, name, text in differences()]
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    target = ROOT / "README.md"
+    target.write_text(render(target.read_text()))
+    draw_studies()

@@ -1,0 +1,1 @@
+"""Recipes: strict YAML files that describe an experiment."""

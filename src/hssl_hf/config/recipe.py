@@ -1,0 +1,186 @@
+"""Recipes: one YAML file per experiment, holding only what differs from the defaults, plus `a.b=c` from the command line.
+
+Sections that change the result: seed, model, views, masks, data, optim. Sections that do not: probe, run. A recipe is strict:
+an unknown key or a value of the wrong type is refused, with the nearest name.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from hssl_hf.config.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
+from hssl_hf.data.augmentation import MaskConfig, ViewConfig
+from hssl_hf.data.loader import DataConfig
+from hssl_hf.evaluation.probe import ProbeConfig
+from hssl_hf.models.auto import configuration_classes
+from hssl_hf.models.configuration_base import PreTrainingConfig
+from hssl_hf.models.configuration_hssl import HSSLConfig
+
+WITHOUT_EFFECT = ("probe", "run", "resume")  # sections that may change when a run is resumed
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation. Pairs are values at the start and at the end of a cosine.
+
+    Args:
+        epochs: length of the training.
+        batch_size: images per optimizer step, over all processes and accumulated parts.
+        accumulate: parts in which a process takes its share of the batch, one after the other; statistics of a batch (batch
+            norm, the covariance of SiameseIM) are those of a part.
+        learning_rate_per_256: peak learning rate at batch size 256; scales linearly with the batch size.
+        min_learning_rate: at the end.
+        warmup_epochs: linear warm-up of the learning rate.
+        warmup_rule: dino reaches the peak on the last step of the warm-up, mae on the one after it.
+        weight_decay: on all matrices, position tables and tokens; not on biases and norms.
+        betas: of AdamW.
+        clip: largest norm of a gradient; None for no clipping.
+        clip_norm: of each parameter tensor by itself, or of all together.
+        freeze_prototypes_epochs: epochs in which the prototypes stand still.
+        freeze_base_epochs: epochs in which the base stands still, so that heads can warm up; None for one epoch where
+            `init_from` is a backbone without heads, and none otherwise.
+        teacher_momentum: of the moving average, from start to end.
+        teacher_temperature: tau_t at the start and at the end of its warm-up.
+        teacher_temperature_epochs: length of that warm-up.
+        mixed_precision: bf16 autocasts; weights, teacher, softmax and centres stay in fp32.
+    Source: DINO and iBOT code for the defaults.
+    """
+
+    epochs: float = 100
+    batch_size: int = 256
+    accumulate: int = 1
+    learning_rate_per_256: float = 5e-4
+    min_learning_rate: float = 1e-6
+    warmup_epochs: float = 10
+    warmup_rule: Literal["dino", "mae"] = "dino"
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 3.0
+    clip_norm: Literal["each", "all"] = "each"
+    freeze_prototypes_epochs: float = 1
+    freeze_base_epochs: float | None = None
+    teacher_momentum: tuple[float, float] = (0.996, 1.0)
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    teacher_temperature_epochs: int = 30
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go and how often something is written.
+
+    Args:
+        output_dir: folder of the run; None for runs/<name of the recipe>.
+        log_every_steps: steps averaged into one line of the log.
+        save_every_steps: steps between checkpoints; one more is written at the end and on an interrupt.
+        keep_checkpoints: newest checkpoints to keep.
+        trackers: any of tensorboard, trackio (wandb and others that accelerate knows pass too).
+        activation_checkpointing: less memory for more time.
+        export: write and check the stock model at the end; `hssl-hf export` does it later.
+        export_network: which network the export takes its base from; None for the one that the method keeps.
+    """
+
+    output_dir: str | None = None
+    log_every_steps: int = 10
+    save_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ()
+    activation_checkpointing: bool = False
+    export: bool = True
+    export_network: Literal["teacher", "student"] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Args:
+        seed: of weights, order and augmentation.
+        init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A whole model (the
+            branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
+        resume: "auto" continues from the newest checkpoint of the output folder; "never" refuses a folder that has one.
+        model: arguments of the model's configuration that differ from its defaults; model_type names the method, one of
+            those in `hssl_hf.models` (hssl, mae, siamese_im, hssl_search).
+    """
+
+    seed: int = 0
+    init_from: str | None = None
+    resume: Literal["auto", "never"] = "never"
+    model: dict = field(default_factory=dict)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig(path="ILSVRC/imagenet-1k"))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def model_config(self) -> PreTrainingConfig:
+        """The model's configuration, at the image size of the global views."""
+        arguments = {key: value for key, value in self.model.items() if key != "model_type"}
+        return _config_class(self.model)(**arguments, image_size=self.views.global_size)
+
+    def images_per_process(self, processes: int) -> int:
+        """Images of one accumulated part of one process's share of a batch.
+
+        Raises:
+            RecipeError: if the batch does not divide.
+        """
+        images, rest = divmod(self.optim.batch_size, processes * self.optim.accumulate)
+        if rest or not images:
+            raise RecipeError(
+                f"optim.batch_size={self.optim.batch_size} does not divide into {processes} processes × "
+                f"{self.optim.accumulate} accumulated parts"
+            )
+        return images
+
+    def to_dict(self) -> dict:
+        return plain(dataclasses.asdict(self))
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
+    """Read a recipe and apply `a.b=c` overrides.
+
+    Paths that start with a dot are relative to the recipe's folder. `extends: other.yaml` takes over another recipe, from which
+    this one differs by what it says itself.
+
+    Raises:
+        RecipeError: for a missing file, an unknown key, a value of the wrong type or a malformed override.
+    """
+    tree = {} if path is None else read(path)
+    for text in overrides:
+        override(tree, text)
+    recipe = build(Recipe, tree, "")
+    _check_model_keys(recipe.model)
+    return recipe
+
+
+def differences(before: dict, after: dict) -> list[str]:
+    """Keys in which two recipes differ, except where a difference has no effect on the result."""
+    flat_before, flat_after, unset = flatten(before), flatten(after), "(default)"
+    return [
+        f"{key}: {flat_before.get(key, unset)} -> {flat_after.get(key, unset)}"
+        for key in sorted({*flat_before, *flat_after})
+        if key.split(".")[0] not in WITHOUT_EFFECT and flat_before.get(key, unset) != flat_after.get(key, unset)
+    ]
+
+
+def _config_class(model: dict) -> type[PreTrainingConfig]:
+    name, known = model.get("model_type", HSSLConfig.model_type), configuration_classes()
+    if name not in known:
+        raise RecipeError(f"model.model_type: expected one of {sorted(known)}, got {name!r}")
+    return known[name]
+
+
+def _check_model_keys(model: dict) -> None:
+    known = {*_config_class(model).field_names(), "model_type"} - {"image_size"}
+    for key in model:
+        if key == "image_size":
+            raise RecipeError("model.image_size follows from views.global_size; set that instead")
+        if key not in known:
+            raise unknown(f"model.{key}", key, known)

@@ -1,0 +1,147 @@
+"""DINO, iBOT and HSSL checkpoints -> `HSSLForPreTraining`: student, teacher, heads, prototypes and centres.
+
+The key layouts are those of the released DINO and iBOT code and of the authors' HSSL code, which follows iBOT's.
+"""
+
+import torch
+from torch import Tensor
+
+from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
+from hssl_hf.convert.state_dict import base_arguments, below, count, fit, need, rename
+from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.models.modeling_hssl import HSSLForPreTraining
+
+LICENSES = {"dino": "apache-2.0", "ibot": "apache-2.0", "hssl": "cc-by-nc-sa-4.0"}
+BACKBONE = {
+    "masked_embed": "base.mask_token",
+    **{name: f"base.model.{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "blocks.")},
+    "norm.": "base.norm.",
+    "norm2.": "auxiliary.norm.",
+    "conv_blocks.": "auxiliary.blocks.",
+}
+BLOCK = {"dwconv": "depthwise", "norm": "norm", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"}  # of the ConvNeXt head
+HEAD = {
+    "mlp.": "heads.projections.base.",
+    "mlp2.": "heads.projections.auxiliary.",
+    "last_layer.weight_v": "heads.prototypes.directions",
+    "last_layer.weight_g": "heads.prototypes.lengths",
+    "last_layer.parametrizations.weight.original1": "heads.prototypes.directions",
+    "last_layer.parametrizations.weight.original0": "heads.prototypes.lengths",
+}
+OFFICIAL = {
+    f"{network}.{ours}": f"{network}.{part}.{name}"
+    for network in ("student", "teacher")
+    for part, table in (("backbone", BACKBONE), ("head", HEAD))
+    for name, ours in reversed(table.items())  # of two names for one tensor the first is the usual one
+}
+
+
+def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None = None) -> HSSLForPreTraining:
+    """A whole checkpoint of student and teacher, ready to go on.
+
+    Args:
+        checkpoint: with `student.`, `teacher.` and `loss.`.
+        method: dino, ibot, or hssl (iBOT with a ConvNeXt head).
+        num_heads: of the encoder; one for every 64 channels if None.
+    Raises:
+        ConversionError: if a tensor is missing, unexpected or of another shape, or the checkpoint has prototypes of their own
+            for patches (iBOT's `shared_head false`).
+    """
+    config = _config(checkpoint, method, num_heads)
+    model = HSSLForPreTraining(config)
+    state = {}
+    for name, value in checkpoint.state.items():
+        ours = _rename(name, method)
+        if ours is None:
+            _require_shared(name, value, checkpoint.state)
+        elif not (ours.endswith("prototypes.lengths") and not config.learned_prototype_length):
+            state[ours] = value.flatten() if ours.startswith("objective.") else value
+    fit(model, state, OFFICIAL)
+    model.freeze()
+    return model
+
+
+def base_from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None = None) -> HSSLForPreTraining:
+    """A file of the backbone alone; student and teacher get it, and heads are drawn anew.
+
+    Raises:
+        ConversionError: if a tensor is missing, unexpected or of another shape.
+    """
+    config = HSSLConfig(**_base(checkpoint.state, method, num_heads), **_levels("dino"), license=LICENSES[method])
+    model = HSSLForPreTraining(config)
+    ours = {rename(name, BACKBONE).removeprefix("base."): value for name, value in checkpoint.state.items()}
+    for network in (model.student, model.teacher):
+        fit(network.base, ours, {new.removeprefix("base."): old for old, new in BACKBONE.items()})
+    return model
+
+
+def _config(checkpoint: Checkpoint, method: str, num_heads: int | None) -> HSSLConfig:
+    student = below(checkpoint.state, "student.")
+    backbone = below(student, "backbone.")
+    hidden = need(student, "head.mlp.0.weight", 2, method).shape[0]
+    size = need(student, "head.mlp.4.weight", 2, method).shape[0]
+    lengths = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("lengths")), None)
+    directions = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("directions")), None)
+    if directions is None:
+        raise ConversionError(f"this is no {method} checkpoint: 'head.last_layer.weight_v' is missing")
+    arguments = checkpoint.arguments
+    learned = not arguments["norm_last_layer"] if "norm_last_layer" in arguments else bool((lengths != 1).any())
+    levels = _levels(method)
+    if method == "hssl":
+        levels["auxiliary_depth"] = count(backbone, "conv_blocks")
+    return HSSLConfig(
+        **_base(backbone, method, num_heads),
+        **levels,
+        projection_hidden=hidden,
+        projection_size=size,
+        num_prototypes=len(directions),
+        learned_prototype_length=learned,
+        drop_path=float(arguments.get("drop_path_rate", arguments.get("drop_path", 0.1))),
+        license=LICENSES[method],
+    )
+
+
+def _named(part: str) -> list[str]:
+    return [old for old, new in HEAD.items() if new.endswith(part)]
+
+
+def _base(backbone: dict[str, Tensor], method: str, num_heads: int | None) -> dict:
+    size, kwargs = base_arguments(backbone, num_heads, method)
+    return {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": size}
+
+
+def _levels(method: str) -> dict:
+    """Who teaches whom in the released code of a method."""
+    if method == "hssl":
+        return {"objective": "ibot", "auxiliary": "convnext"}
+    plain = {"objective": method, "auxiliary": None, "cls_supervision": ["base->base"]}
+    return {**plain, "patch_supervision": ["base->base"] if method == "ibot" else []}
+
+
+def _rename(name: str, method: str) -> str | None:
+    """Our name of a tensor; None for copies of others; unknown names stay as they are."""
+    network, _, rest = name.partition(".")
+    if network == "loss":
+        branch = "auxiliary" if method == "hssl" else "base"
+        table = {"center": f"cls_centers.{branch}.value", "center2": "patch_centers.base.value"}
+        return f"objective.{table[rest]}" if rest in table else name
+    part, _, rest = rest.partition(".")
+    if part == "head":
+        if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # the prototypes again, or worked out from them
+            return None
+        ours = rename(rest, HEAD)
+        return name if ours == rest else f"{network}.{ours}"
+    ours = rename(rest, BACKBONE)
+    if ours.startswith("auxiliary.blocks."):
+        _, _, number, layer, *tail = ours.split(".")
+        ours = ".".join(["auxiliary.blocks", number, BLOCK.get(layer, layer), *tail])
+    return f"{network}.{ours}" if part == "backbone" and ours != rest else name
+
+
+def _require_shared(name: str, value: Tensor, state: dict[str, Tensor]) -> None:
+    """Raise a ConversionError if patches have prototypes of their own."""
+    twin = name.replace("last_layer2.", "last_layer.")
+    if "last_layer2." in name and (twin not in state or not torch.equal(value, state[twin])):
+        raise ConversionError(
+            f"{name} differs from the prototypes of the class token (shared_head false); expected one set of prototypes"
+        )

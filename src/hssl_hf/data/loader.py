@@ -1,0 +1,105 @@
+"""The loader of a run: stream, views and batches of this process, and how it takes up again where it stopped."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from hssl_hf.data.augmentation import Augmentation
+from hssl_hf.data.source import Source, StreamError, count_images
+from hssl_hf.data.stream import ImageStream
+from hssl_hf.data.views import ViewStream, collate
+
+
+@dataclass(frozen=True)
+class DataConfig(Source):
+    """The images to train on: a `Source`, and how to read it.
+
+    Args:
+        images_per_epoch: length of an epoch in images; None asks the dataset.
+        workers: reader processes per training process.
+        window: images that a reader shuffles together.
+        corrupt_share: share of undecodable images at which to give up.
+        share: of the images to use, chosen by their bytes, always the same ones; all are read.
+    """
+
+    images_per_epoch: int | None = None
+    workers: int = 4
+    window: int = 2048
+    corrupt_share: float = 0.01
+    share: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share above 0 and up to 1, got {self.share}")
+
+
+def epoch_length(data: DataConfig) -> int:
+    """The images that make an epoch.
+
+    Raises:
+        StreamError: if the source cannot be opened, is empty, or does not tell its length.
+    """
+    next(iter(ImageStream(data, window=1)))  # a missing column or an empty stream shows here, not in a worker
+    return round(data.share * (data.images_per_epoch or count_images(data)))
+
+
+def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
+    """Batches of `Views` without end.
+
+    Args:
+        augmentation: image -> views; its seed is that of the order too.
+        batch: images of this process per part of a step.
+        rank, world_size: this process among the processes.
+    """
+    seed = augmentation.seed
+    images = ImageStream(data, seed=seed, rank=rank, world_size=world_size, window=data.window, minimum=batch)
+    return StatefulDataLoader(
+        ViewStream(images, augmentation, data.corrupt_share, data.share),
+        batch_size=batch,
+        num_workers=data.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+@contextmanager
+def watching_readers():
+    """Turn the death of a reader process, which may be noticed at any moment, into an error for users.
+
+    Raises:
+        StreamError: if one has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise StreamError(
+            f"a reader process died, mostly for lack of memory: {error}\nStart again with resume=auto, perhaps with smaller "
+            "data.window, or more shared memory (/dev/shm)."
+        ) from error
+
+
+def take_up(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
+    """Go on where the loaders of a checkpoint stopped, exactly if they were as many as now, else with the same images.
+
+    Args:
+        positions: `state_dict` of the loader of every process.
+        rank, world_size: this process among those of now.
+    """
+    if len(positions) == world_size:
+        loader.load_state_dict(positions[rank])
+    else:
+        loader.dataset.inherit([state for position in positions for state in _reader_states(position)])
+
+
+def _reader_states(position: Mapping) -> list[dict]:
+    """The states of a loader's readers: of its workers in order, or of the process itself."""
+    if "_snapshot" in position:
+        workers = position["_snapshot"]["_worker_snapshots"]
+        return [workers[f"worker_{number}"]["dataset_state"] for number in range(len(workers))]
+    return [position["dataset_state"]]

@@ -1,0 +1,220 @@
+"""The image stream: any dataset of images -> encoded images, without end, split by process and worker, resumable exactly.
+
+In go Hub repositories, folders of images, parquet files and tar shards; out come `EncodedImage`s. Nothing is decoded here:
+bytes are cheap to shuffle and to skip. Order is ours: an epoch is a permutation of the shards, dealt out to the readers, and
+a reader permutes windows of rows. Everything follows from (seed, epoch, reader, window), so that a position is four integers.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from time import sleep
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from hssl_hf.data.source import Source, StreamError, chosen_labels, image_bytes, load_source
+
+READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
+REOPEN_ATTEMPTS = 5
+PASSED = object()  # a row of a class that nobody asked for
+
+
+class EncodedImage(NamedTuple):
+    """One image as it lies in its file: its bytes, a name for messages, and the pass over the data it belongs to."""
+
+    data: bytes
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a window of rows begins.
+
+    Args:
+        epoch: pass over the data.
+        shard: place in this epoch's order of shards.
+        row: row in that shard.
+        seen: images that this pass has given so far.
+        window: windows since the beginning of the run.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    row: int = 0
+    seen: int = 0
+    window: int = 0
+
+
+@dataclass
+class Inheritance:
+    """What other readers left.
+
+    Args:
+        states: where each of them is now.
+        place: how many of those that concern this reader are finished.
+        count: images that have passed so far, of which every n-th is this reader's.
+    """
+
+    states: list[dict]
+    place: int = 0
+    count: int = 0
+
+
+def _furthest(states: Sequence[Mapping]) -> int:
+    """The furthest epoch that any reader, or anyone whom it inherits from, has begun."""
+    epochs = [state["start"]["epoch"] - (1 if state.get("inherited") else 0) for state in states]
+    return max(epochs)
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """Encoded images without end, each reader (process × worker) with a part of its own.
+
+    Within an epoch no two readers see the same image: shards are dealt out where there are enough of them; else several
+    readers share a shard and take every n-th row.
+
+    Args:
+        source: where the images are.
+        seed: seed of the order.
+        rank, world_size: this process among the processes; workers are found by themselves.
+        window: rows that are shuffled together; 1 keeps the order of the files.
+        minimum: images that a pass must give every reader, at least, so that a batch is never larger than a pass.
+        backoff_seconds: first pause before a lost connection is opened again; doubles each time.
+    Raises:
+        StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int = 2048,
+        minimum: int = 1,
+        backoff_seconds: float = 1.0,
+    ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} and world_size {world_size}")
+        self.source, self.seed, self.window, self.minimum = source, seed, window, minimum
+        self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
+        self.dataset = load_source(source, also=[source.label_column] if source.classes else [])
+        self.chosen = chosen_labels(source, self.dataset)
+        self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
+        self._start, self._taken, self._inherited = Position(), 0, None
+
+    def state_dict(self) -> dict:
+        """Position of the next image: the window it is in, how many of that window are taken, and what is left of others."""
+        inherited = None if self._inherited is None else asdict(self._inherited)
+        return {"start": asdict(self._start), "taken": self._taken, "inherited": inherited}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._start, self._taken = Position(**state["start"]), state["taken"]
+        self._inherited = None if state.get("inherited") is None else Inheritance(**deepcopy(state["inherited"]))
+
+    def inherit(self, states: Sequence[Mapping]) -> None:
+        """Go on where another number of readers stopped: nothing is lost, nothing is seen twice.
+
+        Every reader takes a part of what those readers have left of the furthest epoch that one of them had begun.
+
+        Args:
+            states: `state_dict` of all of them, in order.
+        """
+        window = 1 + max(state["start"]["window"] for state in states)
+        self._start, self._taken = Position(1 + _furthest(states), window=window), 0
+        self._inherited = Inheritance(deepcopy(list(states)))
+
+    def __iter__(self) -> Iterator[EncodedImage]:
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        yield from self._images(self.rank * workers + worker_id, self.world_size * workers)
+
+    def _images(self, reader: int, readers: int, last_epoch: float = math.inf) -> Iterator[EncodedImage]:
+        if self._inherited is not None:
+            yield from self._left_over(reader, readers)
+            self._inherited = None
+        dataset = self.dataset if self.dataset.num_shards >= readers else self.dataset.reshard()
+        while self._start.epoch <= last_epoch:
+            rows = self._rows(dataset, reader, readers)
+            while window := list(islice(rows, self.window)):
+                rng = np.random.default_rng([self.seed, reader, self._start.window])
+                for index in rng.permutation(len(window))[self._taken :]:
+                    self._taken += 1
+                    yield window[index][0]
+                self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
+            if self._start.seen < self.minimum:
+                raise StreamError(
+                    f"{self.source.path!r} gives reader {reader + 1} of {readers} only {self._start.seen} images in a pass, "
+                    f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
+                )
+            self._start = Position(self._start.epoch + 1, window=self._start.window)
+
+    def _left_over(self, reader: int, readers: int) -> Iterator[EncodedImage]:
+        """This reader's part of what other readers have left: some of them, or every n-th image of one."""
+        left = self._inherited
+        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= len(left.states))
+        sharers, residue = readers // groups, reader // groups
+        last = self._start.epoch - 1
+        mine = range(reader % groups, len(left.states), groups)
+        while left.place < len(mine):
+            other = copy(self)
+            other.load_state_dict(left.states[mine[left.place]])
+            for image in other._images(mine[left.place], len(left.states), last):
+                left.states[mine[left.place]], left.count = other.state_dict(), left.count + 1
+                if left.count % sharers == residue:
+                    yield image
+            left.place += 1
+
+    def _rows(self, dataset, reader: int, readers: int) -> Iterator[tuple[EncodedImage, Position]]:
+        """The rest of this reader's epoch in the order of the files; each image with the position after it."""
+        start = self._start
+        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
+        sharers, residue = readers // groups, reader // groups
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[reader % groups :: groups]
+        seen = start.seen
+        for place in range(start.shard, len(order)):
+            number = int(order[place])
+            shard = dataset.shard(num_shards=dataset.num_shards, index=number)
+            for row, image in self._read(shard, start.row if place == start.shard else 0, number):
+                if image is not PASSED and row % sharers == residue:
+                    seen += 1
+                    name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
+                    encoded = EncodedImage(image_bytes(image), name, start.epoch)
+                    yield encoded, Position(start.epoch, place, row + 1, seen)
+
+    def _of_chosen_classes(self, batch: dict) -> list:
+        """The images of a batch, with `PASSED` in the place of those of other classes."""
+        if self.chosen is None:
+            return batch["image"]
+        labels = batch[self.source.label_column]
+        return [image if label in self.chosen else PASSED for image, label in zip(batch["image"], labels, strict=True)]
+
+    def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
+        """Rows of one shard from `first` on; a connection that breaks is opened again where it broke."""
+        row, attempts = first, 0
+        while True:
+            try:
+                for batch in (shard.skip(row) if row else shard).iter(batch_size=READ_ROWS):
+                    for image in self._of_chosen_classes(batch):
+                        yield row, image
+                        row, attempts = row + 1, 0
+                return
+            except OSError as error:
+                attempts += 1
+                if attempts > self.reopen_attempts:
+                    raise StreamError(
+                        f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
+                    ) from error
+                warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
+                sleep(self.backoff_seconds * 2 ** (attempts - 1))
+            except (ValueError, RuntimeError) as error:
+                raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error

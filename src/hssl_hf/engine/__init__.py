@@ -1,0 +1,1 @@
+"""What every kind of training needs: Accelerate's engines, launch checks, signals, optimizer, schedules, checkpoints."""

@@ -1,0 +1,165 @@
+"""Checkpoints of a run: written whole or not at all, newest kept, resumed exactly.
+
+A checkpoint is what accelerate saves (weights, optimizer, random states) plus the stream's position of every process and a
+small JSON with the step, what it depends on, and the size and checksum of every file. It is written beside its place and
+renamed into it when complete.
+"""
+
+import json
+import os
+import shutil
+import sys
+import zlib
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from hssl_hf.errors import UserError
+
+STATE, WEIGHTS = "state.json", "model.safetensors"
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written or cannot be resumed; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie, one folder `step-00001000` each.
+        keep: newest ones to keep, at least 1.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, max(1, keep)
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
+
+    def newest(self, accelerator: Accelerator, put_aside: bool) -> Path | None:
+        """The newest checkpoint, as the main process finds it.
+
+        Args:
+            put_aside: look for damage, and put damaged checkpoints aside.
+        """
+        found = [None]
+        if accelerator.is_main_process:
+            found = [self.newest_intact() if put_aside else next(reversed(self.all()), None)]
+        return broadcast_object_list(found)[0]
+
+    def newest_intact(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; damaged ones are put aside, which is said."""
+        for path in reversed(self.all()):
+            damage = _damage(path)
+            if not damage:
+                return path
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            print(f"warning: the checkpoint {path.name} is damaged ({damage}); it is put aside as {aside}", file=sys.stderr)
+        return None
+
+    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, whole=None) -> Path:
+        """Write a checkpoint; on failure the earlier ones stay as they are.
+
+        Args:
+            accelerator: with the model and the optimizer.
+            step: finished steps.
+            loader_state: of this process.
+            state: what else to write down, the same in all processes.
+            whole: a function that gives the model with whole weights, for engines that save it in pieces.
+        Raises:
+            CheckpointError: if the disk is full or the folder cannot be written.
+        """
+        place = self.folder / f"step-{step:08d}"
+        draft = self.folder / f".{place.name}.draft"
+        try:
+            if accelerator.is_main_process:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(draft))
+            if whole is not None and not (draft / WEIGHTS).exists():
+                model = whole()
+                if accelerator.is_main_process:
+                    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, draft / WEIGHTS)
+            torch.save(loader_state, draft / f"loader-{accelerator.process_index}.pt")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                (draft / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(draft)}, indent=1))
+                _sync(draft)
+                shutil.rmtree(place, ignore_errors=True)
+                draft.rename(place)
+                self._prune()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise CheckpointError(self._failure(step, error)) from error
+        accelerator.wait_for_everyone()
+        return place
+
+    def load(self, accelerator: Accelerator, path: Path) -> tuple[dict, list[dict]]:
+        """Restore weights, optimizer and random states; returns the state and the loader states of all processes that saved."""
+        state = json.loads((path / STATE).read_text())
+        try:
+            accelerator.load_state(str(path))
+            files = sorted(path.glob("loader-*.pt"), key=lambda file: int(file.stem.removeprefix("loader-")))
+            loaders = [torch.load(file, weights_only=True) for file in files]
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
+            ) from error
+        return state, loaders
+
+    def _prune(self) -> None:
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _failure(self, step: int, error: Exception) -> str:
+        kept = self.all()
+        free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else 0
+        safe = f"The newest complete checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
+        return (
+            f"the checkpoint of step {step} could not be written to {self.folder} ({free:.0f} MiB free): {error}\n{safe} "
+            "Make room, or choose another folder with run.output_dir, and start again with resume=auto."
+        )
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file but the state, by relative name."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != STATE:
+            checksum = 0
+            with path.open("rb") as file:
+                while piece := file.read(2**22):
+                    checksum = zlib.crc32(piece, checksum)
+            found[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum]
+    return found
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint; empty if nothing is."""
+    try:
+        expected = json.loads((path / STATE).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE} cannot be read: {error!r}"
+    found = _checksums(path)
+    wrong = [name for name in expected if found.get(name) != expected[name]]
+    return f"{', '.join(wrong)} missing, cut short or changed" if wrong else ""
+
+
+def _sync(folder: Path) -> None:
+    """Wait until every file of a folder is on the disk, so that the rename cannot overtake it."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,23 @@
+"""Signals that ask a run to stop."""
+
+import os
+import signal
+
+REQUEUE = os.EX_TEMPFAIL
+
+
+class Interrupt:
+    """Remembers SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, as in a shell; else 75 (EX_TEMPFAIL), which tells a scheduler to queue the job again."""
+        return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
+
+    def _remember(self, number: int, _frame) -> None:
+        self.number = number

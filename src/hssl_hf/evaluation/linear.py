@@ -1,0 +1,121 @@
+"""Linear probe: a linear classifier on frozen features, its learning rate chosen on a part of the training images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.metrics import TopKAccuracy
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """How the classifiers are trained.
+
+    Args:
+        learning_rates: peak learning rates per 256 images, all tried at once; SGD with momentum .9, half a cosine to 0.
+        epochs, batch_size: over the features of the training split, which are extracted once, without augmentation.
+        validation_share: part of the training split that chooses among the learning rates and trains nothing.
+        seed: of the classifiers, their order of images and the choice of that part.
+    """
+
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    epochs: int = 100
+    batch_size: int = 1024
+    validation_share: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.learning_rates or not 0 < self.validation_share < 1 or self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                "expected at least one learning rate, one epoch and one image per batch, and a validation_share between 0 "
+                f"and 1, got {self}"
+            )
+
+
+class LinearClassifiers(nn.Module):
+    """One classifier per learning rate on features that are normalised by the statistics of the training images.
+
+    Source: MAE, arXiv 2111.06377, appendix A.1, for the batch norm without scale and shift.
+    Differs: SGD and cached features of the centre crop instead of LARS and augmented images.
+    """
+
+    def __init__(self, features: Tensor, classes: int, config: LinearConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("scale", (features.var(0, correction=0) + 1e-6).rsqrt())
+        self.heads = nn.ModuleList(nn.Linear(features.shape[1], classes) for _ in config.learning_rates)
+        generator = torch.Generator().manual_seed(config.seed)
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.01, generator=generator)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, D) -> (learning rates, n, classes)."""
+        normed = (features - self.mean) * self.scale
+        return torch.stack([head(normed) for head in self.heads])
+
+    def fit(self, features: Tensor, labels: Tensor, progress: str | None = None) -> None:
+        """Train all classifiers on the same batches; none sees another's gradient."""
+        config = self.config
+        groups = [
+            {"params": head.parameters(), "lr": rate * config.batch_size / 256}
+            for head, rate in zip(self.heads, config.learning_rates, strict=True)
+        ]
+        optimizer = torch.optim.SGD(groups, momentum=0.9)
+        batches = -(-len(features) // config.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * batches)
+        generator = torch.Generator().manual_seed(config.seed)
+        for _ in tqdm(range(config.epochs), desc=progress, unit="epoch", disable=progress is None, leave=False):
+            for index in torch.randperm(len(features), generator=generator).split(config.batch_size):
+                logits = self(features[index])
+                loss = F.cross_entropy(logits.flatten(0, 1), labels[index].repeat(len(logits)), reduction="sum") / len(index)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+
+def linear_accuracy(
+    encoder: Encoder,
+    processor: Callable,
+    train: LabelledImages,
+    test: LabelledImages,
+    kind: str = "cls",
+    config: LinearConfig | None = None,
+    progress: str | None = None,
+) -> dict[str, float]:
+    """Train linear classifiers on one split and classify another with the one that a part of the first has chosen.
+
+    Args:
+        kind: features, "cls" or "patches" (`image_features`).
+    Returns:
+        top1 and top5 in percent, n test images, and the chosen learning_rate with its validation_top1.
+    Raises:
+        ValueError: if the training split is too small to be divided, or a test label never occurs in it.
+    """
+    config = config or LinearConfig()
+    features, labels = extract(encoder, processor, train, kind, progress=progress and f"{progress}: train")
+    held = round(config.validation_share * len(labels))
+    if not 0 < held < len(labels):
+        raise ValueError(f"{len(labels)} training images do not divide into a part to train and one to choose with")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
+    choosing, training = order[:held], order[held:]
+    classifiers = LinearClassifiers(features[training], int(labels.max()) + 1, config)
+    classifiers.fit(features[training], labels[training], progress)
+    with torch.no_grad():
+        right = (classifiers(features[choosing]).argmax(-1) == labels[choosing]).float().mean(1)
+        best = int(right.argmax())
+        features, labels = extract(encoder, processor, test, kind, progress=progress and f"{progress}: test")
+        scores = classifiers(features)[best]
+    if int(labels.max()) >= scores.shape[1]:
+        raise ValueError(f"the test images have label {int(labels.max())}, the training images only 0 to {scores.shape[1] - 1}")
+    accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=labels.numpy())
+    chosen = {"learning_rate": config.learning_rates[best], "validation_top1": 100 * right[best].item()}
+    return {**accuracy, "n": len(labels), **chosen}

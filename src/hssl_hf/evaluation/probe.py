@@ -1,0 +1,108 @@
+"""The probes: one protocol for training curves, final figures and the command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from hssl_hf.data.source import Source
+from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.knn import knn_accuracy
+from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
+from hssl_hf.evaluation.records import Record
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The labelled images on which a k-NN classifier is tried from time to time. It never influences the training.
+
+    Args:
+        path, name, revision, image_column: as in data; path None for no probe.
+        label_column: integer labels.
+        classes: as in data.
+        bank_split, query_split: neighbours come from the first, questions from the second.
+        bank_images, query_images: read at most so many of each; None for all.
+        every_epochs: how often.
+        features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
+        neighbours, temperature: of the weighted k-NN.
+        crop_share: side of the centre crop as a share of the resized image's short side.
+    """
+
+    path: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str = "label"
+    classes: str | None = None
+    bank_split: str = "train"
+    query_split: str = "test"
+    bank_images: int | None = None
+    query_images: int | None = None
+    every_epochs: float = 10
+    features: Literal["cls", "patches"] = "cls"
+    neighbours: int = 20
+    temperature: float = 0.07
+    crop_share: float = 0.875
+
+
+class Probe:
+    """Weighted k-NN and linear classification on labelled images.
+
+    Args:
+        config: images and protocol.
+        processor: image processor of transformers, the one that is exported.
+    """
+
+    def __init__(self, config: ProbeConfig, processor: Callable):
+        self.config, self.processor = config, processor
+
+    def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
+        """Accuracies top1 and top5 in percent, and n, the number of query images."""
+        protocol = self.config.neighbours, self.config.temperature, self.config.features
+        return knn_accuracy(encoder, self.processor, *self.splits(), *protocol, progress)
+
+    def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
+        """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
+        return linear_accuracy(encoder, self.processor, *self.splits(), self.config.features, linear, progress)
+
+    def features(self, encoder: Encoder, progress: str) -> list[tuple[Tensor, Tensor]]:
+        """Features (n, D) and labels (n,) of bank and queries."""
+        return [
+            extract(encoder, self.processor, split, self.config.features, progress=f"{progress}: {split.source.split}")
+            for split in self.splits()
+        ]
+
+    def record(
+        self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"
+    ) -> None:
+        """Add one figure to a file of records, with what is needed to measure it again.
+
+        Args:
+            metric: with its protocol, for example knn_top1.
+            settings: of the protocol.
+        """
+        config = self.config
+        settings = {
+            **settings, "features": config.features, "bank_split": config.bank_split, "bank_images": config.bank_images,
+        }  # fmt: skip
+        dataset = Path(config.path).name if Path(config.path).exists() else config.path
+        source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
+        record = Record(metric, value, unit, subject, **source, n=n, settings=settings, seed=seed)
+        record.append_to(path)
+
+    def knn_settings(self) -> dict:
+        return {"neighbours": self.config.neighbours, "temperature": self.config.temperature}
+
+    def splits(self) -> list[LabelledImages]:
+        """Bank and queries."""
+        config = self.config
+        chosen = ((config.bank_split, config.bank_images), (config.query_split, config.query_images))
+        where = (config.revision, config.image_column)
+        labels = {"classes": config.classes, "label_column": config.label_column}
+        return [
+            LabelledImages(Source(config.path, config.name, split, *where, **labels), config.label_column, limit)
+            for split, limit in chosen
+        ]

@@ -1,0 +1,1 @@
+"""Comparisons of several runs: the search for a head, and studies."""

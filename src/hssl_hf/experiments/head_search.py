@@ -1,0 +1,116 @@
+"""Which auxiliary head suits a base model? Train all candidates at once on a part of the images, and rank them by discrepancy.
+
+No label is needed: the more a head's representation differs from the base's, the more the base has been seen to learn from it.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+
+from hssl_hf.config.recipe import Recipe, RecipeError
+from hssl_hf.models.configuration_head_search import FAMILIES
+from hssl_hf.runs.metric_logger import read_log
+from hssl_hf.visualization.curves import scale
+
+RANKING, PICTURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
+DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
+LAST = 0.2  # share of the training over which the discrepancy is averaged; ours
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head with its discrepancy from the base, in nats: mean and standard deviation over the last lines of the log."""
+
+    family: str
+    discrepancy: float
+    spread: float
+
+
+def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float, depth: int = DEPTH) -> Recipe:
+    """The recipe of a search for the head of another recipe.
+
+    Args:
+        recipe: of HSSL, whose `model.auxiliary` is to be found.
+        candidates: families; None for all.
+        share: of the images, between 0 and 1.
+        depth: blocks of every candidate.
+    Raises:
+        RecipeError: if the recipe is of another method, or the share is none.
+    """
+    if recipe.model.get("model_type", "hssl") != "hssl":
+        raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model['model_type']!r}")
+    if not 0 < share <= 1:
+        raise RecipeError(f"expected a share of the images above 0 and up to 1, got {share}")
+    model = {
+        key: value for key, value in recipe.model.items() if key not in ("auxiliary", "auxiliary_connection", "model_type")
+    }
+    model["auxiliary_depth"] = depth
+    if recipe.model.get("auxiliary", "") is None:
+        model.pop("cls_supervision", None)
+    chosen = {"candidates": list(candidates)} if candidates else {}
+    return replace(
+        recipe,
+        model={"model_type": "hssl_search", **model, **chosen},
+        data=replace(recipe.data, share=share * recipe.data.share),
+        probe=replace(recipe.probe, path=None),
+        run=replace(recipe.run, export=False, log_every_steps=max(1, round(share * recipe.run.log_every_steps))),
+    )
+
+
+def rank(folder: Path) -> list[Candidate]:
+    """Candidates of a finished search, the most different first.
+
+    Raises:
+        ValueError: if the log has no discrepancies.
+    """
+    keys = {f"discrepancy_{family}": family for family in FAMILIES}
+    lines = [line for line in read_log(folder / "log.jsonl") if keys.keys() & line.keys()]
+    if not lines:
+        raise ValueError(f"{folder} holds no search: its log has no discrepancy of a candidate")
+    last = lines[-max(1, round(LAST * len(lines))) :]
+    found = []
+    for key in keys.keys() & lines[-1].keys():
+        values = [line[key] for line in last]
+        found.append(Candidate(keys[key], mean(values), stdev(values) if len(values) > 1 else 0.0))
+    return sorted(found, key=lambda candidate: -candidate.discrepancy)
+
+
+def report(folder: Path, recipe: Recipe) -> str:
+    """Write ranking, picture and a recipe with the winner into the folder of a search; returns a table for the screen.
+
+    Args:
+        recipe: the one whose head was searched.
+    """
+    ranking = rank(folder)
+    (folder / RANKING).write_text(json.dumps([asdict(candidate) for candidate in ranking], indent=1) + "\n")
+    _draw(folder, ranking)
+    winner = replace(recipe, model={**recipe.model, "auxiliary": ranking[0].family}, run=replace(recipe.run, output_dir=None))
+    winner.save(folder / WINNER)
+    lines = ["auxiliary head   discrepancy (nats)"]
+    lines += [f"{number}. {c.family:13s} {c.discrepancy:8.4f} ± {c.spread:.4f}" for number, c in enumerate(ranking, 1)]
+    return "\n".join(
+        [*lines, "", f"curves   {folder / PICTURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
+    )
+
+
+def _draw(folder: Path, ranking: list[Candidate]) -> None:
+    """The ranking, and the way to it."""
+    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    families = [candidate.family for candidate in ranking]
+    colours = [f"C{number}" for number in range(len(ranking))]
+    bars.barh(families, [c.discrepancy for c in ranking], xerr=[c.spread for c in ranking], color=colours)
+    bars.invert_yaxis()
+    bars.set(title="discrepancy at the end (nats)")
+    lines, values = read_log(folder / "log.jsonl"), []
+    for family, colour in zip(families, colours, strict=True):
+        points = [(line["step"], line[f"discrepancy_{family}"]) for line in lines if f"discrepancy_{family}" in line]
+        curves.plot(*zip(*points, strict=True), label=family, color=colour, linewidth=1.2)
+        values += [value for _, value in points]
+    curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
+    curves.grid(alpha=0.25)
+    curves.legend(fontsize=7)
+    figure.savefig(folder / PICTURE, dpi=110)

@@ -1,0 +1,216 @@
+"""A study: arms that differ from one recipe in a few values, each with the same seeds, measured alike.
+
+Arms of a seed start from the same base and see the same images in the same order and crops, so that they can be compared pair
+by pair. Every finished run is measured once, with the network that its method keeps; the records are all that tables and plots
+read.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
+from hssl_hf.config.strict_yaml import build
+from hssl_hf.evaluation.knn import knn_scores
+from hssl_hf.evaluation.metrics import ComplementarySamples, Discrepancy, SuccessIoU
+from hssl_hf.evaluation.probe import Probe
+from hssl_hf.experiments.head_search import RANKING
+from hssl_hf.models.modeling_hssl import HSSLForPreTraining
+from hssl_hf.modules.projection_heads import similarity
+from hssl_hf.runs.run_directory import RunFolder, processor_of, read_lines
+
+UNTRAINED, PIXELS = "untrained base", "raw pixels"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Args:
+        recipe: path relative to the study's file.
+        baseline: the arm that the others are compared with.
+        arms: values that replace the recipe's, `a.b=c`, by the name of the arm.
+        seeds: of all arms.
+        heads: arms whose order is compared with that of the searches, and what these search among; none for all families.
+        searches: for the head, shares of the images by the name of the search.
+    """
+
+    recipe: str
+    baseline: str
+    arms: dict
+    seeds: tuple[int, ...] = (0, 1, 2)
+    heads: tuple[str, ...] = ()
+    searches: dict = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Study":
+        """
+        Raises:
+            RecipeError: for what cannot be read, unknown keys, and arms that are named but not described.
+        """
+        try:
+            tree = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise RecipeError(f"cannot read the study {path}: {error}") from error
+        study = build(cls, tree, "")
+        if unknown := {study.baseline, *study.heads} - study.arms.keys():
+            raise RecipeError(f"{path}: {sorted(unknown)} are not among the arms {list(study.arms)}")
+        if twice := study.searches.keys() & study.arms.keys():
+            raise RecipeError(f"{path}: {sorted(twice)} are names of arms and of searches")
+        return study
+
+    def runs(self) -> Iterator[tuple[str, int]]:
+        """Every arm with every seed, seed by seed, so that a study that is cut short can still be compared."""
+        for seed in self.seeds:
+            for arm in (*self.arms, *self.searches):
+                yield arm, seed
+
+    def overrides(self, arm: str, seed: int) -> list[str]:
+        return [*self.arms.get(arm, []), f"seed={seed}"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number, of a subject that is yet to be named."""
+
+    metric: str
+    value: float
+    unit: str = "percent"
+    settings: dict = field(default_factory=dict)
+
+
+class Measurement:
+    """Measures runs on labelled images, which are decoded once.
+
+    Args:
+        recipe: whose probe names the images.
+        results: file of the records.
+    """
+
+    def __init__(self, recipe: Recipe, results: Path):
+        self.recipe, self.results = recipe, results
+        self.processor = processor_of(recipe)
+        self.probe = Probe(recipe.probe, self.processor)
+
+    def done(self) -> set[tuple[str, int]]:
+        """Subjects and seeds that have been measured; the k-NN accuracy is the last record of a subject."""
+        last = {"knn_top1", "search_discrepancy"}
+        return {(line["subject"], line["seed"]) for line in read_lines(self.results) if line["metric"] in last}
+
+    def measure(self, arm: str, seed: int, folder: Path) -> None:
+        """Records of one finished run or search."""
+        if (folder / RANKING).is_file():
+            ranking = json.loads((folder / RANKING).read_text())
+            found = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
+        else:
+            run = RunFolder.open(folder)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
+            found = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
+        self._keep(found, arm, seed)
+
+    def measure_references(self, seed: int) -> None:
+        """The untrained base, and the pixels themselves."""
+        if (UNTRAINED, seed) not in self.done():
+            set_seed(seed)
+            self._keep(list(self._values(HSSLForPreTraining(self.recipe.model_config()), None)), UNTRAINED, seed)
+        if (PIXELS, 0) not in self.done():
+            bank, queries = (pixels.flatten(1) for pixels, _ in self.images)
+            self._keep([Value("knn_top1", self._accuracy(self._classify(bank, queries)))], PIXELS, 0)
+
+    @cached_property
+    def images(self) -> list[tuple[Tensor, Tensor]]:
+        """(n, 3, H, W) normalised pixels and (n,) labels of bank and queries."""
+        found = []
+        for split in self.probe.splits():
+            pixels, labels, part = [], [], []
+            for image, label in tqdm(split, desc=f"images of {split.source.split}", unit="img", leave=False):
+                part.append(image)
+                labels.append(label)
+                if len(part) == 512:
+                    pixels.append(self.processor(part, return_tensors="pt")["pixel_values"])
+                    part = []
+            if part:
+                pixels.append(self.processor(part, return_tensors="pt")["pixel_values"])
+            found.append((torch.cat(pixels), torch.tensor(labels)))
+        return found
+
+    def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
+        """What is to be said of one model; of its head only at a temperature of the teacher."""
+        network = model.network().eval()
+        (bank, _), (queries, labels) = self.images
+        features = [_encode(network, pixels) for pixels in (bank, queries)]
+        found = {name: self._classify(*(each[name] for each in features)) for name in features[0]}
+        if temperature is not None and "auxiliary" in found:
+            yield Value("knn_top1_auxiliary", self._accuracy(found["auxiliary"]))
+            inputs = {"predictions": found["base"], "auxiliary": found["auxiliary"], "references": labels}
+            inputs = {name: value.numpy() for name, value in inputs.items()}
+            yield Value("N_s", ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
+            yield Value("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "share")
+            outputs = _outputs(network, features[1])
+            if outputs is not None:
+                apart = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
+                yield Value("discrepancy", apart, "nats", {"temperature": temperature, "centred": True})
+        yield Value("knn_top1", self._accuracy(found["base"]))
+
+    def _classify(self, bank: Tensor, queries: Tensor) -> Tensor:
+        """(m,) predicted classes."""
+        config = self.recipe.probe
+        return knn_scores(bank, self.images[0][1], queries, config.neighbours, config.temperature).argmax(1)
+
+    def _accuracy(self, predicted: Tensor) -> float:
+        return 100 * (predicted == self.images[1][1]).float().mean().item()
+
+    def _keep(self, values: list[Value], subject: str, seed: int) -> None:
+        """Write the records of one subject, when all of its figures are there."""
+        for found in values:
+            settings = {**self.probe.knn_settings(), **found.settings}
+            self.probe.record(
+                found.metric, found.value, len(self.images[1][1]), settings, subject, seed, self.results, found.unit
+            )
+
+
+@torch.inference_mode()
+def _encode(network, pixels: Tensor) -> dict[str, Tensor]:
+    """Class tokens (n, C) of base and, where there is one, auxiliary head."""
+    found: dict[str, list[Tensor]] = {}
+    for part in pixels.split(512):
+        branches = network(part[None])
+        for name, tokens in branches._asdict().items():
+            if tokens is not None:
+                found.setdefault(name, []).append(tokens.cls[0])
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.inference_mode()
+def _outputs(network, features: dict[str, Tensor]) -> dict | None:
+    """What both branches say of the prototypes; None where there are none, or a branch has no projection."""
+    heads = network.heads
+    if not hasattr(heads, "prototypes") or not all(heads.has(name) for name in features):
+        return None
+    base, auxiliary = (similarity(heads.project(name, features[name]), heads.prototypes()).numpy() for name in features)
+    return {"predictions": base, "references": auxiliary}
+
+
+def study_recipe(path: Path, study: Study, overrides: list[str]) -> Recipe:
+    """The recipe that the arms of a study change.
+
+    Raises:
+        RecipeError: if it is of another method than HSSL, or has no labelled images to measure on.
+    """
+    recipe = load_recipe(path.parent / study.recipe, overrides)
+    if recipe.model.get("model_type", "hssl") != "hssl":
+        raise RecipeError(
+            f"a study compares arms of HSSL, got model.model_type={recipe.model['model_type']!r} in {study.recipe}"
+        )
+    if recipe.probe.path is None:
+        raise RecipeError(f"{study.recipe} names no labelled images; set probe.path")
+    return recipe

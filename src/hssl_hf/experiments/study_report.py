@@ -1,0 +1,150 @@
+"""Records of a study -> table, plots, and how well the search foretells the single runs."""
+
+from collections import defaultdict
+from itertools import cycle
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hssl_hf.experiments.study import PIXELS, UNTRAINED, Study
+
+COLUMNS = (
+    ("discrepancy", "D", ".3f"),
+    ("N_s", "N_s", ".0f"),
+    ("sIoU", "sIoU", ".3f"),
+    ("knn_top1_auxiliary", "k-NN of the head", ".2f"),
+)
+
+
+class Findings:
+    """Values by metric, subject and seed.
+
+    Args:
+        study: what was compared.
+        records: its `Record`s as dictionaries.
+    """
+
+    def __init__(self, study: Study, records: list[dict]):
+        self.study = study
+        self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        for record in records:
+            name = (record["metric"], record["subject"])
+            if record["metric"] == "search_discrepancy":  # of one head in one of the searches
+                name = (record["subject"], record["settings"]["head"])
+            self.values[name[0]][name[1]][record["seed"]] = record["value"]
+
+    def of(self, metric: str, subject: str) -> dict[int, float]:
+        """Values by seed, those that are there."""
+        return dict(sorted(self.values[metric][subject].items()))
+
+    def gains(self, arm: str) -> dict[int, float]:
+        """k-NN accuracy of an arm less that of the baseline with the same seed, in percentage points."""
+        base = self.of("knn_top1", self.study.baseline)
+        return {seed: value - base[seed] for seed, value in self.of("knn_top1", arm).items() if seed in base}
+
+    def rank_correlation(self, first: dict[str, dict[int, float]], second: dict[str, dict[int, float]]) -> list[float]:
+        """Spearman's coefficient of two values by head and seed over all heads, one per seed that lacks none."""
+        found = []
+        for seed in self.study.seeds:
+            pair = [[values[head].get(seed) for head in self.study.heads] for values in (first, second)]
+            if self.study.heads and None not in (*pair[0], *pair[1]):
+                found.append(spearman(*pair))
+        return found
+
+    def by_head(self, metric: str) -> dict[str, dict[int, float]]:
+        """A metric, or the discrepancies of a search by its name, of every head and seed."""
+        return {head: self.of(metric, head) for head in self.study.heads}
+
+
+def spearman(first: list[float], second: list[float]) -> float:
+    """Rank correlation of two lists without ties, in [-1, 1]."""
+    ranks = (np.argsort(np.argsort(values)) for values in (first, second))
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def table(findings: Findings) -> list[str]:
+    """Lines of Markdown: references, baseline, arms."""
+    lines = [
+        "| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for subject in (PIXELS, UNTRAINED, *findings.study.arms):
+        accuracies = findings.of("knn_top1", subject)
+        if not accuracies:
+            continue
+        cells = [subject, _mean(accuracies, ".2f"), ", ".join(f"{value:.2f}" for value in accuracies.values())]
+        compared = subject in findings.study.arms and subject != findings.study.baseline
+        gains = findings.gains(subject) if compared else {}
+        cells.append(_mean(gains, "+.2f", spread=True))
+        cells += [_mean(findings.of(metric, subject), form) for metric, _, form in COLUMNS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def rank_table(findings: Findings) -> list[str]:
+    """Lines of Markdown: what discrepancies, of single runs and of searches, foretell; none without records."""
+    single = findings.by_head("discrepancy")
+    gains = {head: findings.gains(head) for head in findings.study.heads}
+    rows = [
+        ("D of the single runs", single),
+        *((f"D in the {name}", findings.by_head(name)) for name in findings.study.searches),
+    ]
+    lines = []
+    for name, values in rows:
+        cells = [findings.rank_correlation(values, other) if values is not other else [] for other in (single, gains)]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(', '.join(f'{r:+.2f}' for r in cell) or '–' for cell in cells)} |")
+    if not lines:
+        return []
+    heads = len(findings.study.heads)
+    title = f"| rank correlation of {heads} heads, a value per seed | with D of the single runs | with their gains |"
+    return [title, "|---|---|---|", *lines]
+
+
+def draw(findings: Findings, path: Path) -> None:
+    """Gains of all arms; gains and the searches' discrepancies against the discrepancies of the single runs."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _draw_gains(left, findings)
+    single, markers = findings.by_head("discrepancy"), dict(zip(findings.study.searches, cycle("o^sDv"), strict=False))
+    for number, head in enumerate(findings.study.heads):
+        _scatter(middle, single[head], findings.gains(head), "o", color=f"C{number}", label=head, markersize=5)
+        for search, marker in markers.items():
+            _scatter(right, single[head], findings.of(search, head), marker, color=f"C{number}", markersize=5)
+    for search, marker in markers.items():
+        right.plot([], [], marker, color="grey", label=search)
+    middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
+    right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
+    for axes in (middle, right):
+        axes.legend(fontsize=7, loc="upper left")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=90)
+
+
+def _draw_gains(axes, findings: Findings) -> None:
+    """A bar per arm, a dot per seed."""
+    arms = [arm for arm in findings.study.arms if arm != findings.study.baseline and findings.gains(arm)]
+    for place, arm in enumerate(arms):
+        gains = list(findings.gains(arm).values())
+        axes.barh(place, mean(gains), color="C0", alpha=0.35)
+        axes.plot(gains, [place] * len(gains), "o", color="C0", markersize=4)
+    axes.set_yticks(range(len(arms)), arms, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(title=f"k-NN less that of {findings.study.baseline}", xlabel="percentage points; a dot is a seed")
+
+
+def _scatter(axes, across: dict[int, float], up: dict[int, float], marker: str, **style) -> None:
+    """A point per seed that has both values."""
+    seeds = sorted(across.keys() & up.keys())
+    axes.plot([across[seed] for seed in seeds], [up[seed] for seed in seeds], marker, **style)
+
+
+def _mean(values: dict[int, float], form: str, spread: bool = False) -> str:
+    if not values:
+        return "–"
+    text = format(mean(values.values()), form)
+    return f"{text} ± {stdev(values.values()):.2f}" if spread and len(values) > 1 else text

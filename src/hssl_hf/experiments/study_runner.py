@@ -1,0 +1,95 @@
+"""Trains and measures whatever of a study has no records yet."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from hssl_hf.experiments.study import Measurement, Study
+
+TRAINING = Path(__file__).resolve().parents[3] / "training"
+
+
+class Runner:
+    """Trains runs in processes of their own, each on a core of its own."""
+
+    def __init__(self, path: Path, study: Study, overrides: list[str], folder: Path):
+        self.path, self.study, self.overrides, self.folder = path, study, overrides, folder
+        self.cores = sorted(os.sched_getaffinity(0))
+        self.running: list[subprocess.Popen] = []
+
+    def folder_of(self, arm: str, seed: int) -> Path:
+        return self.folder / f"{arm.replace(' ', '-')}-{seed}"
+
+    def train(self, arm: str, seed: int) -> None:
+        """Train one run to its end.
+
+        Raises:
+            RuntimeError: if it fails; its output is in train.log of its folder.
+        """
+        folder, core = self.folder_of(arm, seed), self.cores.pop()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (folder / "train.log").open("a") as log:
+                command, quiet = self._command(arm, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=quiet)
+                os.sched_setaffinity(process.pid, {core})
+                self.running.append(process)
+                code = process.wait()
+        finally:
+            self.cores.append(core)
+        if code:
+            raise RuntimeError(f"{arm} with seed {seed} ended with code {code}; see {folder / 'train.log'}")
+
+    def _command(self, arm: str, seed: int, folder: Path) -> list[str]:
+        values = [
+            *self.overrides,
+            *self.study.overrides(arm, seed),
+            f"run.output_dir={folder}",
+            "resume=auto",
+            "probe.path=null",
+            "run.export=false",
+        ]
+        script, more = "pretrain.py", []
+        if arm in self.study.searches:
+            script, more = "search_heads.py", ["--share", str(self.study.searches[arm])]
+            more += ["--candidates", *self.study.heads] if self.study.heads else []
+        return [sys.executable, str(TRAINING / script), str(self.path.parent / self.study.recipe), *values, *more]
+
+    def stop(self) -> None:
+        """Let every run write a checkpoint and end."""
+        for process in self.running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+
+def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> None:
+    """Train and measure whatever has no records yet."""
+    for seed in study.seeds:
+        measurement.measure_references(seed)
+    done = measurement.done()
+    left = [pair for pair in study.runs() if pair not in done]
+    waiting, pending = iter(left), {}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit="run") as bar:
+
+        def start() -> None:
+            if (pair := next(waiting, None)) is not None:
+                pending[pool.submit(runner.train, *pair)] = pair
+
+        try:
+            for _ in range(jobs):
+                start()
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    pair = pending.pop(future)
+                    future.result()
+                    start()
+                    measurement.measure(*pair, runner.folder_of(*pair))
+                    bar.set_postfix_str(f"{pair[0]}, seed {pair[1]}")
+                    bar.update()
+        finally:  # before the pool waits for what is running
+            runner.stop()

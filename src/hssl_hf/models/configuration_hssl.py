@@ -1,0 +1,113 @@
+"""Configuration of `HSSLForPreTraining`: backbone × auxiliary head × objective, and who teaches whom."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hssl_hf.models.configuration_two_branch import PairConfig
+
+BRANCHES = ("base", "auxiliary")
+
+
+@strict
+class HSSLConfig(PairConfig):
+    """Heterogeneous self-supervised learning of one base model with one auxiliary head.
+
+    Who teaches whom is a list of arrows "teacher->learner" between the branches "base" and "auxiliary". The teacher side is
+    the momentum network, the learner side the student. A method without auxiliary head is `auxiliary=None` with arrows
+    "base->base".
+
+    Args:
+        (those of `PairConfig`)
+        objective: dino, ibot or moco_v3.
+        cls_supervision: arrows of the image level.
+        patch_supervision: arrows of the patch level (ibot).
+        reduction: how the terms of several arrows combine.
+        shared_projection: one projection for both branches instead of one each (Table 16).
+        projection_hidden, projection_size: widths of the projection heads.
+        num_prototypes: prototypes K (dino, ibot).
+        learned_prototype_length: learn the length of every prototype (`norm_last_layer false` in iBOT).
+        student_temperature: tau_s (dino, ibot).
+        center_momentum: momentum of the centre (dino, ibot).
+        contrastive_temperature: T (moco_v3).
+        contrastive_queue: keys of earlier batches that every query is compared with, as in equation 11; 0 compares it with the
+            other keys of its own batch instead (moco_v3).
+    Raises:
+        ValueError: for arrows, families, or combinations that do not exist.
+    Source: HSSL, Tables 14-20; released code for the defaults.
+    Differs: equations 1 and 2 add the terms of the branches, the released code averages them (`reduction="mean"`).
+    """
+
+    model_type = "hssl"
+
+    objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
+    cls_supervision: list[str] | tuple[str, ...] = ("auxiliary->base", "auxiliary->auxiliary")
+    patch_supervision: list[str] | tuple[str, ...] = ("base->base",)
+    reduction: Literal["mean", "sum"] = "mean"
+    shared_projection: bool = False
+    projection_hidden: int = 2048
+    projection_size: int = 256
+    num_prototypes: int = 8192
+    learned_prototype_length: bool = False
+    student_temperature: float = 0.1
+    center_momentum: float = 0.9
+    contrastive_temperature: float = 0.2
+    contrastive_queue: int = 0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.contrastive_queue < 0 or (self.contrastive_queue and self.objective != "moco_v3"):
+            raise ValueError(f"contrastive_queue={self.contrastive_queue}: only moco_v3 has a queue, of at least one key")
+        if not self.cls_supervision:
+            raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
+        if self.objective != "ibot" and self.patch_supervision:
+            raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
+        for name in ("cls_supervision", "patch_supervision"):
+            self._check_arrows(name, parse_arrows(getattr(self, name)))
+
+    @property
+    def cls_arrows(self) -> list[tuple[str, str]]:
+        """(teacher, learner) of every arrow of the image level."""
+        return parse_arrows(self.cls_supervision)
+
+    @property
+    def patch_arrows(self) -> list[tuple[str, str]]:
+        """(teacher, learner) of every arrow of the patch level."""
+        return parse_arrows(self.patch_supervision)
+
+    def describe(self) -> tuple[str, str]:
+        if self.auxiliary is None:
+            return self.objective, f"{self.objective} alone, without an auxiliary head"
+        return "HSSL", f"heterogeneous self-supervised learning: {self.objective} with {self.describe_heads()}"
+
+    def described_in(self) -> list[str]:
+        masks = ["data/masking"] if self.patch_supervision else []
+        own = ["models/configuration_hssl", *self.heads_described_in(), f"objectives/{self.objective}"]
+        return [*own, *masks, "engine/optim"]
+
+    def _check_arrows(self, name: str, arrows: list[tuple[str, str]]) -> None:
+        branches = {branch for arrow in arrows for branch in arrow}
+        if self.auxiliary is None and "auxiliary" in branches:
+            raise ValueError(f"{name}={list(getattr(self, name))} needs an auxiliary head, but auxiliary is null")
+        learners = {learner for _, learner in [*self.cls_arrows, *self.patch_arrows]}
+        for teacher in branches - learners:
+            if not self.shared_projection:
+                raise ValueError(
+                    f"in {name} the branch {teacher!r} teaches but learns nowhere, so that its projection would stay random; "
+                    f"add an arrow to {teacher!r} or set shared_projection"
+                )
+
+
+def parse_arrows(arrows) -> list[tuple[str, str]]:
+    """["auxiliary->base", ...] -> [("auxiliary", "base"), ...]: (teacher, learner).
+
+    Raises:
+        ValueError: if an arrow is not of the form "branch->branch".
+    """
+    pairs = []
+    for arrow in arrows:
+        teacher, _, learner = (part.strip() for part in arrow.partition("->"))
+        if teacher not in BRANCHES or learner not in BRANCHES:
+            raise ValueError(f"expected an arrow such as 'auxiliary->base' between {BRANCHES}, got {arrow!r}")
+        pairs.append((teacher, learner))
+    return pairs

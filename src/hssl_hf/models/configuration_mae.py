@@ -1,0 +1,60 @@
+"""Configuration of `MAEForPreTraining`: masked image modeling with and without an auxiliary head."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hssl_hf.models.configuration_two_branch import PairConfig
+
+
+@strict
+class MAEConfig(PairConfig):
+    """Masked image modeling of one base model with one auxiliary head: MAE + HSSL, or MAE where `auxiliary` is None.
+
+    The head reconstructs the pixels of the hidden patches, the base what the head says of them, each by a decoder of its own.
+
+    Args:
+        (those of `PairConfig`)
+        auxiliary_fill: what stands for the hidden patches in the map that the head reads: token, one that is learned, or zero.
+        normalize_pixels: mean 0 and variance 1 within every patch of pixels.
+        decoder_width, decoder_depth, decoder_heads: of the decoder for pixels.
+        representation_decoder_depth: blocks of the decoder for representations, as wide as the other.
+        representation_target: who says what the base should predict: teacher, head and base as momentum networks on the whole
+            image; student, the same networks without momentum and gradient; decoder, the last hidden states of the decoder for
+            pixels, which cost nothing.
+        representation_weight: of the loss of the representations beside that of the pixels.
+    Raises:
+        ValueError: for combinations that do not exist.
+    Source: HSSL, section 4.1; MAE, arXiv 2111.06377.
+    Differs: the paper says in one sentence who reconstructs what. How the head gets a dense map, whose representation is
+        predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
+    """
+
+    model_type = "mae"
+
+    drop_path: float = 0.0
+    fixed_positions: bool = True
+    auxiliary_fill: Literal["token", "zero"] = "token"
+    normalize_pixels: bool = True
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    representation_decoder_depth: int = 2
+    representation_target: Literal["teacher", "student", "decoder"] = "teacher"
+    representation_weight: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.auxiliary_connection != "serial":
+            raise ValueError("in masked image modeling the head stands behind the base; leave auxiliary_connection at 'serial'")
+        for name in ("decoder_depth", "representation_decoder_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def describe(self) -> tuple[str, str]:
+        if self.auxiliary is None:
+            return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
+        return "HSSL", f"heterogeneous self-supervised learning: masked autoencoding with {self.describe_heads()}"
+
+    def described_in(self) -> list[str]:
+        return ["models/configuration_mae", *self.heads_described_in(), "objectives/reconstruction", "engine/optim"]

@@ -1,0 +1,91 @@
+"""Configuration of `SiameseIMForPreTraining`: what is predicted, of which view, and how the loss is normalised."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hssl_hf.models.configuration_base import PreTrainingConfig
+
+
+@strict
+class SiameseIMConfig(PreTrainingConfig):
+    """Siamese image modeling, and the methods between it and MAE.
+
+    The defaults are SiameseIM. MAE is `target="pixel", views="same", norm="layer", projector_depth=0, decoder_depth=8,
+    decoder_width=512, final_norm=True, train_patch_embed=True`; MoCo v3 with a mask, by its features and views, is
+    `level="global", loss_normalization="moco"`.
+
+    Args:
+        (those of `PreTrainingConfig`; the backbone is a vision transformer with a class token)
+        target: what is predicted: the teacher's features, or pixels (then there is no teacher).
+        views: "different": all patches of a second view, from where they lie relative to the first. "same": the hidden patches
+            of the one view.
+        level: "dense", a prediction for every patch asked about, or "global", one for the class token.
+        norm: of the blocks of projector and decoder: batch (over batch and tokens of all processes) or layer.
+        loss_normalization: of features: mae (layer norm of the target) or moco (prediction and target of one length).
+        negative_weight: lambda of the UniGrad loss.
+        student_norm: also normalise the prediction by layer norm without scale and shift.
+        normalize_pixels: mean 0 and variance 1 within every patch of pixels.
+        decoder_width: channels of projector and decoder; None for those of the base.
+        decoder_heads: their attention heads.
+        projector_depth, decoder_depth: their blocks.
+        final_norm: base and decoder end with a layer norm, as in MAE.
+        train_patch_embed: learn the patch embedding; otherwise it stays random.
+    Raises:
+        ValueError: for combinations that do not exist.
+    Source: SiameseIM, section 3, Tables 3 and 6; released code for the defaults.
+    Differs: the paper has 12 heads in projector and decoder, the released code 16. The code freezes the random patch embedding
+        and ends neither encoder nor decoder with a norm; the paper says nothing of either.
+    """
+
+    model_type = "siamese_im"
+    citation = """\
+@inproceedings{tao2023siamese,
+  title     = {Siamese Image Modeling for Self-Supervised Vision Representation Learning},
+  author    = {Tao, Chenxin and Zhu, Xizhou and Su, Weijie and Huang, Gao and Li, Bin and Zhou, Jie and Qiao, Yu and
+               Wang, Xiaogang and Dai, Jifeng},
+  booktitle = {Conference on Computer Vision and Pattern Recognition},
+  year      = {2023},
+  note      = {arXiv:2206.01204}
+}"""
+
+    backbone: str = "vit_base_patch16_224"
+    target: Literal["feature", "pixel"] = "feature"
+    views: Literal["different", "same"] = "different"
+    level: Literal["dense", "global"] = "dense"
+    norm: Literal["batch", "layer"] = "batch"
+    loss_normalization: Literal["mae", "moco"] = "mae"
+    negative_weight: float = 0.02
+    student_norm: bool = False
+    normalize_pixels: bool = True
+    decoder_width: int | None = None
+    decoder_heads: int = 16
+    projector_depth: int = 2
+    decoder_depth: int = 4
+    final_norm: bool = False
+    train_patch_embed: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.target == "pixel" and self.level == "global":
+            raise ValueError("pixels are predicted patch by patch; use level='dense' with target='pixel'")
+        if self.decoder_depth < 1:
+            raise ValueError(f"decoder_depth must be at least 1, got {self.decoder_depth}")
+
+    @property
+    def fixed_positions(self) -> bool:
+        """Positions are sines and cosines in every arm."""
+        return True
+
+    def describe(self) -> tuple[str, str]:
+        variant = self.target, self.views, self.level
+        if variant[:2] == ("pixel", "same"):
+            return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
+        if variant == ("feature", "different", "dense"):
+            return "SiameseIM", "siamese image modeling (SiameseIM, arXiv 2206.01204)"
+        values = "target: {}, views: {}, level: {}".format(*variant)
+        return "a variant of SiameseIM", f"a variant of siamese image modeling (SiameseIM, arXiv 2206.01204; {values})"
+
+    def described_in(self) -> list[str]:
+        models = ["models/configuration_siamese_im", "models/modeling_siamese_im"]
+        return [*models, "objectives/unigrad", "modules/position_embeddings", "data/masking", "engine/optim"]

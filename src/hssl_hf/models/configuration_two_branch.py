@@ -1,0 +1,97 @@
+"""Configuration of a heterogeneous pair: a base model and the auxiliary head behind it."""
+
+import difflib
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from hssl_hf.models.configuration_base import PreTrainingConfig
+
+FAMILIES = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")  # data, so that a configuration needs no torch
+
+
+@strict
+class PairConfig(PreTrainingConfig):
+    """A base model and what stands beside it while it is pre-trained.
+
+    Args:
+        (those of `PreTrainingConfig`; the drop path rises over base and head together)
+        auxiliary: family of the auxiliary head (convnext, poolformer, resmlp, resnet, swin, vit), several families whose
+            representations are concatenated, or None; with a parallel connection the name of a timm model.
+        auxiliary_connection: serial, a head behind the base's features, or parallel, a whole network on the image (Table 17).
+        auxiliary_depth: its number of blocks.
+        auxiliary_shortcut: keep its first shortcut (an ablation).
+        auxiliary_parts: of its blocks: mixer and mlp, or one of them alone (Table 15).
+        auxiliary_width: its channels; None for those of the backbone.
+        auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier for narrow backbones.
+        train_patch_embed: learn the patch embedding; otherwise it stays random, as in MoCo v3 (vision transformers).
+        fixed_positions: sines and cosines as positions, which are not learned, as in MoCo v3 and MAE (vision transformers).
+    Raises:
+        ValueError: for families, or combinations that do not exist.
+    Source: HSSL, sections 3 and 5.
+    """
+
+    citation = """\
+@article{li2025hssl,
+  title   = {Enhancing Representations through Heterogeneous Self-Supervised Learning},
+  author  = {Li, Zhong-Yu and Yin, Bo-Wen and Liu, Yongxiang and Liu, Li and Cheng, Ming-Ming},
+  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
+  year    = {2025},
+  note    = {arXiv:2310.05108}
+}"""
+
+    drop_path: float = 0.1
+    auxiliary: str | list[str] | tuple[str, ...] | None = "convnext"
+    auxiliary_connection: Literal["serial", "parallel"] = "serial"
+    auxiliary_depth: int = 3
+    auxiliary_shortcut: bool = False
+    auxiliary_parts: list[str] | tuple[str, ...] = ("mixer", "mlp")
+    auxiliary_width: int | None = None
+    auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
+    train_patch_embed: bool = True
+    fixed_positions: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.auxiliary_connection == "parallel":
+            if len(self.families) != 1:
+                raise ValueError(f"a parallel connection needs the name of one timm model, got auxiliary={self.auxiliary!r}")
+        else:
+            for family in self.families:
+                require_family(family)
+        if len(set(self.families)) < len(self.families) or self.auxiliary in ([], ()):
+            raise ValueError(f"expected an auxiliary head, several different ones, or null, got {self.auxiliary!r}")
+        if not self.auxiliary_parts or not set(self.auxiliary_parts) <= {"mixer", "mlp"}:
+            raise ValueError(f"auxiliary_parts: expected ['mixer', 'mlp'] or one of them, got {list(self.auxiliary_parts)}")
+        if self.auxiliary_depth < 1:
+            raise ValueError(
+                f"auxiliary_depth must be at least 1, got {self.auxiliary_depth}; for no head set auxiliary to null"
+            )
+
+    def describe_heads(self) -> str:
+        """A phrase that names what stands beside the base."""
+        names = self.families
+        if self.auxiliary_connection == "parallel":
+            return f"a {names[0]} beside it"
+        return f"{' and '.join(names)} heads" if len(names) > 1 else f"a {names[0]} head"
+
+    def heads_described_in(self) -> list[str]:
+        """`described_in` of what stands beside the base."""
+        if self.auxiliary_connection == "parallel":
+            return ["auxiliary/parallel"]
+        return ["auxiliary/head", *(f"auxiliary/{family}" for family in self.families)] if self.families else []
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of the auxiliary heads, none without."""
+        return () if self.auxiliary is None else (self.auxiliary,) if isinstance(self.auxiliary, str) else tuple(self.auxiliary)
+
+
+def require_family(name: str) -> None:
+    """Raise a ValueError if there is no family of auxiliary heads of this name."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        raise ValueError(
+            f"there is no auxiliary head {name!r}; expected one of {list(FAMILIES)} or null."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )

@@ -1,0 +1,107 @@
+"""A base model, what learns beside it, and the heads of the objective: what student and teacher are made of."""
+
+import torch
+from torch import Tensor, nn
+
+from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead, CombinedHead, ParallelNetwork
+from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.models.configuration_two_branch import PairConfig
+from hssl_hf.modules.backbone import Backbone
+from hssl_hf.modules.tokens import Branches
+
+Auxiliary = AuxiliaryHead | CombinedHead | ParallelNetwork
+
+
+class Network(nn.Module):
+    """A base model, the auxiliary head behind it, and the heads of the objective.
+
+    Args:
+        auxiliary_patches: whether anybody asks for the head's patches.
+    """
+
+    def __init__(self, base: Backbone, auxiliary: Auxiliary | None, heads: nn.Module, auxiliary_patches: bool):
+        super().__init__()
+        self.base, self.auxiliary, self.heads = base, auxiliary, heads
+        self.auxiliary_patches = auxiliary_patches
+
+    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Branches:
+        """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens with the same two leading axes."""
+        views, pixels = pixels.shape[:2], pixels.flatten(0, 1)
+        tokens, features = self.base(pixels, None if masks is None else masks.flatten(0, 1))
+        auxiliary = None
+        if self.auxiliary is not None:
+            auxiliary = self.auxiliary(pixels if self.auxiliary.reads_image else features, self.auxiliary_patches)
+        return Branches(tokens, auxiliary).map(lambda x: x.unflatten(0, views))
+
+
+def build_network(config: HSSLConfig, objective, auxiliary_patches: bool) -> Network:
+    """Base, auxiliary head and heads of the objective, each from a seed of its own, so that none changes another's values.
+
+    Raises:
+        ValueError: for parts that do not fit each other.
+    """
+    seeds = torch.randint(2**62, (3,), device="cpu").tolist()
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds[0])
+        base = build_base(config, mask_token=bool(config.patch_supervision))
+        auxiliary = build_auxiliary(config, base, seeds[1])
+        if auxiliary_patches and auxiliary.reads_image:
+            _require_same_grid(base, auxiliary.backbone)
+        widths = {"base": base.width, **({} if auxiliary is None else {"auxiliary": auxiliary.width})}
+        torch.manual_seed(seeds[2])
+        return Network(base, auxiliary, objective.make_heads(widths), auxiliary_patches)
+
+
+def build_base(config: PairConfig, mask_token: bool) -> Backbone:
+    """The base model of a configuration, which shares the rise of the drop path with the head behind it."""
+    base = Backbone(
+        config.backbone,
+        config.image_size,
+        config.backbone_kwargs,
+        drop_path=config.drop_path,
+        following_blocks=config.auxiliary_depth if config.families and config.auxiliary_connection == "serial" else 0,
+        mask_token=mask_token,
+    )
+    if config.fixed_positions or not config.train_patch_embed:
+        if not base.is_transformer:
+            raise ValueError(f"fixed_positions and train_patch_embed are for vision transformers, got {config.backbone!r}")
+        if config.fixed_positions:
+            base.fix_positions()
+    return base
+
+
+def build_auxiliary(config: PairConfig, base: Backbone, seed: int) -> Auxiliary | None:
+    """What learns beside the base. The first of several heads starts as it would alone."""
+    if config.auxiliary is None:
+        return None
+    if config.auxiliary_connection == "parallel":
+        torch.manual_seed(seed)
+        return ParallelNetwork(Backbone(config.auxiliary, config.image_size, drop_path=config.drop_path))
+    heads = {}
+    for number, family in enumerate(config.families):
+        torch.manual_seed(seed + number)
+        heads[family] = build_head(config, family, base)
+    return CombinedHead(heads) if len(heads) > 1 else heads[config.families[0]]
+
+
+def build_head(config: PairConfig, family: str, base: Backbone) -> AuxiliaryHead:
+    """An auxiliary head of a family, as the configuration describes it."""
+    return AuxiliaryHead(
+        BLOCKS[family],
+        base.width,
+        config.auxiliary_depth,
+        base.grid,
+        first_shortcut=config.auxiliary_shortcut,
+        inner_width=config.auxiliary_width,
+        rates=base.rates,
+        init=config.auxiliary_init,
+        parts=config.auxiliary_parts,
+    )
+
+
+def _require_same_grid(base: Backbone, other: Backbone) -> None:
+    if base.grid != other.grid:
+        raise ValueError(
+            f"patch_supervision between networks needs one grid, but the base has {base.grid} patches and the parallel "
+            f"network {other.grid}; supervise the image level alone"
+        )

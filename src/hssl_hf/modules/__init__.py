@@ -1,0 +1,1 @@
+"""Building blocks of the networks: backbone, projection heads, decoder, position embeddings, residual branches, EMA."""

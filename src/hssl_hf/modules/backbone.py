@@ -1,0 +1,224 @@
+"""The base model: any timm model -> tokens.
+
+A final norm that timm applies inside `forward_features` is taken out and applied here, because the auxiliary head reads the
+features in front of it. Vision transformers run block by block, so that patches can be masked or left out.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hssl_hf.modules.position_embeddings import fixed_positions, resample_positions
+from hssl_hf.modules.residual_branch import make_frugal
+from hssl_hf.modules.tokens import Tokens
+
+
+class Backbone(nn.Module):
+    """A timm model without classifier.
+
+    Args:
+        name: any name that `timm.create_model` knows.
+        image_size: side of the global views in pixels; other sizes pass too wherever the architecture allows them.
+        kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, ...).
+        drop_path: stochastic depth at the end of the whole network, base and auxiliary head together.
+        following_blocks: blocks of the auxiliary head, which share the linear rise of the drop path with the base.
+        mask_token: whether patches can be masked (vision transformers only).
+    Raises:
+        ValueError: if timm has no such model, the size does not suit it, or it cannot be masked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        kwargs: dict | None = None,
+        drop_path: float = 0.0,
+        following_blocks: int = 0,
+        mask_token: bool = False,
+    ):
+        super().__init__()
+        self.model = create_timm_model(name, image_size, kwargs or {}, drop_path)
+        self.width = self.model.num_features
+        self.is_transformer = is_plain_vit(self.model)
+        self.stride = self.model.feature_info[-1]["reduction"]
+        self.grid = (max(1, image_size // self.stride),) * 2
+        self.norm = nn.Identity()
+        if isinstance(getattr(self.model, "norm", None), nn.Module):
+            self.norm, self.model.norm = self.model.norm, nn.Identity()
+        self.rates = share_drop_path(self.model, drop_path, following_blocks)
+        make_frugal(self.model)
+        self.mask_token = None
+        if mask_token:
+            if not self.is_transformer:
+                raise ValueError(
+                    f"masks need a vision transformer with a class token as backbone, got {name!r}; choose the objective "
+                    "'dino' or 'moco_v3' for it"
+                )
+            self.mask_token = nn.Parameter(torch.zeros(1, self.width))
+
+    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> tuple[Tokens, Tensor]:
+        """
+        Args:
+            pixels: (B, 3, H, W) normalised images.
+            masks: (B, h, w) bool, True = replaced by the mask token.
+        Returns:
+            normalised tokens with cls (B, C) and patches (B, h, w, C), and the patches before the final norm.
+        Raises:
+            ValueError: for masks without a mask token, or a size that patches do not divide.
+        """
+        if self.is_transformer:
+            patches = self.embed(self.cut(pixels))
+            if masks is not None:
+                if self.mask_token is None:
+                    raise ValueError("got masks, but this backbone was built without a mask token (patch_supervision is empty)")
+                patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
+            grid = patches.shape[1:3]
+            hidden = self.run_blocks((patches + self.positions(grid)).flatten(1, 2))
+            tokens = self.norm(hidden)
+            return Tokens(tokens[:, 0], tokens[:, 1:].unflatten(1, grid)), hidden[:, 1:].unflatten(1, grid)
+        features = self.model.forward_features(pixels)
+        normed = self.norm(features)
+        cls = self.model.forward_head(normed, pre_logits=True)
+        return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
+
+    def visible(self, pixels: Tensor, kept: Tensor) -> tuple[Tokens, Tensor]:
+        """Encode some of the patches only; nothing at all is computed for the others.
+
+        Args:
+            pixels: (B, 3, H, W) normalised images.
+            kept: (B, K) row-major positions of the patches to encode.
+        Returns:
+            normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`, and the patches before the norm.
+        """
+        pieces = self.cut(pixels)
+        patches = self.embed(take(pieces.flatten(1, 2), kept))
+        hidden = self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[kept])
+        tokens = self.norm(hidden)
+        return Tokens(tokens[:, 0], tokens[:, 1:]), hidden[:, 1:]
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h, w, 3 * p * q) pixels of every patch."""
+        self.check_size(*pixels.shape[-2:])
+        height, width = self.model.patch_embed.patch_size
+        pieces = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        return pieces.permute(0, 2, 4, 1, 3, 5).flatten(3)
+
+    def embed(self, pieces: Tensor) -> Tensor:
+        """(..., 3 * p * q) pixels of patches -> (..., C) without positions: the patch convolution as one linear layer."""
+        projection = self.model.patch_embed.proj
+        return F.linear(pieces, projection.weight.flatten(1), projection.bias)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError if patches do not divide an image of this size in pixels."""
+        patch = self.model.patch_embed.patch_size if self.is_transformer else (1, 1)
+        if height % patch[0] or width % patch[1]:
+            raise ValueError(f"images of {(height, width)} pixels do not divide into patches of {tuple(patch)}")
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """(h, w, C) positions of the patches of a grid."""
+        own = self.model.patch_embed.grid_size
+        return resample_positions(self.model.pos_embed[0, 1:].unflatten(0, own), tuple(grid))
+
+    def fix_positions(self) -> None:
+        """Sines and cosines as positions of the patches, none for the class token (vision transformers)."""
+        with torch.no_grad():
+            self.model.pos_embed.zero_()
+            self.model.pos_embed[0, 1:] = fixed_positions(self.grid, self.width).flatten(0, 1)
+
+    def hold_still(self, *, positions: bool, patch_embed: bool) -> None:
+        """Let no optimizer move the positions, or the patch embedding (vision transformers)."""
+        if self.is_transformer:
+            self.model.pos_embed.requires_grad_(not positions)
+            self.model.patch_embed.requires_grad_(not patch_embed)
+
+    def run_blocks(self, patches: Tensor) -> Tensor:
+        """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""
+        cls = (self.model.cls_token + self.model.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        hidden = torch.cat([cls.to(patches.dtype), patches], dim=1)
+        return run_blocks(self.model.blocks, hidden, self.model.grad_checkpointing)
+
+    def timm_state_dict(self) -> dict[str, Tensor]:
+        """The weights under timm's own names, without the mask token."""
+        state = self.model.state_dict()
+        return {**state, **{f"norm.{key}": value for key, value in self.norm.state_dict().items()}}
+
+    def _to_map(self, features: Tensor, pixels: Tensor) -> Tensor:
+        """Features in the layout of their architecture -> (B, h, w, C)."""
+        if features.ndim == 3:
+            grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
+            return features[:, getattr(self.model, "num_prefix_tokens", 0) :].unflatten(1, grid)
+        return features if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, C) tokens at (B, K) positions -> (B, K, C)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def run_blocks(blocks: Iterable[nn.Module], hidden: Tensor, checkpointing: bool) -> Tensor:
+    """Blocks one after the other; with checkpointing their activations are worked out again in the backward pass."""
+    for block in blocks:
+        recompute = checkpointing and torch.is_grad_enabled()
+        hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
+    return hidden
+
+
+def is_plain_vit(model: nn.Module) -> bool:
+    """A vision transformer with a class token, learned positions for it and all patches, and nothing in front of the blocks."""
+    return (
+        isinstance(model, VisionTransformer)
+        and model.num_prefix_tokens == 1
+        and model.pos_embed is not None
+        and not model.no_embed_class
+        and isinstance(model.norm_pre, nn.Identity)
+    )
+
+
+def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float) -> nn.Module:
+    """`timm.create_model` without classifier, at our image size, with errors that help."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    patch = kwargs.get("patch_size")
+    if patch and image_size % patch:
+        raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
+    try:
+        return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **timm_arguments(name, image_size, kwargs))
+    except (AssertionError, TypeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot make {name!r} with backbone_kwargs={kwargs}: {error}") from error
+
+
+def timm_arguments(name: str, image_size: int, kwargs: dict) -> dict:
+    """The arguments with which timm makes this model for our image size, and for smaller views beside it."""
+    sizes = {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    return {**kwargs, **sizes, **({"strict_img_size": False} if "swin" in name else {})}
+
+
+def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> list[float]:
+    """Let the drop path rise linearly from 0 over the model's blocks and the blocks that follow behind it.
+
+    Returns:
+        the rates left for the following blocks.
+    Source: released HSSL code: one linspace over depth + auxiliary depth values.
+    """
+    owners = [m for m in model.modules() if any(isinstance(child, DropPath) for child in m.children())]
+    rates = {child.drop_prob for owner in owners for child in owner.children() if isinstance(child, DropPath)}
+    depth = len(owners) + (1 if len(rates) > 1 or len(owners) == 1 else 0)  # a first block with rate 0 has no DropPath
+    shared = torch.linspace(0, last, depth + following_blocks, device="cpu").tolist()
+    for owner, rate in zip(owners, shared[depth - len(owners) :], strict=False):
+        for child in owner.children():
+            if isinstance(child, DropPath):
+                child.drop_prob = rate
+    return shared[depth:]
+
+
+def has_norm(base: Backbone) -> bool:
+    """Whether the base ends with a norm."""
+    return not isinstance(base.norm, nn.Identity)

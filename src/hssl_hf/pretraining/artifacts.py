@@ -1,0 +1,107 @@
+"""What a run leaves behind: measured on the way, exported, evaluated and told at the end."""
+
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hssl_hf.config.recipe import Recipe
+from hssl_hf.evaluation.encoder import load_encoder, pixels_encoder
+from hssl_hf.evaluation.probe import Probe
+from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.publish.export import export_backbone, tell_again
+from hssl_hf.runs import manifest
+from hssl_hf.runs.metric_logger import Track, read_log
+from hssl_hf.runs.run_directory import RESULTS, processor_of, story_of
+from hssl_hf.visualization.figures import draw_export
+
+
+class Outcome:
+    """Probes, manifest, export and pictures of a run; only the main process writes.
+
+    Args:
+        recipe, folder, accelerator: of the run.
+        track: its log.
+        images_per_epoch: length of an epoch.
+        seconds: that earlier sittings of the run took.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, accelerator: Accelerator, track: Track, images_per_epoch: int, seconds: float
+    ):
+        self.recipe, self.folder, self.track = recipe, folder, track
+        self.probe = Probe(recipe.probe, processor_of(recipe))
+        self.before, self.started = seconds, perf_counter()
+        self.manifest = manifest.begin(recipe, folder, accelerator, images_per_epoch)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, without what was lost between checkpoint and kill."""
+        return self.before + perf_counter() - self.started
+
+    def measure(self, method: StudentTeacherModel | None, step: int) -> None:
+        """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew.
+
+        Args:
+            method: with whole weights; None where there is no probe.
+        """
+        if method is not None:
+            encode = partial(_encode, method.network(self.recipe.run.export_network).base)
+            values = {"knn_top1": self.probe.knn(encode, f"k-NN at step {step}")["top1"]}
+            if step == 0:
+                values["knn_top1_pixels"] = self.probe.knn(pixels_encoder, "k-NN of raw pixels")["top1"]
+            self.track.log(step, values)
+        self.track.draw()
+
+    def finish(self, method: StudentTeacherModel, steps: int, corrupt: list[str]) -> list[str]:
+        """Export, evaluate, write manifest and pictures; returns the lines of the report."""
+        log = [line for line in read_log(self.track.path) if "memory_gib" in line]
+        self.manifest |= {
+            "steps": steps, "images_seen": steps * self.recipe.optim.batch_size, "undecodable": len(corrupt),
+            "seconds": round(self.seconds, 1), "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
+            "images_per_second": round(median(line["images_per_second"] for line in log), 2),
+        }  # fmt: skip
+        manifest.write(self.folder, self.manifest)
+        lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
+        if not self.recipe.run.export:
+            self.measure(method if self.recipe.probe.path is not None else None, steps)
+            return [*lines, f"run     {self.folder}\ncurves  {self.track.curves}\nexport  hssl-hf export {self.folder}"]
+        shared = {"network": self.recipe.run.export_network, "processor": self.probe.processor}
+        export = export_backbone(method, self.folder / "export", **shared)
+        if self.recipe.probe.path is not None:
+            lines += self._evaluate(export, steps)
+        self.track.draw()
+        if self.recipe.probe.path is not None:
+            draw_export(export, self.probe.processor, *self.probe.splits(), self.folder, self.recipe.probe.features)
+        tell_again(export, story_of(self.folder, self.recipe))
+        lines += ["", f"run     {self.folder}\ncurves  {self.track.curves}\nexport  {export}", "", "Load it anywhere:"]
+        return [*lines, f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")']
+
+    def _evaluate(self, export: Path, steps: int) -> list[str]:
+        """k-NN of the export, as anybody would load it, beside the untrained backbone and the raw pixels, as records."""
+        final = self.probe.knn(load_encoder(export)[0], "k-NN of the export")
+        self.track.log(steps, {"knn_top1": final["top1"]})
+        start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)
+        found = {
+            "pre-trained backbone": final["top1"],
+            "untrained backbone": start["knn_top1"],
+            "raw pixels": start["knn_top1_pixels"],
+        }
+        results = self.folder / RESULTS
+        results.unlink(missing_ok=True)
+        for subject, value in found.items():
+            self.probe.record("knn_top1", value, final["n"], self.probe.knn_settings(), subject, self.recipe.seed, results)
+        probe = self.recipe.probe
+        lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
+        return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
+
+
+@torch.no_grad()
+def _encode(base: nn.Module, pixels: torch.Tensor):
+    tokens = base.eval()(pixels.to(next(base.parameters()).device))[0]
+    base.train()
+    return tokens

@@ -1,0 +1,197 @@
+"""The doctor: does the training still learn something, and if not, why and what helps.
+
+Self-supervised losses fall when everything collapses, so other figures tell: how sure teacher and student are (entropy), how
+much the teacher's answers differ between images (KL to their centre), how many dimensions the features fill (RankMe), how often
+student and teacher agree, and what share of the loss each term has.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hssl_hf.errors import UserError
+from hssl_hf.runs.run_directory import ALARMS
+
+PATIENCE = 3  # lines of the log in a row; ours: one odd batch is no illness
+RANK_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """
+    Args:
+        name: what is wrong, in a word.
+        finding: the figures.
+        cause: why that is bad, and where it usually comes from.
+        remedy: what to change.
+    """
+
+    name: str
+    finding: str
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.finding}. {self.cause} {self.remedy}"
+
+
+def rank_me(features: Tensor) -> float:
+    """Effective number of dimensions of (N, C) features: the exponential of the entropy of their singular values.
+
+    Returns:
+        between 1 (all features on a line) and min(N, C); of at most 256 images.
+    Source: RankMe, arXiv 2210.02885, equation 2.
+    """
+    values = torch.linalg.svdvals(features[:RANK_IMAGES].float().cpu())
+    shares = values / values.sum().clamp(min=1e-12)
+    return math.exp(-(shares * shares.clamp(min=1e-12).log()).sum().item())
+
+
+def largest_rank(features: Tensor) -> int:
+    return min(RANK_IMAGES, *features.shape)
+
+
+def shares(values: Mapping[str, float]) -> dict[str, float]:
+    """The share of each term in the sum of the loss's terms; empty where there is only one."""
+    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
+    total = sum(terms.values())
+    return {f"share_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
+
+
+def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: int | None = None) -> list[Alarm]:
+    """Alarms for one line of the log.
+
+    Args:
+        values: averages, by the names that the objectives give them.
+        prototypes: K, of objectives that have prototypes.
+        rank: the largest that `rank_me` could be.
+    """
+    alarms = [*_of_figures(values, rank)]
+    if prototypes:
+        alarms += _of_entropies(values, math.log(prototypes))
+    return alarms
+
+
+def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
+    """The figures whose names begin alike, by the rest of their names."""
+    return [(name.removeprefix(prefix), value) for name, value in values.items() if name.startswith(prefix)]
+
+
+def _of_entropies(values: Mapping[str, float], most: float):
+    for branch, spread in _family(values, "teacher_spread_"):
+        entropy = values[f"teacher_entropy_{branch}"]
+        finding = f"the {branch} teacher's answers lie {spread:.2g} nats from their mean; entropy {entropy:.2f} of {most:.2f}"
+        if spread < 0.01 * most and entropy > 0.9 * most:
+            yield Alarm(
+                "the teacher says nothing", finding, "All images get the same even answer: the targets are too soft.",
+                "Lower optim.teacher_temperature (0.04 at first), or raise model.center_momentum.",
+            )  # fmt: skip
+        elif spread < 0.01 * most:
+            yield Alarm(
+                "the teacher says always the same", finding,
+                "One prototype has won, because centring is too slow or batches are too small.",
+                "Raise optim.teacher_temperature or optim.batch_size, or lower model.center_momentum and the learning rate.",
+            )  # fmt: skip
+    for _, entropy in _family(values, "student_entropy_"):
+        if entropy > 0.97 * most:
+            yield Alarm(
+                "the student has learned nothing", f"its entropy is {entropy:.2f} of {most:.2f}, the loss is flat at ln K",
+                "The learning rate is too low for the batch, or the prototypes still stand still.",
+                "Raise optim.learning_rate_per_256, shorten optim.warmup_epochs or optim.freeze_prototypes_epochs.",
+            )  # fmt: skip
+
+
+def _of_figures(values: Mapping[str, float], rank: int | None):
+    if rank and rank >= 16 and values.get("rank_me", rank) < max(2.0, 0.03 * rank):
+        yield Alarm(
+            "the features fill few dimensions", f"RankMe is {values['rank_me']:.1f} of at most {rank}",
+            "The network maps all images to a line or a plane.",
+            "Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs, or raise optim.batch_size.",
+        )  # fmt: skip
+    for arrow, share in _family(values, "agreement_"):
+        if share > 0.995:
+            yield Alarm(
+                "the task is too easy", f"student and teacher agree on {100 * share:.1f} % of the images ({arrow})",
+                "Something gives an image away: weak augmentation, repeated images, or answers that are always the same.",
+                "Strengthen views.jitter, views.global_scale or views.global_blur, and look for duplicates in the data.",
+            )  # fmt: skip
+    for term, share in _family(values, "share_"):
+        if share < 0.005:
+            yield Alarm(
+                "a term does not count", f"{term} is {100 * share:.2f} % of the loss",
+                "Its teacher is easy to predict, so that the other terms alone are learned.",
+                "Compare the teachers' entropies; give the term another teacher (model.cls_supervision).",
+            )  # fmt: skip
+    if values.get("discrepancy", 1.0) < 1e-5:
+        yield Alarm(
+            "the head says what the base says", f"the discrepancy is {values['discrepancy']:.1g} nats",
+            "A head that describes images as the base does has nothing to teach it.",
+            "Set model.auxiliary_shortcut=false, another model.auxiliary, or model.auxiliary_init=xavier.",
+        )  # fmt: skip
+    if values.get("collapse", 0.0) > 0.98:
+        yield Alarm(
+            "the targets are all alike", f"{100 * values['collapse']:.1f} % of their energy is common to all",
+            "The teacher has collapsed: nothing pushes its answers apart.",
+            "Raise model.negative_weight, lower optim.learning_rate_per_256, or lengthen optim.warmup_epochs.",
+        )  # fmt: skip
+
+
+class Doctor:
+    """Examines every line of the log and raises each alarm once, in `alarms.jsonl` and on the screen.
+
+    Args:
+        folder: folder of the run.
+        prototypes: K, or None.
+        first_step: nothing is judged before it: networks that have hardly moved look ill.
+    """
+
+    def __init__(self, folder: Path, prototypes: int | None, first_step: int):
+        self.path, self.prototypes, self.first_step = folder / ALARMS, prototypes, first_step
+        self.seen: dict[str, int] = {}
+
+    def examine(self, step: int, values: Mapping[str, float], rank: int | None) -> list[Alarm]:
+        """Alarms that have held for three lines in a row by now, and have not been raised before."""
+        if step < self.first_step:
+            return []
+        found = {alarm.name: alarm for alarm in diagnose(values, self.prototypes, rank)}
+        self.seen = {name: self.seen.get(name, 0) + 1 for name in found}
+        raised = [alarm for name, alarm in found.items() if self.seen[name] == PATIENCE]
+        for alarm in raised:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")
+            print(f"\nalarm at step {step}: {alarm}", file=sys.stderr)
+        return raised
+
+
+class NonFiniteError(UserError):
+    """A loss or a part of it is infinite or not a number."""
+
+
+def require_finite(values: dict[str, float], step: int, report: Path, checkpoint: Path | None) -> None:
+    """Stop a run whose figures are not finite, with a report.
+
+    Args:
+        values: averages of the steps up to `step`.
+        report: JSON file to write them to.
+        checkpoint: the newest one, named in the message.
+    Raises:
+        NonFiniteError: if any of the values is infinite or not a number.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        report.write_text(json.dumps({"step": step, "not_finite": bad, "values": values}, indent=1))
+        raise NonFiniteError(f"not finite in the steps up to {step}: {', '.join(bad)} (see {report}).\n{advice(checkpoint)}")
+
+
+def advice(checkpoint: Path | None) -> str:
+    """What to do when figures or gradients are not finite."""
+    return (
+        f"The newest good checkpoint is {checkpoint}. Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs or "
+        "tighten optim.clip."
+    )

@@ -1,0 +1,69 @@
+"""Weights to start from: a whole model to go on with, or a backbone behind which fresh heads warm up."""
+
+from pathlib import Path
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, ViTModel
+
+from hssl_hf.models.configuration_base import PreTrainingConfig
+from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.modules.ema import copy_to_teacher
+from hssl_hf.publish.to_transformers import from_native, from_vit
+
+
+def start_from(model: StudentTeacherModel, where: str) -> bool:
+    """Give a fresh model the weights of another.
+
+    Args:
+        model: as the recipe describes it.
+        where: folder or Hub repository, with @revision where it is not main.
+    Returns:
+        whether the heads are fresh, because `where` holds a backbone alone.
+    Raises:
+        ValueError: if there is nothing to load, or it does not fit the model.
+    """
+    path, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
+    asked = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
+    try:
+        whole = isinstance(AutoConfig.from_pretrained(**asked), PreTrainingConfig)
+        source = (AutoModelForPreTraining if whole else AutoModel).from_pretrained(**asked)
+    except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
+        raise ValueError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
+    if whole:
+        _load(model, source.state_dict(), where, "student, teacher and heads")
+        return False
+    base = model.student.base
+    if hasattr(source, "timm_model"):
+        state = source.timm_model.state_dict()
+    else:
+        state = from_vit(source) if isinstance(source, ViTModel) else from_native(source, base)
+    own = {name: name for name in base.model.state_dict()} | {f"norm.{name}": f"norm.{name}" for name in base.norm.state_dict()}
+    unexpected = {name for name in state if name not in own and not name.startswith(("norm.", "fc_norm."))}
+    kept = {name: value for name, value in state.items() if name in own or name in unexpected}
+    _check(base.timm_state_dict(), kept, where, "the base")
+    base.model.load_state_dict({name: value for name, value in kept.items() if not name.startswith("norm.")})
+    base.norm.load_state_dict({name.removeprefix("norm."): value for name, value in kept.items() if name.startswith("norm.")})
+    if model.teacher is not None:
+        copy_to_teacher(model.student, model.teacher)
+    return True
+
+
+def _load(model, state: dict[str, Tensor], where: str, what: str) -> None:
+    _check(model.state_dict(), state, where, what)
+    model.load_state_dict(state)
+
+
+def _check(expected: dict[str, Tensor], found: dict[str, Tensor], where: str, what: str) -> None:
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems += [f"unexpected: {name}" for name in found if name not in expected]
+    problems += [
+        f"{name}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(
+            f"init_from={where!r} does not fit {what} that the recipe describes:\n  " + "\n  ".join(problems[:10])
+            + "\nSet model.* and views.global_size to those of the model to start from; facts.yaml beside its weights has them."
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""From a trained model to what everyone can load: export, parity, model cards, the Hub."""

@@ -1,0 +1,184 @@
+"""A pre-trained model -> what everybody can load: its base alone as a stock repository, or the whole to go on with.
+
+Three kinds, one for each branch of a repository: `main`, a stock transformers model (`ViTModel`, `ConvNextModel`,
+`ResNetModel`, `SwinModel`, and for every other architecture `TimmWrapperModel`); `timm`, the same weights under timm's names;
+`training`, student, teacher and heads. The first two are loaded again in a fresh process that cannot import this package, and
+compared with our own outputs.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from transformers import BitImageProcessor, PreTrainedModel
+
+from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
+from hssl_hf.publish import model_card, parity
+from hssl_hf.publish.image_processor import image_processor
+from hssl_hf.publish.onnx import save_onnx
+from hssl_hf.publish.parity import ExportError
+from hssl_hf.publish.timm_wrapper import save_timm_wrapper
+from hssl_hf.publish.to_transformers import is_stock_vit, to_native, to_vit
+
+if TYPE_CHECKING:
+    from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+
+KINDS = ("training", "timm", "main")
+FACTS = "facts.yaml"
+__all__ = ["KINDS", "ExportError", "Story", "export_backbone", "export_model", "refuse_foreign", "tell_again"]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is told of a model beside its weights.
+
+    Args:
+        about: `recipe`, `manifest`, `subject`, `license`, `base_model`, as far as they are known (`model_card.facts`).
+        records: figures, `Record`s as dictionaries.
+        pictures: files, by their path inside the repository.
+        repository, revision: where the model is going to be; cards and snippets say so.
+    """
+
+    about: dict = field(default_factory=dict)
+    records: list[dict] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    repository: str = "user/name"
+    revision: str = "main"
+
+
+def export_backbone(
+    model: "StudentTeacherModel",
+    folder: Path | str,
+    *,
+    kind: str = "main",
+    network: str | None = None,
+    processor: BitImageProcessor | None = None,
+    story: Story | None = None,
+    onnx: bool = False,
+) -> Path:
+    """Write the base model as a stock folder and prove that it is equal.
+
+    Args:
+        model: the pre-trained model.
+        folder: where to; replaced if it is an export already.
+        kind: "main" for transformers, "timm" for timm (which transformers reads too, where timm is installed).
+        network: "teacher" or "student"; by default the one that the method keeps.
+        processor: saved beside the weights; by default `image_processor` at the model's image size.
+        story: for the card.
+        onnx: write `onnx/model.onnx` too.
+    Returns:
+        the folder.
+    Raises:
+        ExportError: if a reloaded model differs from ours or does not load cleanly.
+        ValueError: if the folder holds something else.
+    """
+    network, story = network or model.kept_network, story or Story()
+    base, size = model.network(network).base, model.config.image_size
+    processor = processor or image_processor(size)
+
+    def write(draft: Path) -> None:
+        readers, sizes = [parity.TRANSFORMERS], [size]
+        stock = _stock(base, size) if kind == "main" else None
+        if stock is not None:
+            stock.save_pretrained(draft)
+            sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
+        else:
+            _save_timm(base, model.config, processor, draft)
+            readers.append(parity.TIMM)
+        processor.save_pretrained(draft)
+        if onnx:
+            save_onnx(draft, size)
+            readers.append(parity.ONNX)
+        found = {}
+        for reader in readers:
+            found |= parity.compare(base, draft, sizes, processor, reader)
+        facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=found, **story.about)
+        _tell(draft, facts, story, kind)
+
+    return _whole_or_not_at_all(Path(folder), write)
+
+
+def export_model(
+    model: "StudentTeacherModel", folder: Path | str, *, processor: BitImageProcessor | None = None, story: Story | None = None
+) -> Path:
+    """Write student, teacher and heads, from which training can go on, and read them back; the rest as for `export_backbone`.
+
+    Raises:
+        ExportError: if a tensor comes back changed.
+    """
+    story = story or Story()
+
+    def write(draft: Path) -> None:
+        model.save_pretrained(draft)
+        again, expected = type(model).from_pretrained(draft).state_dict(), model.state_dict()
+        changed = [name for name, value in expected.items() if not torch.equal(again[name], value.cpu())]
+        if changed:
+            raise ExportError(f"the model in {draft} does not read back as it was written: {', '.join(changed[:5])}")
+        (processor or image_processor(model.config.image_size)).save_pretrained(draft)
+        base = model.network().base
+        _tell(
+            draft,
+            model_card.facts(model.config, model.kept_network, without_norm=not has_norm(base), **story.about),
+            story,
+            "training",
+        )
+
+    return _whole_or_not_at_all(Path(folder), write)
+
+
+def tell_again(folder: Path, story: Story) -> None:
+    """Write the card of an exported backbone anew, now that more is known of it."""
+    facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in story.about.items() if value}}
+    _tell(folder, facts, story, "main")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise a ValueError if a folder to be written holds something else than a model."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
+        raise ValueError(f"{folder} is not empty and is no export; choose another folder")
+
+
+def _stock(base: Backbone, size: int) -> PreTrainedModel | None:
+    """The base as a class of transformers itself, where that has one."""
+    return to_vit(base, size) if is_stock_vit(base) else to_native(base, size)
+
+
+def _whole_or_not_at_all(folder: Path, write) -> Path:
+    """Let `write` fill a folder beside its place, which takes the place of an earlier export when it is complete."""
+    refuse_foreign(folder)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        write(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Path) -> None:
+    """With timm's own resampling of positions at other sizes than that of the training, which differs slightly from ours."""
+    arguments = timm_arguments(config.backbone, config.image_size, config.backbone_kwargs or {})
+    if base.is_transformer:
+        arguments |= {"dynamic_img_size": True, **({} if has_norm(base) else {"final_norm": False})}
+    save_timm_wrapper(base.model, base.timm_state_dict(), config.backbone, arguments, processor, folder)
+
+
+def _tell(folder: Path, facts: dict, story: Story, kind: str) -> None:
+    """Card, facts, records and pictures, beside the weights."""
+    where = {"repository": story.repository, "revision": story.revision}
+    pictures = story.pictures if kind == "main" else {}
+    (folder / "README.md").write_text(model_card.render(facts, story.records, kind=kind, pictures=list(pictures), **where))
+    (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False))
+    entries = model_card.eval_results(facts, story.records) if kind == "main" else None
+    if entries:
+        (folder / model_card.EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        (folder / model_card.EVAL_RESULTS).write_text(entries)
+    for name, path in pictures.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)

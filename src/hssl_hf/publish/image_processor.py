@@ -1,0 +1,21 @@
+"""The image processor that is exported with a backbone."""
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import BitImageProcessor
+
+
+def image_processor(
+    image_size: int, crop_share: float = 0.875, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
+) -> BitImageProcessor:
+    """Resize the short side, crop the centre, normalise.
+
+    Args:
+        image_size: side of the crop in pixels.
+        crop_share: side of the crop as a share of the resized short side; 1 for images that are small already.
+    """
+    return BitImageProcessor(
+        size={"shortest_edge": round(image_size / crop_share)},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        image_std=list(std),
+    )

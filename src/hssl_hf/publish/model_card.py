@@ -1,0 +1,173 @@
+"""Cards: rendered from a template, the facts of a run and its records. No figure in a card comes from anywhere else.
+
+The facts are plain values (`facts`), kept as YAML beside the cards of this project, so that a card can be rendered again.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
+
+import hssl_hf
+from hssl_hf.publish import card_text
+from hssl_hf.publish.paper_differences import differences
+from hssl_hf.publish.redaction import is_hub_id
+
+if TYPE_CHECKING:
+    from hssl_hf.models.configuration_base import PreTrainingConfig
+
+TEMPLATES = (Path(__file__).with_name("card_template.md"), Path(__file__).parents[3] / "model_cards" / "template.md")
+LIBRARY = {"main": "transformers", "timm": "timm", "training": "hssl_hf", "classifier": "transformers"}
+METRICS = {
+    "knn_top1": "k-NN top-1",
+    "knn_top5": "k-NN top-5",
+    "linear_top1": "linear probe top-1",
+    "linear_top5": "linear probe top-5",
+}
+EVAL_RESULTS = ".eval_results/hssl_hf.yaml"
+
+
+def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **more) -> dict:
+    """What a card says that is not a record.
+
+    Args:
+        config: of the model that was trained.
+        network: "teacher" or "student", which of the two was exported.
+        without_norm: the features are those in front of the stock model's final norm.
+        more: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `subject` (name of
+            the model in the records), `license`, `base_model`.
+    """
+    values = {name: getattr(config, name) for name in config.field_names()}
+    unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in unset}
+    known = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}
+    return {**known, **{key: value for key, value in more.items() if value}}
+
+
+def render(
+    facts: dict,
+    records: list[dict] = (),
+    *,
+    kind: str = "main",
+    repository: str = "user/name",
+    revision: str = "main",
+    pictures: list[str] = (),
+) -> str:
+    """Markdown of a card.
+
+    Args:
+        facts: from `facts`.
+        records: `Record`s as dictionaries.
+        kind: "main", "timm" or "training", one of the three revisions, or "classifier".
+        repository: where it is pushed to; the snippets load it.
+        revision: branch of the stock model, after which the other two are named.
+        pictures: paths of pictures inside the repository; others than the known ones are left out.
+    """
+    hssl_hf.register()
+    config, whole = AutoConfig.for_model(**facts["config"]), kind == "training"
+    subject = facts.get("subject", "pre-trained backbone")
+    own = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
+    branches = {name: branch(revision, name) for name in ("timm", "training")}
+    model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
+    snippets = card_text.Snippets(repository, kind, revision, branches, facts, model_class)
+    shown = {} if whole else {name: card_text.PICTURES[name] for name in card_text.PICTURES if name in pictures}
+    text = ModelCard.from_template(
+        _metadata(facts, own, kind, repository),
+        template_path=str(next(path for path in TEMPLATES if path.is_file())),
+        title=card_text.title(config, kind),
+        what=card_text.what(config, facts["network"], kind),
+        usage=snippets.usage(), about=snippets.about(),
+        timm_usage=snippets.timm() if kind == "main" else None, timm_revision=branches["timm"],
+        training_revision=branches["training"] if kind in ("main", "timm") and "recipe" in facts else None,
+        repository=repository,
+        license=_license(facts), license_reason=card_text.license_reason(facts),
+        results=_tables(records) if kind == "main" else [],
+        pictures=list(shown.items()),
+        training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
+        recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=110).strip(),
+        parity=[] if whole else [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()],
+        differences=_differences(config) if "manifest" in facts else [],
+        limits=card_text.limits(facts), citations=[config.citation],
+    )  # fmt: skip
+    return _tidy(text.content)
+
+
+def eval_results(facts: dict, records: list[dict]) -> str | None:
+    """Content of `EVAL_RESULTS` for records on datasets of the Hub; None without any."""
+    subject = facts.get("subject", "pre-trained backbone")
+    entries = [
+        EvalResultEntry(
+            dataset_id=record["dataset"],
+            task_id=record["metric"],
+            value=record["value"],
+            dataset_revision=record["revision"],
+            date=record["date"],
+            notes=", ".join(f"{key}: {value}" for key, value in record["settings"].items() if value),
+        )
+        for record in records
+        if record["subject"] == subject and is_hub_id(record["dataset"])
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
+
+
+def branch(revision: str, kind: str) -> str:
+    """Name of the branch that holds one of the three revisions."""
+    return revision if kind == "main" else kind if revision == "main" else f"{revision}-{kind}"
+
+
+def _metadata(facts: dict, own: list[dict], kind: str, repository: str) -> ModelCardData:
+    config, data = facts["config"], facts.get("manifest", {}).get("data", {}).get("path")
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=record["dataset"],
+            dataset_name=record["dataset"].split("/")[-1],
+            dataset_split=record["split"],
+            dataset_revision=record["revision"],
+            metric_type="accuracy",
+            metric_name=METRICS[record["metric"]],
+            metric_value=round(record["value"], 2),
+        )
+        for record in own
+    ]
+    tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
+    tags = ["self-supervised-learning", "vision", config["model_type"].replace("_", "-")]
+    return ModelCardData(
+        library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
+        datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
+        **({"model_name": repository.split("/")[-1], "eval_results": results} if results and kind == "main" else {}),
+    )  # fmt: skip
+
+
+def _license(facts: dict) -> str | None:
+    return facts["config"].get("license") or facts.get("license")
+
+
+def _differences(config: "PreTrainingConfig") -> list[tuple[str, str]]:
+    return [(f"{file}: {name}", text) for file, name, text in differences(config.described_in())]
+
+
+def _tables(records: list[dict]) -> list[str]:
+    """One table per metric: every subject with its value, and below it on what and how it was measured."""
+    tables = []
+    for metric in METRICS:
+        found = [record for record in records if record["metric"] == metric]
+        if not found:
+            continue
+        first = found[0]
+        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
+        where = f"{first['dataset']}, split {first['split']}, {first['n']} images"
+        lines = [f"{METRICS[metric]} in {first['unit']} on {where}; {settings}.", "", "| | |", "|---|---|"]
+        tables.append("\n".join(lines + [f"| {record['subject']} | {record['value']:.2f} |" for record in found]))
+    return tables
+
+
+def _tidy(text: str) -> str:
+    """Without the runs of empty lines that a template leaves."""
+    lines, kept = text.strip().splitlines(), []
+    for line in lines:
+        if line.strip() or (kept and kept[-1]):
+            kept.append(line.rstrip())
+    return "\n".join(kept) + "\n"

@@ -1,0 +1,93 @@
+"""One self-contained HTML page of everything that a run has left, finished or not."""
+
+import base64
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment
+
+from hssl_hf.config.recipe import Recipe, load_recipe
+from hssl_hf.publish import card_text
+from hssl_hf.publish.model_card import METRICS
+from hssl_hf.runs import manifest
+from hssl_hf.runs.metric_logger import LOG, read_log
+from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_lines
+from hssl_hf.visualization.curves import draw_curves
+
+TEMPLATE = Path(__file__).with_name("report.html")
+REPORT = "report.html"
+HEADLINES = {
+    "loss": ("loss", "{:.3f}"),
+    "k-NN top-1": ("knn_top1", "{:.1f} %"),
+    "raw pixels": ("knn_top1_pixels", "{:.1f} %"),
+    "discrepancy": ("discrepancy", "{:.3f}"),
+    "RankMe of the teacher": ("rank_me", "{:.1f}"),
+    "images per second": ("images_per_second", "{:.0f}"),
+    "time without data": ("data_wait", "{:.0%}"),
+}
+
+
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        folder: of a run.
+        output: file to write; by default `report.html` in the folder.
+    Returns:
+        the file.
+    Raises:
+        ValueError: if the folder holds no run.
+    """
+    if not (folder / RECIPE).is_file():
+        raise ValueError(
+            f"{folder} is no run: it holds no {RECIPE}. Name the folder that training wrote to, such as runs/quickstart"
+        )
+    recipe, log = load_recipe(folder / RECIPE), read_log(folder / LOG)
+    if log:
+        draw_curves(log, folder / "curves.png")
+    output = output or folder / REPORT
+    output.write_text(Environment(autoescape=True).from_string(TEMPLATE.read_text()).render(**_content(folder, recipe, log)))
+    return output
+
+
+def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
+    config, known = recipe.model_config(), manifest.read(folder)
+    last = {key: value for line in log for key, value in line.items() if value is not None}
+    done = last.get("step", 0)
+    steps = known.get("steps") or _planned(recipe, log) or done
+    return {
+        "title": card_text.title(config, "main"),
+        "what": f"{config.describe()[1]} · {folder.resolve().name}",
+        "done": done, "steps": steps, "share": round(100 * done / max(1, steps), 1),
+        "figures": [("of the steps", f"{done / max(1, steps):.0%}")]
+        + [(name, form.format(last[key])) for name, (key, form) in HEADLINES.items() if key in last],
+        "alarms": read_lines(folder / ALARMS),
+        "results": [_result(record) for record in read_lines(folder / RESULTS)],
+        "pictures": _pictures(folder),
+        "training": [(name, str(value).replace("`", "")) for name, value in card_text.training(known)] if known else [],
+        "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110),
+    }  # fmt: skip
+
+
+def _planned(recipe: Recipe, log: list[dict]) -> int | None:
+    """Steps of the whole run, from the share of an epoch that the logged ones took."""
+    lines = [line for line in log if line.get("epoch")]
+    return round(recipe.optim.epochs * lines[-1]["step"] / lines[-1]["epoch"]) if lines else None
+
+
+def _result(record: dict) -> dict:
+    where = f"{record['dataset']}, {record['split']}, {record['n']} images"
+    return {
+        **record,
+        "name": METRICS.get(record["metric"], record["metric"]),
+        "value": f"{record['value']:.2f} %",
+        "where": where,
+    }
+
+
+def _pictures(folder: Path) -> list[dict]:
+    paths = [(folder / name, caption) for name, caption in card_text.PICTURES.items() if (folder / name).is_file()]
+    return [
+        {"caption": caption, "photo": path.name != "curves.png", "data": base64.b64encode(path.read_bytes()).decode()}
+        for path, caption in paths
+    ]

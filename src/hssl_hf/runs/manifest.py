@@ -1,0 +1,94 @@
+"""The manifest of a run: what went into it, so that somebody else could do it again.
+
+Every field is chosen here; nothing of the environment gets in by itself, and paths of this machine are cut to their last name.
+"""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hssl_hf.config.recipe import Recipe
+from hssl_hf.data.source import StreamError, identify
+from hssl_hf.engine.memory import GIB, total
+from hssl_hf.evaluation.records import current_commit
+from hssl_hf.publish.redaction import public_path
+
+MANIFEST, FORECAST = "manifest.json", "forecast.json"
+PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
+
+
+def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epoch: int) -> dict:
+    """What is known before the first step: data, code, versions, machine."""
+    try:
+        identity = identify(recipe.data)
+    except StreamError:
+        identity = {}
+    data = recipe.data
+    return {
+        "data": {
+            "path": public_path(data.path), "name": data.name, "split": data.split,
+            "revision": identity.get("revision") or data.revision, "fingerprint": identity.get("fingerprint"),
+            "images_per_epoch": images_per_epoch,
+        },
+        "seed": recipe.seed,
+        "commit": current_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": hardware(accelerator),
+        "engine": accelerator.distributed_type.value.lower().replace("no", "single"),
+        "processes": accelerator.num_processes,
+        "forecast": foretold(folder),
+    }  # fmt: skip
+
+
+def foretold(folder: Path) -> dict | None:
+    """What `hssl-hf plan` has written into the folder of the run, as far as it can be compared with what came."""
+    path = folder / FORECAST
+    if not path.is_file():
+        return None
+    forecast = json.loads(path.read_text())
+    return {name: forecast[name] for name in ("engine", "processes", "needed_gib", "images_per_second", "hours")}
+
+
+def hardware(accelerator: Accelerator) -> dict:
+    """The kind of machine, without its name."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else _processor(),
+        "device_memory_gib": round(total(accelerator.device) / GIB, 1),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(folder: Path, manifest: dict) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def read(folder: Path) -> dict:
+    """The manifest of a run; empty if the run is older than manifests."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def public_recipe(recipe: Recipe) -> dict:
+    """A recipe without what concerns this machine alone: folders are cut to their last name, addresses lose their secrets."""
+    tree = recipe.to_dict()
+    for section in ("data", "probe"):
+        for name in ("path", "classes"):
+            tree[section][name] = public_path(tree[section][name])
+    tree["init_from"] = public_path(tree["init_from"])
+    tree["run"].pop("output_dir")
+    return tree

@@ -1,0 +1,100 @@
+"""What a run tells while it goes: JSON lines always, a picture of its curves, trackers on request."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hssl_hf.visualization.curves import draw_curves
+
+LOG, CURVES = "log.jsonl", "curves.png"
+
+
+class Track:
+    """The log of a run; only the main process writes.
+
+    Args:
+        folder: folder of the run.
+        accelerator: with its trackers already started.
+        first_step: lines after this step are dropped, so that a resumed run continues its log without repeating itself; 0
+            starts a new log.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int = 0):
+        self.path, self.curves, self.accelerator = folder / LOG, folder / CURVES, accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in read_log(self.path) if first_step and line["step"] <= first_step]
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one line; the step counts finished optimizer steps."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether the log has this value at this step."""
+        return any(line["step"] == step and name in line for line in read_log(self.path))
+
+    def draw(self) -> None:
+        """Draw the curves of the whole run into `curves.png`."""
+        if self.accelerator.is_main_process:
+            draw_curves(read_log(self.path), self.curves)
+
+
+class Meter:
+    """Sums of what the steps report, kept on the device; read only when a line of the log is due."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.images, self.waited, self.started = 0, 0, 0.0, perf_counter()
+
+    def add(self, values: dict[str, Tensor | None], images: int) -> None:
+        """Note one step with its scalars (None entries are left out) and its images over all processes."""
+        for name, value in values.items():
+            if value is not None:
+                value = value.detach().float()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps, self.images = self.steps + 1, self.images + images
+
+    def read(self, accelerator: Accelerator, flags: list[float]) -> tuple[dict[str, float], list[float]]:
+        """Averages since the last reading, over all processes, and the mean of flags that the processes must agree on.
+
+        Everything travels in one reduction. A value that was not finite in any step or process stays so in the average.
+        """
+        sums = [value / self.steps for value in self.sums.values()]
+        packed = torch.stack([*sums, *torch.tensor(flags, device=accelerator.device)])
+        values = accelerator.reduce(packed, "mean").tolist()
+        averages = dict(zip(self.sums, values, strict=False))
+        elapsed = max(perf_counter() - self.started, 1e-9)
+        averages |= {"images_per_second": self.images / elapsed, "data_wait": self.waited / elapsed}
+        self.__init__()
+        return averages, values[len(sums) :]
+
+
+def progress_figures(values: dict[str, float]) -> dict[str, str]:
+    """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, share of time without data."""
+    shown = {"loss": f"{values['loss']:.3f}"}
+    terms = [name for name in values if name.startswith(("cls_", "patch_"))]
+    for name in terms if len(terms) > 1 else []:
+        shown[name.replace("auxiliary", "aux").replace("_to_", "→").replace("_", " ")] = f"{values[name]:.3f}"
+    for name, short in (("discrepancy", "disc"), ("collapse", "collapse")):
+        if name in values:
+            shown[short] = f"{values[name]:.3f}"
+    return shown | {"img/s": f"{values['images_per_second']:.0f}", "wait": f"{100 * values['data_wait']:.0f}%"}
+
+
+def read_log(path: Path) -> list[dict]:
+    """All complete lines of a log; a last line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,60 @@
+"""The curves of a run, from the lines of its log."""
+
+from pathlib import Path
+
+
+def draw_curves(lines: list[dict], target: Path) -> None:
+    """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them."""
+    from matplotlib.figure import Figure
+
+    panels = _panels(lines)
+    if not panels:
+        return
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, keys) in zip(places, panels.items(), strict=False):
+        _draw_panel(
+            axes, title, {key: [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in keys}
+        )
+    figure.savefig(target, dpi=110)
+
+
+def _panels(lines: list[dict]) -> dict[str, list[str]]:
+    """Keys of the log by the title of their panel; none of what the log lacks."""
+    there = {key for line in lines for key in line}
+    terms = sorted(k for k in there if k.startswith(("cls_", "patch_", "positive", "negative", "pixels", "representations")))
+    panels = {
+        "loss": ["loss", *(terms if len(terms) > 1 else [])],
+        "discrepancy (nats)": sorted(key for key in there if key.startswith("discrepancy")),
+        "collapse of the targets": ["collapse"],
+        "entropy (nats)": sorted(key for key in there if key.startswith(("teacher_entropy", "student_entropy"))),
+        "RankMe of the teacher": ["rank_me"],
+        "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
+        "learning rate": ["learning_rate"],
+    }
+    panels = {title: [key for key in keys if key in there] for title, keys in panels.items()}
+    return {title: keys for title, keys in panels.items() if keys}
+
+
+def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
+    for key, points in curves.items():
+        if key == "knn_top1_pixels":
+            axes.axhline(points[0][1], color="grey", linestyle="--", linewidth=1, label="raw pixels")
+        else:
+            label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
+            axes.plot(*zip(*points, strict=True), marker=None if len(points) > 40 else ".", linewidth=1.2, label=label)
+    axes.set(title=title, xlabel="step")
+    if title.startswith("discrepancy"):
+        axes.set_yscale(scale([value for points in curves.values() for _, value in points]))
+    axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(fontsize=7)
+
+
+def scale(values: list[float]) -> str:
+    """Of an axis: log for positive values that differ more than tenfold, as discrepancies do that have just begun to fall."""
+    return "log" if 0 < 10 * min(values) < max(values) else "linear"

@@ -1,0 +1,84 @@
+"""A part of the classes of a dataset: which images come, in which order, how many, and after an interruption."""
+
+from itertools import islice
+
+import datasets
+import pytest
+
+from hssl_hf.config.recipe import load_recipe
+from hssl_hf.data.source import Source, StreamError, count_images
+from hssl_hf.data.stream import ImageStream
+from hssl_hf.evaluation.features import LabelledImages
+from tests.conftest import ROOT
+from tests.data.test_stream import png
+
+S300 = ROOT / "training" / "data" / "imagenet_s300.txt"
+
+
+def write(folder, names: list[str], labels: list[int]):
+    """Images in two shards, whose number is in their pixels, with classes of these names."""
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    half = len(labels) // 2
+    for shard, part in enumerate((range(half), range(half, len(labels)))):
+        rows = {"image": [{"bytes": png(i), "path": None} for i in part], "label": [labels[i] for i in part]}
+        dataset = datasets.Dataset.from_dict(rows, features=features)
+        dataset.to_parquet(str(folder / f"train-{shard:05d}-of-00002.parquet"))
+    return str(folder)
+
+
+@pytest.fixture
+def animals(tmp_path):
+    (tmp_path / "some.txt").write_text("cat\nowl\n")
+    labels = [i % 4 for i in range(40)]
+    return Source(write(tmp_path / "data", ["ant", "bee", "cat", "owl"], labels), classes=str(tmp_path / "some.txt"))
+
+
+def test_only_images_of_these_classes_come(animals):
+    expected = {png(i) for i in range(40) if i % 4 >= 2}
+    stream = ImageStream(animals, window=8)
+    assert {image.data for image in islice(stream, 20)} == expected and count_images(animals) == 20
+    two = [ImageStream(animals, rank=rank, world_size=2, window=8) for rank in (0, 1)]
+    halves = [[image.data for image in islice(stream, 10)] for stream in two]
+    assert set(halves[0]) | set(halves[1]) == expected and not set(halves[0]) & set(halves[1])
+    assert {label for _, label in LabelledImages(animals)} == {2, 3}
+
+
+def test_an_interrupted_stream_goes_on_where_it_was(animals):
+    whole = [image.data for image in islice(ImageStream(animals, window=8), 33)]
+    first = ImageStream(animals, window=8)
+    begun = [image.data for image in islice(first, 13)]
+    second = ImageStream(animals, window=8)
+    second.load_state_dict(first.state_dict())
+    assert begun + [image.data for image in islice(second, 20)] == whole
+
+
+def test_wordnet_ids_are_found_in_a_dataset_that_names_its_thousand_classes_otherwise(tmp_path):
+    """As on the Hub, where ImageNet's classes are "tench, Tinca tinca" and so on: by their place among the sorted ids."""
+    names = [f"class {i}" for i in range(1000)]
+    where = write(tmp_path / "data", names, [0, 1, 2, 3, 997, 999])
+    source = Source(where, classes=str(S300))
+    found = {image.data for image in islice(ImageStream(source, window=1), 3)}
+    assert found == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("dog cat", "lacks classes .*: dog"), ("", "the file is empty"), (None, "cannot read data.classes")]
+)
+def test_classes_that_are_not_there_are_refused(animals, tmp_path, text, message):
+    path = tmp_path / "others.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StreamError, match=message):
+        ImageStream(Source(animals.path, classes=str(path)))
+
+
+def test_the_list_has_three_hundred_of_imagenets_classes():
+    """ImageNet-S300: 300 of the 1,000 synsets, in their order."""
+    ids = S300.read_text().split()
+    assert len(set(ids)) == len(ids) == 300 and ids == sorted(ids)
+
+
+def test_a_recipe_names_the_file_relative_to_itself(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {path: user/images, classes: ./some.txt}\n")
+    assert load_recipe(tmp_path / "recipe.yaml").data.classes == str(tmp_path / "some.txt")

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hssl_hf.data.masking import block_mask, counted_block_mask, draw_ratio, random_mask
+
+GRIDS = st.tuples(st.integers(2, 20), st.integers(2, 20))
+
+
+@given(GRIDS, st.floats(0, 1), st.integers(0, 999))
+def test_random_mask_hides_exactly_its_share(grid, ratio, seed):
+    mask = random_mask(grid, ratio, np.random.default_rng(seed))
+    assert mask.shape == grid and mask.sum() == int(ratio * grid[0] * grid[1])
+
+
+@given(GRIDS, st.floats(0, 0.9), st.integers(0, 999))
+def test_block_mask_never_exceeds_its_share(grid, ratio, seed):
+    mask = block_mask(grid, ratio, np.random.default_rng(seed))
+    assert mask.shape == grid and mask.dtype == bool and mask.sum() <= ratio * grid[0] * grid[1]
+
+
+def draw(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([block_mask((14, 14), draw_ratio((0, 0.3), (0, 0.2), rng), rng) for _ in range(count)])
+
+
+def test_block_masks_have_the_reference_statistics():
+    """iBOT's loader on 14×14 patches: mean hidden share .1481 over all global crops, one half of them empty, and the quantiles
+    .107, .291 and .474 of the others at 5, 50 and 95 % (official code, 20,000 crops)."""
+    shares = draw(12_000).mean((1, 2))
+    hidden = shares[shares > 0]
+    assert (shares == 0).mean() == pytest.approx(0.4946, abs=0.015)
+    assert shares.mean() == pytest.approx(0.1481, abs=0.004)
+    np.testing.assert_allclose(np.quantile(hidden, [0.05, 0.5, 0.95]), [0.1071, 0.2908, 0.4745], atol=0.012)
+
+
+def test_block_masks_are_as_clustered_as_the_reference(golden):
+    """Where blocks lie: how often neighbours are hidden together, against masks of the official loader."""
+    reference = golden("base_methods")["mask/block_global"].reshape(-1, 14, 14)
+    ours = draw(4000)
+
+    def clustering(masks):
+        masks = masks[masks.mean((1, 2)) > 0.1]
+        return (masks[:, 1:] == masks[:, :-1]).mean(), (masks[:, :, 1:] == masks[:, :, :-1]).mean()
+
+    np.testing.assert_allclose(clustering(ours), clustering(reference), atol=0.05)
+    scattered = np.array([random_mask((14, 14), 0.3, np.random.default_rng(i)) for i in range(200)])
+    assert clustering(scattered)[0] < clustering(reference)[0] - 0.2
+
+
+@given(GRIDS, st.floats(0, 1), st.integers(0, 999))
+def test_counted_block_mask_hides_exactly_its_share(grid, ratio, seed):
+    mask = counted_block_mask(grid, ratio, np.random.default_rng(seed))
+    assert mask.shape == grid and mask.dtype == bool and mask.sum() == round(ratio * grid[0] * grid[1])
+
+
+def test_counted_block_masks_have_the_reference_statistics(golden):
+    """Where patches are hidden, and how ragged masks are, against 20,000 official masks of 118 of 196 patches."""
+    data, rng = golden("siameseim"), np.random.default_rng(0)
+    masks = np.array([counted_block_mask((14, 14), 0.6, rng) for _ in range(8000)])
+    assert (masks.sum((1, 2)) == 118).all()
+    frequency = masks.mean(0)
+    np.testing.assert_allclose(frequency, data["mask/freq_n118_20000"], atol=0.03)
+    assert frequency[0, 0] < 0.12 and frequency[6:8, 6:8].min() > 0.9, "the middle is hidden, the corners are seen"
+    edges = np.array([(masks[:, 1:] != masks[:, :-1]).sum((1, 2)), (masks[:, :, 1:] != masks[:, :, :-1]).sum((1, 2))])
+    np.testing.assert_allclose(sorted(edges.mean(1)), sorted(data["mask/edges_mean_n118"]), rtol=0.02)
+    np.testing.assert_allclose(edges.std(1).mean(), data["mask/edges_std_n118"].mean(), rtol=0.05)
+
+
+def test_counted_block_masks_are_those_of_the_reference_before_single_patches_are_added(golden):
+    """How many patches blocks alone hide: mean, least, most, share of full counts, standard deviation."""
+    reference, rng = golden("siameseim")["mask/count_without_fixing"], np.random.default_rng(1)
+    counts = np.array([block_mask((14, 14), 118.5 / 196, rng).sum() for _ in range(4000)])
+    assert counts.mean() == pytest.approx(reference[0], abs=0.1) and counts.max() == reference[2]
+    assert (counts == 118).mean() == pytest.approx(reference[3], abs=0.03)

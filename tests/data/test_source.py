@@ -1,0 +1,88 @@
+"""Sources on other machines: a web server on this one, which fails in the usual ways."""
+
+import io
+import tarfile
+from collections import Counter
+from itertools import islice, takewhile
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hssl_hf.data.source import Source, StreamError, expand
+from hssl_hf.data.stream import ImageStream
+from hssl_hf.evaluation.encoder import load_encoder
+from tests.data.test_stream import png, write_parquet
+from tests.http_server import FaultyServer
+
+RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_") and name.endswith("INTERVAL")]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setattr("hssl_hf.data.source.STALL_SECONDS", 0.5)
+    for name in RETRIES:
+        monkeypatch.setattr(datasets.config, name, 0)
+    write_parquet(tmp_path, images=60, shards=3)
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"train-{shard}.tar", "w") as tar:
+            for image in range(20 * shard, 20 * shard + 20):
+                entry = tarfile.TarInfo(f"{image}.png")
+                entry.size = len(png(image))
+                tar.addfile(entry, io.BytesIO(png(image)))
+    server = FaultyServer(tmp_path)
+    yield server
+    server.close()
+
+
+def source(server, form: str) -> Source:
+    name = "train-{00000..00002}-of-00003.parquet" if form == "parquet" else "train-{0..2}.tar"
+    return Source(f"{server.url}/{name}")
+
+
+def stream(server, form: str) -> ImageStream:
+    return ImageStream(source(server, form), window=16, backoff_seconds=0)
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_a_web_server_is_read_and_resumed(server, form):
+    whole = [image.data for image in islice(stream(server, form), 100)]
+    assert Counter(whole[:60]) == Counter(png(i) for i in range(60))
+    for stop in (0, 7, 33, 75):
+        stopped, again = stream(server, form), stream(server, form)
+        assert [image.data for image in islice(stopped, stop)] == whole[:stop]
+        again.load_state_dict(stopped.state_dict())
+        assert [image.data for image in islice(again, 100 - stop)] == whole[stop:]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "stall"])
+@pytest.mark.filterwarnings("ignore:reading shard")
+def test_a_server_that_fails_for_a_while_loses_nothing(server, form, fault):
+    reader = stream(server, form)
+    server.faults = [fault] * 3
+    seen = [image.data for image in takewhile(lambda image: image.epoch == 0, reader)]
+    assert server.met == [fault] * 3 and Counter(seen) == Counter(png(i) for i in range(60))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 300), st.integers(0, 30), st.integers(1, 5))
+def test_ranges_of_urls(first, count, digits):
+    urls = expand(f"https://host/a-{{{first:0{digits}d}..{first + count:0{digits}d}}}.tar")
+    assert urls == [f"https://host/a-{number:0{digits}d}.tar" for number in range(first, first + count + 1)]
+
+
+def test_urls_of_something_else_are_refused(server):
+    with pytest.raises(StreamError, match="expected a URL of parquet files or tar shards"):
+        ImageStream(Source(f"{server.url}/train.zip"))
+    with pytest.raises(StreamError, match=r"cannot open data\.path="):
+        ImageStream(Source(f"{server.url}/nowhere.parquet"))
+
+
+@pytest.mark.parametrize("path", ["user/../../secret", "user/name/../..", "us er/name", "user//name"])
+def test_ids_that_leave_their_place_are_refused(path):
+    with pytest.raises(StreamError, match=r"cannot open data\.path="):
+        ImageStream(Source(path))
+    with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):
+        load_encoder(path)

@@ -1,0 +1,75 @@
+"""Engines are the same training; the whole table is `make equivalence`."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from hssl_hf.engine.distributed import Engine, make_accelerator, repeated_blocks
+from hssl_hf.engine.launch import LaunchError
+from tests.conftest import ROOT, tiny_model, tiny_siamese
+from training.benchmarks import engine_equivalence as equivalence
+
+CONFIGS = ROOT / "training" / "accelerate"
+
+
+@pytest.mark.slow
+def test_sharded_engines_equal_one_process(tmp_path, capsys):
+    """FSDP2 and DeepSpeed ZeRO-2 in two processes, through the launcher, with frozen prototypes, clipped and resumed."""
+    pytest.importorskip("deepspeed")
+    assert equivalence.compare("ibot", ["fsdp2", "zero2"], tmp_path), capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ibot", "moco_v3"])
+def test_every_engine_equals_one_process(tmp_path, capsys, method):
+    pytest.importorskip("deepspeed")
+    assert equivalence.compare(method, list(equivalence.ENGINES), tmp_path), capsys.readouterr().out
+
+
+def test_weights_that_differ_are_seen():
+    ours = {"student.a": torch.zeros(3), "teacher.a": torch.ones(2)}
+    theirs = {"student.a": torch.tensor([0.0, 0.5, 0.0]), "teacher.a": torch.ones(2)}
+    assert equivalence.largest(ours, theirs, "student") == 0.5 and equivalence.largest(ours, theirs, "teacher") == 0
+    assert equivalence.largest({**ours, "teacher.a": torch.ones(2).bfloat16()}, theirs, "teacher") == float("inf")
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_other_stages_of_zero_are_refused(monkeypatch, stage):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
+    with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2.yaml, or fsdp2.yaml"):
+        make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+
+
+def test_the_first_fsdp_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    with pytest.raises(LaunchError, match=r"use training/accelerate/fsdp2\.yaml"):
+        make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+
+
+def test_deepspeed_does_not_change_its_number_of_processes():
+    engine = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), is_deepspeed=True)
+    Engine.check_processes(engine, 2)
+    with pytest.raises(LaunchError, match="Resume with --num_processes 4"):
+        Engine.check_processes(engine, 4)
+    engine.is_deepspeed = False
+    Engine.check_processes(engine, 4)
+
+
+def test_blocks_are_the_units_of_sharding():
+    assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["ConvNeXtBlock", "FrugalBlock"]
+    assert repeated_blocks(tiny_siamese().student) == ["Block", "FrugalBlock"]
+    resnet = tiny_model(
+        backbone="resnet26", backbone_kwargs=None, objective="dino", auxiliary=None, cls_supervision=["base->base"]
+    )
+    assert "Bottleneck" in repeated_blocks(resnet.student)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_leave_precision_to_the_recipe(path):
+    config = yaml.safe_load(path.read_text())
+    assert config["mixed_precision"] == "no" and path.read_text().startswith("# ")

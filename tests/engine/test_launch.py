@@ -1,0 +1,80 @@
+import os
+import signal
+
+import pytest
+from accelerate import Accelerator
+
+from hssl_hf.engine import launch
+from hssl_hf.engine.launch import LaunchError, check_launch
+from hssl_hf.engine.signals import Interrupt
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "default_config_file", "nowhere.yaml")
+    return Accelerator(cpu=True)
+
+
+def parent(monkeypatch, *arguments):
+    class Process:
+        def __init__(self, pid):
+            assert pid == os.getppid()
+
+        def cmdline(self):
+            return ["python", "/bin/accelerate", "launch", *arguments]
+
+    monkeypatch.setattr(launch.psutil, "Process", Process)
+
+
+def test_one_process_is_fine(alone, monkeypatch):
+    parent(monkeypatch, "--num_processes", "1", "train.py", "--num_processes", "9")
+    check_launch(alone, "train.py")
+
+
+@pytest.mark.parametrize("form", [["--num_processes", "2"], ["--num-processes=2", "--cpu"], ["--cpu", "--num_processes=2"]])
+def test_a_launcher_that_starts_fewer_is_caught(alone, monkeypatch, form):
+    parent(monkeypatch, *form, "train.py")
+    with pytest.raises(LaunchError, match=r"2 processes were asked for, but this one sees 1") as error:
+        check_launch(alone, "train.py")
+    assert "--config_file training/accelerate/cpu.yaml --num_processes 2 train.py" in str(error.value)
+
+
+def test_a_configuration_file_counts_too(alone, monkeypatch, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("distributed_type: MULTI_CPU\nnum_processes: 4\n")
+    parent(monkeypatch, "--config_file", str(config), "train.py")
+    with pytest.raises(LaunchError, match="4 processes were asked for"):
+        check_launch(alone, "train.py")
+
+
+def test_processes_that_believe_to_be_alone_are_caught(alone, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match="2 processes were asked for, but this one sees 1 and 1 answer"):
+        check_launch(alone, "train.py")
+
+
+def test_other_parents_ask_for_nothing(alone, monkeypatch):
+    class Process:
+        def __init__(self, pid):
+            pass
+
+        def cmdline(self):
+            return ["bash", "-c", "run --num_processes 3"]
+
+    monkeypatch.setattr(launch.psutil, "Process", Process)
+    check_launch(alone, "train.py")
+
+
+def test_signals_are_remembered_not_obeyed():
+    codes = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+    before = {number: signal.getsignal(number) for number in codes}
+    try:
+        for number, code in codes.items():
+            interrupt = Interrupt()
+            assert interrupt.number == 0
+            os.kill(os.getpid(), number)
+            assert (interrupt.number, interrupt.exit_code) == (number, code)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

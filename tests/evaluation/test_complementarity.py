@@ -1,0 +1,74 @@
+"""Linear combinations of two frozen backbones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hssl_hf.cli.main import main
+from hssl_hf.evaluation.complementarity import combine, complementarity
+from hssl_hf.evaluation.knn import knn_scores
+from hssl_hf.publish.export import export_backbone
+from tests.conftest import SAMPLE, tiny_model
+
+
+@given(st.integers(0, 99), st.floats(0, 1))
+def test_similarities_are_added(seed, alpha):
+    """The cosine of combined features is the weighted sum of the cosines, whatever the lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = 3 * torch.randn(2, 5, generator=generator), 0.1 * torch.randn(2, 9, generator=generator)
+    combined = combine(a, b, alpha)
+    expected = alpha * F.cosine_similarity(a[:1], a[1:]) + (1 - alpha) * F.cosine_similarity(b[:1], b[1:])
+    torch.testing.assert_close(F.cosine_similarity(combined[:1], combined[1:]), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(combined.norm(dim=1), torch.ones(2))
+
+
+def test_ends_are_the_single_backbones_and_the_middle_knows_more():
+    """One sees the first bit of the class alone, the other the second: half right apart, all right together."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    noise = 0.05 * torch.randn(2, 400, 2, generator=generator)
+    first, second = (F.one_hot(bit, 2) + part for bit, part in zip((labels // 2, labels % 2), noise, strict=True))
+    found = complementarity((first[:200], second[:200]), labels[:200], (first[200:], second[200:]), labels[200:], points=5)
+    curve = dict(found.curve)
+    for alpha, features in ((1.0, first), (0.0, second)):
+        alone = knn_scores(features[:200], labels[:200], features[200:]).argmax(1)
+        assert curve[alpha] == pytest.approx(100 * (alone == labels[200:]).float().mean().item())
+    assert max(curve[0.0], curve[1.0]) < 65 and curve[0.5] > 99
+    assert 0 < found.apart <= 200 and found.overlap < 0.6 and found.n == 200
+
+
+def test_a_backbone_with_itself_gains_nothing():
+    features, labels = torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3
+    found = complementarity((features[:40],) * 2, labels[:40], (features[40:],) * 2, labels[40:], points=3)
+    assert len({accuracy for _, accuracy in found.curve}) == 1 and found.apart == 0 and found.overlap == 1
+    with pytest.raises(ValueError, match="at least two points"):
+        complementarity((features,) * 2, labels, (features,) * 2, labels, points=1)
+
+
+def test_through_the_command_line(tmp_path, unchecked, capsys):
+    for seed, name in ((0, "a"), (1, "b")):
+        export_backbone(tiny_model(seed, image_size=32), tmp_path / name)
+    data = [f"data.path={SAMPLE}", "data.bank_images=200", "data.query_images=100"]
+    command = [
+        "complement",
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        *data,
+        "--points",
+        "3",
+        "--output",
+        str(tmp_path / "c.png"),
+    ]
+    assert main([*command, "--results", str(tmp_path / "r.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert "N_s" in shown and "sIoU" in shown and (tmp_path / "c.png").stat().st_size > 5_000
+    records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [record["settings"]["alpha"] for record in records if record["metric"] == "knn_top1"] == [0.0, 0.5, 1.0]
+    assert {record["metric"] for record in records} == {"knn_top1", "N_s", "sIoU"} and records[0]["n"] == 100
+    shutil.rmtree(tmp_path / "b")
+    assert main(command) == 2 and "neither an exported folder nor a Hub repository" in capsys.readouterr().err

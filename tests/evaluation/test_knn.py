@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from transformers import BitImageProcessor
+
+from hssl_hf.data.source import Source, StreamError
+from hssl_hf.evaluation.encoder import pixels_encoder
+from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.knn import knn_accuracy, knn_scores
+from hssl_hf.evaluation.metrics import TopKAccuracy
+from tests.conftest import SAMPLE
+from tests.data.test_stream import write_parquet
+
+
+@pytest.mark.parametrize("neighbours", [10, 20, 100])
+def test_equals_the_official_classifier(golden, neighbours):
+    """Weighted k-NN of iBOT's code, T = .07, 400 bank and 200 query features: top-1 and top-5 in percent."""
+    arrays = golden("base_methods")
+    load = lambda name: torch.from_numpy(arrays[f"knn/{name}"])  # noqa: E731
+    scores = knn_scores(load("train"), load("ytrain"), load("test"), neighbours, 0.07)
+    accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=load("ytest").numpy())
+    np.testing.assert_allclose([accuracy["top1"], accuracy["top5"]], arrays[f"knn/top1_top5_k{neighbours}"])
+
+
+def test_nearest_wins_over_many_far_ones():
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
+    scores = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), neighbours=3, temperature=0.07)
+    assert scores.argmax() == 1 and scores.shape == (1, 2)
+    flat = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), neighbours=3, temperature=100.0)
+    assert flat.argmax() == 0, "without a temperature the two far ones outvote it"
+
+
+def test_length_of_features_and_chunks_do_not_matter():
+    bank, queries = torch.randn(30, 5), torch.randn(12, 5)
+    labels = torch.arange(30) % 3
+    whole = knn_scores(bank, labels, queries, 7)
+    torch.testing.assert_close(knn_scores(3 * bank, labels, 9 * queries, 7, chunk=5), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_metric_counts_the_k_best():
+    metric = TopKAccuracy(keep_in_memory=True)
+    scores = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.4, 0.2]]
+    assert metric.compute(predictions=scores, references=[1, 1, 0, 0], ks=(1, 2)) == {"top1": 50.0, "top2": 75.0}
+
+
+def processor(size: int) -> BitImageProcessor:
+    return BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+def test_raw_pixels_classify_the_embedded_images_well():
+    """1,000 bank and 200 query images of the sample: far above the chance of 10 %."""
+    bank = LabelledImages(Source(str(SAMPLE)), limit=1000)
+    queries = LabelledImages(Source(str(SAMPLE), split="test"), limit=200)
+    found = knn_accuracy(pixels_encoder, processor(28), bank, queries)
+    assert found["n"] == 200 and 65 < found["top1"] < 85 < found["top5"]
+
+
+def test_features_follow_the_order_of_the_images(tmp_path):
+    images = LabelledImages(Source(str(write_parquet(tmp_path, 9, 2))))
+    features, labels = extract(pixels_encoder, processor(4), images, batch_size=4)
+    assert labels.tolist() == [i % 2 for i in range(9)] and features.shape == (9, 48)
+    assert (features[1:, 0] > features[:-1, 0]).all()
+
+
+def test_missing_labels_and_empty_splits_are_refused(tmp_path):
+    source = Source(str(write_parquet(tmp_path, 3, 1)))
+    with pytest.raises(StreamError, match=r"no column 'klass'; it has \['image', 'label'\]"):
+        list(LabelledImages(source, label_column="klass"))
+    with pytest.raises(StreamError, match="no images to evaluate on"):
+        extract(pixels_encoder, processor(4), LabelledImages(source, limit=0))

@@ -1,0 +1,91 @@
+"""The search from its recipe to its winner."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from hssl_hf.config.recipe import RecipeError, load_recipe
+from hssl_hf.experiments.head_search import rank, report, search_recipe
+from tests.conftest import ROOT, SAMPLE
+from tests.launches import TINY
+
+QUICKSTART = ROOT / "training" / "recipes" / "quickstart.yaml"
+
+
+def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
+    recipe = load_recipe(QUICKSTART, ["data.share=0.5"])
+    found = search_recipe(recipe, ["vit", "swin"], 0.2)
+    assert found.model["candidates"] == ["vit", "swin"] and "auxiliary" not in found.model and found.data.share == 0.1
+    assert found.model["auxiliary_depth"] == 1 and search_recipe(recipe, None, 0.2, 3).model["auxiliary_depth"] == 3
+    assert (found.optim, found.views, found.seed, found.probe.path) == (recipe.optim, recipe.views, recipe.seed, None)
+    assert search_recipe(recipe, None, 1.0).model_config().candidates == (
+        "convnext",
+        "poolformer",
+        "resmlp",
+        "resnet",
+        "swin",
+        "vit",
+    )
+    assert recipe.run.log_every_steps == 10 and found.run.log_every_steps == 2, "as many lines as of the whole training"
+    plain = search_recipe(load_recipe(QUICKSTART, ["model.auxiliary=null", "model.cls_supervision=[base->base]"]), None, 0.1)
+    assert plain.model_config().cls_supervision == ("auxiliary->base", "auxiliary->auxiliary"), (
+        "a base method gets HSSL's arrows"
+    )
+
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(RecipeError, match=r"for HSSL alone, got model\.model_type='siamese_im'"):
+        search_recipe(load_recipe(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"), None, 0.1)
+    with pytest.raises(RecipeError, match="above 0 and up to 1, got 0"):
+        search_recipe(load_recipe(QUICKSTART), None, 0.0)
+
+
+def test_the_most_different_head_wins(tmp_path):
+    """The last fifth of the log decides: convnext was ahead only at first."""
+    lines = [
+        {
+            "step": step,
+            "discrepancy_convnext": 9.0 if step < 8 else 0.1,
+            "discrepancy_vit": 0.2,
+            "discrepancy_raw_vit": 5.0,  # of prototypes without temperature and centre: no candidate
+            "discrepancy_swin": 0.15 + step / 1000,
+        }
+        for step in range(10)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 9, "knn_top1": 1.0}]))
+    assert [candidate.family for candidate in rank(tmp_path)] == ["vit", "swin", "convnext"]
+    table = report(tmp_path, load_recipe(QUICKSTART, ["optim.epochs=3"]))
+    assert table.splitlines()[1].split()[:3] == ["1.", "vit", "0.2000"]
+    assert (tmp_path / "ranking.png").stat().st_size > 10_000
+    winner = load_recipe(tmp_path / "winner.yaml")
+    assert winner.model["auxiliary"] == "vit" and winner.optim.epochs == 3 and winner.data.path == str(SAMPLE)
+    with pytest.raises(ValueError, match="holds no search"):
+        (tmp_path / "log.jsonl").write_text("")
+        rank(tmp_path)
+
+
+def test_through_the_command_line_on_a_share_of_the_images(tmp_path):
+    """Two candidates on a tenth of the images; ranked, drawn, and the winner can be launched."""
+    settings = [value for value in TINY if "epochs" not in value]
+    command = [
+        sys.executable,
+        "-m",
+        "hssl_hf.cli.main",
+        "search",
+        *settings,
+        f"run.output_dir={tmp_path}/search",
+        "data.workers=0",
+    ]
+    command += ["optim.epochs=0.3", "optim.warmup_epochs=0.1", "--candidates", "vit", "resmlp"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "auxiliary head" in done.stdout and "winner   accelerate launch training/pretrain.py" in done.stdout
+    ranking = json.loads((tmp_path / "search" / "ranking.json").read_text())
+    assert {candidate["family"] for candidate in ranking} == {"vit", "resmlp"} and ranking[0]["discrepancy"] > 0
+    manifest = json.loads((tmp_path / "search" / "manifest.json").read_text())
+    assert manifest["data"]["images_per_epoch"] == 1000 and manifest["steps"] == round(0.3 * (1000 // 16))
+    winner = yaml.safe_load((tmp_path / "search" / "winner.yaml").read_text())
+    assert winner["model"]["auxiliary"] == ranking[0]["family"] and winner["data"]["share"] == 1.0

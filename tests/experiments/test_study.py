@@ -1,0 +1,172 @@
+"""A study from its file to its records: every arm with every seed, measured once, going on where it stopped."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hssl_hf.config.recipe import RecipeError, load_recipe
+from hssl_hf.experiments.study import PIXELS, UNTRAINED, Measurement, Study, Value, study_recipe
+from hssl_hf.experiments.study_runner import run
+from hssl_hf.models.modeling_hssl import HSSLForPreTraining
+from tests.conftest import ROOT, SAMPLE
+from tests.launches import TINY
+
+CIFAR10 = ROOT / "training" / "studies" / "cifar10.yaml"
+
+
+def write(folder, text: str):
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_arms_go_seed_by_seed_and_change_what_they_say():
+    study = Study.read(CIFAR10)
+    runs = list(study.runs())
+    assert len(runs) == 3 * (len(study.arms) + 2) and runs[len(study.arms)] == ("search", 0)
+    assert len({seed for _, seed in runs[: len(study.arms)]}) == 1
+    assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides("search", 1) == ["seed=1"]
+
+
+def test_arms_of_a_seed_start_from_one_base():
+    """Whatever differs in head, depth, shortcut and arrows: base and its projection are the same tensors."""
+    study = Study.read(CIFAR10)
+    states = []
+    for arm in study.arms:
+        recipe = load_recipe(CIFAR10.parent / study.recipe, study.overrides(arm, 1))
+        torch.manual_seed(recipe.seed)
+        states.append(HSSLForPreTraining(recipe.model_config()).student.base.state_dict())
+    assert all(torch.equal(value, state[name]) for state in states for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: a.yaml\nbaseline: x\narms: {y: []}", r"\['x'\] are not among the arms"),
+        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nheads: [z]", r"\['z'\] are not among the arms"),
+        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nsearches: {y: 0.1}", r"\['y'\] are names of arms and of searches"),
+        ("recipe: a.yaml\nbaseline: y\narm: {y: []}", "Did you mean 'arms'"),
+        ("recipe: [", "cannot read the study"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        Study.read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("model.model_type=mae", "compares arms of HSSL, got model.model_type='mae'"), ("probe.path=null", "set probe.path")],
+)
+def test_recipes_that_cannot_be_studied_are_refused(override, message):
+    study = Study(recipe="../recipes/hssl_dino_cifar10.yaml", baseline="a", arms={"a": []})
+    dropped = ["model={backbone: vit_tiny_patch16_224}"] if "mae" in override else []
+    with pytest.raises(RecipeError, match=message):
+        study_recipe(CIFAR10, study, [*dropped, override])
+
+
+class Fakes:
+    """A runner that trains nothing and a measurement that keeps its records in a set."""
+
+    def __init__(self, failing=()):
+        self.records, self.trained, self.references, self.failing, self.stopped = set(), [], [], failing, False
+
+    def train(self, arm: str, seed: int) -> None:
+        if (arm, seed) in self.failing:
+            raise RuntimeError(f"{arm} with seed {seed} ended with code 1")
+        self.trained.append((arm, seed))
+
+    def measure(self, arm: str, seed: int, folder) -> None:
+        assert (arm, seed) in self.trained and folder == f"{arm}-{seed}"
+        self.records.add((arm, seed))
+
+    def folder_of(self, arm: str, seed: int) -> str:
+        return f"{arm}-{seed}"
+
+    def measure_references(self, seed: int) -> None:
+        self.references.append(seed)
+
+    def done(self) -> set:
+        return set(self.records)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_study_goes_on_with_what_has_no_record(jobs):
+    """A run that fails ends the study and loses nothing; the next call trains what is left, and nothing twice."""
+    study, fakes = Study.read(CIFAR10), Fakes(failing={("resmlp", 1)})
+    with pytest.raises(RuntimeError, match="resmlp with seed 1 ended with code 1"):
+        run(study, fakes, fakes, jobs)
+    assert fakes.stopped and fakes.references == [0, 1, 2] and len(fakes.records) >= 12
+    measured, trained = set(fakes.records), len(fakes.trained)
+    fakes.failing = ()
+    run(study, fakes, fakes, jobs)
+    assert fakes.records == set(study.runs())
+    assert not measured & set(fakes.trained[trained:]), "what has a record is not trained again"
+
+
+@pytest.mark.slow
+def test_through_the_command_line_and_again(tmp_path):
+    """Two arms and a search: records of each, paired references, and a second call that trains nothing."""
+    tiny = [value for value in TINY if not value.startswith(("probe.", "data.workers"))]
+    path = write(
+        tmp_path,
+        f"recipe: {ROOT}/training/recipes/quickstart.yaml\nseeds: [0]\nbaseline: plain\nheads: [vit, resmlp]\n"
+        "searches: {search: 0.2}\narms:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
+        '  plain: [model.auxiliary=null, "model.cls_supervision=[base->base]"]\n',
+    )
+    results, folder = tmp_path / "records.jsonl", tmp_path / "runs"
+    command = [sys.executable, ROOT / "training" / "study.py", path, *tiny, "data.workers=0", "optim.epochs=0.1"]
+    command += ["model.objective=dino", "model.num_prototypes=32", "probe.bank_images=300", "probe.query_images=200"]
+    command += ["optim.warmup_epochs=0.01", "--folder", folder, "--results", results]
+    for _ in range(2):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:] + "".join(p.read_text()[-2000:] for p in folder.glob("*/train.log"))
+        records = [json.loads(line) for line in results.read_text().splitlines()]
+        found = {(record["subject"], record["metric"]) for record in records}
+        assert len(found) == len(records) - 1, "one record of each, but two candidates of one search"
+    assert "| vit |" in done.stdout and (folder / "study.png").is_file()
+    pair = {"knn_top1", "knn_top1_auxiliary", "N_s", "sIoU", "discrepancy", "training_seconds"}
+    assert {metric for subject, metric in found if subject == "vit"} == pair
+    assert {metric for subject, metric in found if subject == "plain"} == {"knn_top1", "training_seconds"}
+    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), ("search", "search_discrepancy")} <= found
+    assert not (folder / "vit-0" / "export").exists()
+    assert all(record["dataset"] == SAMPLE.name and record["n"] == 200 for record in records)
+
+
+def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
+    """A head that says the same as the base for every image has no image apart, whole overlap and no discrepancy."""
+    recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
+    measurement = Measurement(recipe, tmp_path / "records.jsonl")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randn(60, 3, 32, 32, generator=generator) + labels[:, None, None, None]
+    measurement.__dict__["images"] = [(images, labels), (images[:30], labels[:30])]
+    torch.manual_seed(0)
+    model = HSSLForPreTraining(recipe.model_config())
+    model.teacher.auxiliary.register_forward_hook(lambda *_: model.teacher_says)
+    model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "teacher_says", output[0]))
+    model.teacher.heads.projections["auxiliary"].load_state_dict(model.teacher.heads.projections["base"].state_dict())
+    found = {value.metric: value.value for value in measurement._values(model, 0.04)}
+    assert found["N_s"] == 0 and found["sIoU"] == 1 and found["discrepancy"] == pytest.approx(0, abs=1e-6)
+    assert found["knn_top1"] == found["knn_top1_auxiliary"] > 60
+
+
+def test_a_measurement_that_is_cut_short_leaves_no_record(tmp_path, monkeypatch):
+    """So that the next one does not write the first of them twice."""
+
+    def cut_short(*_):
+        yield Value("knn_top1_auxiliary", 40.0)
+        raise KeyboardInterrupt
+
+    recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
+    measurement = Measurement(recipe, tmp_path / "records.jsonl")
+    monkeypatch.setattr(measurement, "_values", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        measurement.measure_references(0)
+    assert not (tmp_path / "records.jsonl").exists() and not measurement.done()

@@ -1,0 +1,67 @@
+"""Tables and plots from records, and from nothing else."""
+
+import pytest
+
+from hssl_hf.experiments.study import PIXELS, UNTRAINED, Study
+from hssl_hf.experiments.study_report import Findings, draw, rank_table, spearman, table
+
+HEADS = ("vit", "swin", "resmlp")
+STUDY = Study(
+    recipe="a.yaml", baseline="plain", arms={name: [] for name in ("plain", *HEADS)}, seeds=(0, 1), heads=HEADS,
+    searches={"search": 0.1, "long search": 0.5},
+)  # fmt: skip
+
+
+def record(metric: str, subject: str, seed: int, value: float, **settings) -> dict:
+    return {"metric": metric, "subject": subject, "seed": seed, "value": value, "settings": settings}
+
+
+def records() -> list[dict]:
+    found = [
+        record("knn_top1", PIXELS, 0, 45.0),
+        record("knn_top1", UNTRAINED, 0, 30.0),
+        record("knn_top1", UNTRAINED, 1, 31.0),
+    ]
+    for seed in (0, 1):
+        found.append(record("knn_top1", "plain", seed, 40.0 + seed))
+        for place, head in enumerate(STUDY.heads):
+            found.append(record("knn_top1", head, seed, 41.0 + 2 * seed + place))
+            found.append(record("discrepancy", head, seed, 0.1 * (place + 1)))
+            found.append(record("search_discrepancy", "search", seed, (1.0, 2.0, 3.0)[place] * (1 if seed else -1), head=head))
+            found.append(record("search_discrepancy", "long search", seed, (1.0, 3.0, 2.0)[place], head=head))
+    return found
+
+
+def test_gains_are_paired_by_seed():
+    findings = Findings(STUDY, records())
+    assert findings.gains("vit") == {0: 1.0, 1: 2.0}
+    lonely = [r for r in records() if not (r["subject"] == "plain" and r["seed"] == 1)]
+    assert Findings(STUDY, lonely).gains("vit") == {0: 1.0}, "a seed that the baseline lacks makes no pair"
+
+
+def test_rank_correlation_is_that_of_the_ranks():
+    assert spearman([1, 2, 3, 4], [10, 200, 3000, 40000]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(1 - 6 * 2 / (4 * 15)), "1 - 6 sum d² / (n (n² - 1))"
+    lines = rank_table(Findings(STUDY, records()))
+    assert lines[2:] == [
+        "| D of the single runs | – | +1.00, +1.00 |",
+        "| D in the search | -1.00, +1.00 | -1.00, +1.00 |",
+        "| D in the long search | +0.50, +0.50 | +0.50, +0.50 |",
+    ]
+    lacking = [r for r in records() if (r["metric"], r["subject"], r["seed"]) != ("discrepancy", "swin", 0)]
+    assert rank_table(Findings(STUDY, lacking))[2] == "| D of the single runs | – | +1.00 |", (
+        "a seed that lacks a head has no rank"
+    )
+
+
+def test_the_table_has_what_there_is(tmp_path):
+    lines = table(Findings(STUDY, records()))
+    assert lines[2].startswith("| raw pixels | 45.00 | 45.00 | – |") and lines[3].startswith("| untrained base | 30.50 |")
+    assert lines[4].startswith("| plain | 40.50 | 40.00, 41.00 | – |")
+    assert lines[5].startswith("| vit | 42.00 | 41.00, 43.00 | +1.50 ± 0.71 | 0.100 | – | – | – |")
+    begun = Findings(STUDY, records()[:4])
+    assert len(table(begun)) == 5 and rank_table(begun) == []
+    for number, findings in enumerate((begun, Findings(STUDY, records()))):
+        draw(findings, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").stat().st_size > 10_000

@@ -1,0 +1,82 @@
+"""Runs of the whole program in processes of their own, with settings small enough for tests."""
+
+import os
+import re
+import subprocess
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+from hssl_hf.runs.metric_logger import read_log
+from tests.conftest import ROOT, SAMPLE
+
+SCRIPT = ROOT / "training" / "pretrain.py"
+TINY = [
+    "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1, weight_init: moco}",
+    "model.projection_hidden=16",
+    "model.projection_size=8",
+    "optim.batch_size=16",
+    "optim.mixed_precision=no",
+    "optim.epochs=0.0384",  # 24 steps
+    "optim.warmup_epochs=0.01",
+    "data.window=64",
+    "run.log_every_steps=1",
+    "run.save_every_steps=5",
+    "probe.path=null",
+]
+SIAMESE = [
+    str(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"),
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.decoder_heads=2",
+    "model.drop_path=0.3",
+    "views.global_size=28",
+    f"data.path={SAMPLE}",
+    "data.images_per_epoch=null",
+]
+MAE = [
+    str(ROOT / "training" / "recipes" / "hssl" / "hssl_mae_vits16.yaml"),
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.decoder_width=16",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "views.global_size=28",
+    "views.local_number=0",
+    f"data.path={SAMPLE}",
+    "data.images_per_epoch=null",
+]
+QUEUE = ["model.contrastive_queue=48", "model.auxiliary=[vit, resmlp]", "optim.accumulate=2"]
+HSSL_ALONE = ("model.projection_hidden", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
+WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
+
+
+def settings_of(method: str) -> list[str]:
+    """Tiny settings of a method: hssl, the same with a queue, two heads and accumulation, mae, or siamese_im."""
+    if method in ("hssl", "queue"):
+        return [*TINY, *(QUEUE if method == "queue" else [])]
+    return [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *(MAE if method == "mae" else SIAMESE)]
+
+
+def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", *arguments]
+    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> int:
+    """Read the progress bar until it shows a step, or a later one, which is returned."""
+    seen = ""
+    while character := process.stderr.read(1):
+        seen = (seen + character)[-200:]
+        shown = re.search(r"(\d+)/\d+ ", seen)
+        if shown and int(shown.group(1)) >= step:
+            return int(shown.group(1))
+    raise AssertionError(f"the program ended early: {seen}")
+
+
+def losses(folder) -> list[list[float]]:
+    return [[line.get(name) for name in WATCHED] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+
+def weights(folder, step: int = 24) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")

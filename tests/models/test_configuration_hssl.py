@@ -1,0 +1,43 @@
+import pytest
+
+from hssl_hf import HSSLConfig
+from hssl_hf.models.configuration_hssl import parse_arrows
+from tests.conftest import tiny_config
+
+
+def test_defaults_are_the_released_ones():
+    config = HSSLConfig()
+    assert config.auxiliary == "convnext" and config.auxiliary_depth == 3 and not config.auxiliary_shortcut
+    assert parse_arrows(config.cls_supervision) == [("auxiliary", "base"), ("auxiliary", "auxiliary")]
+    assert parse_arrows(config.patch_supervision) == [("base", "base")]
+    assert config.num_prototypes == 8192 and config.reduction == "mean"
+
+
+def test_round_trip(tmp_path):
+    config = tiny_config(auxiliary="swin", reduction="sum")
+    config.save_pretrained(tmp_path)
+    assert HSSLConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auxiliary": "convnet"}, r"no auxiliary head 'convnet'.*Did you mean 'convnext'"),
+        ({"auxiliary": None}, "needs an auxiliary head, but auxiliary is null"),
+        ({"cls_supervision": ["base=>base"]}, r"expected an arrow such as 'auxiliary->base'.*'base=>base'"),
+        ({"cls_supervision": []}, "cls_supervision is empty"),
+        ({"objective": "dino", "patch_supervision": ["base->base"]}, "has no patch level"),
+        (
+            {"objective": "dino", "cls_supervision": ["auxiliary->base"], "patch_supervision": []},
+            "'auxiliary' teaches but learns nowhere",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(Exception, match="auxiliary_depth"):
+        tiny_config(auxiliary_depth="three")

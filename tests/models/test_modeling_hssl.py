@@ -1,0 +1,250 @@
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+from hssl_hf import HSSLConfig, HSSLForPreTraining
+from hssl_hf.auxiliary import BLOCKS
+from hssl_hf.engine.optim import build_optimizer, clip_each_gradient
+from tests.conftest import tiny_config, tiny_model, tiny_views
+
+
+def step(model, views, **arguments):
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.1)
+    model.zero_grad()
+    model(**views, **arguments).loss.backward()
+    optimizer.step()
+    model.update_teacher(0.9)
+
+
+def test_teacher_starts_equal_and_gets_no_gradient():
+    model = tiny_model()
+    student = dict(model.student.named_parameters())
+    assert all(torch.equal(p, student[name]) for name, p in model.teacher.named_parameters())
+    model(**tiny_views()).loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
+@pytest.mark.parametrize("auxiliary", [None, *BLOCKS])
+def test_every_student_parameter_moves_and_the_teacher_follows(objective, auxiliary):
+    arrows = {} if auxiliary else {"cls_supervision": ["base->base"]}
+    model = tiny_model(objective=objective, auxiliary=auxiliary, drop_path=0.0, **arrows)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for seed in range(2):
+        step(model, tiny_views(seed, local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None))
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still
+
+
+def test_head_reaches_the_base_through_its_features_but_not_through_its_class_token():
+    """HSSL with a pooled head: A->A alone trains the base, except its class token and its final norm."""
+    model = tiny_model(objective="dino", cls_supervision=["auxiliary->auxiliary"])
+    model(**tiny_views(grid=None)).loss.backward()
+    idle = {name for name, p in model.student.base.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
+    assert {"norm.weight", "norm.bias"} <= idle
+    assert not {n for n in idle if not n.startswith(("norm.", "model.cls_token")) and "bias" not in n}
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "poolformer_s12"])
+def test_other_bases_take_every_kind_of_head(backbone):
+    kwargs = {"swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)}, "convnext_atto": {"depths": (1, 1, 1, 1)}}
+    model = tiny_model(
+        backbone=backbone, backbone_kwargs=kwargs.get(backbone), image_size=64, objective="dino",
+        auxiliary="resnet", auxiliary_depth=1, auxiliary_width=32,
+    )  # fmt: skip
+    output = model(**tiny_views(local=2, size=64, grid=None))
+    output.loss.backward()
+    assert output.loss.isfinite() and all(p.grad is not None for p in model.student.parameters())
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
+@pytest.mark.parametrize("auxiliary", ["swin", "resnet"])
+def test_saved_and_loaded_it_goes_on_identically(tmp_path, objective, auxiliary):
+    views = tiny_views(local=0, grid=4 if objective == "ibot" else None)
+    model = tiny_model(objective=objective, auxiliary=auxiliary)
+    step(model, views)
+    model.save_pretrained(tmp_path)
+    loaded, info = HSSLForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.state_dict().keys() == loaded.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert not any(p.requires_grad for p in loaded.teacher.parameters())
+    assert all(p.requires_grad for p in loaded.student.parameters())
+    model.train(), loaded.train()
+    outputs = []
+    for each in (model, loaded):
+        torch.manual_seed(3)
+        step(each, views)
+        torch.manual_seed(4)
+        outputs.append(each(**views).loss)
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "resnet18"])
+def test_buffers_that_no_file_holds_come_back(tmp_path, backbone):
+    """timm's Swin keeps masks and indices in buffers that are not saved."""
+    kwargs = {"depths": (1, 2, 1, 1)} if "swin" in backbone else None
+    model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=64, objective="dino", auxiliary="resnet").eval()
+    model.save_pretrained(tmp_path)
+    loaded = HSSLForPreTraining.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded.encode(pixels).cls, model.encode(pixels).cls, atol=0, rtol=0)
+
+
+def test_a_checkpoint_without_teacher_gets_the_student_as_its_teacher(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    lost = ("teacher.", "student.base.model.pos_embed", "student.heads.prototypes")
+    state = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if not k.startswith(lost)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = HSSLForPreTraining.from_pretrained(tmp_path)
+    student = dict(loaded.student.named_parameters())
+    assert all(torch.equal(p, student[name]) and not p.requires_grad for name, p in loaded.teacher.named_parameters())
+    assert student["base.model.pos_embed"].std().item() == pytest.approx(0.02, rel=0.2), (
+        "what is missing is drawn as for a new model"
+    )
+
+
+def test_auto_classes_know_the_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), HSSLConfig)
+    assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path), HSSLForPreTraining)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), HSSLForPreTraining)
+    assert isinstance(AutoModelForPreTraining.from_config(tiny_config()), HSSLForPreTraining)
+
+
+def test_nothing_is_left_uninitialised():
+    """Every parameter is filled by its own module, never left as the memory was; built twice from a seed it is the same."""
+    a, b = tiny_model(seed=5), tiny_model(seed=5)
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(value.isfinite().all() and value.abs().max() < 10 for value in a.state_dict().values())
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
+def test_timms_own_initialisation_survives(backbone):
+    torch.manual_seed(0)
+    model = tiny_model(backbone=backbone, backbone_kwargs=None, image_size=64, objective="dino", auxiliary="resnet")
+    name = "conv1.weight" if backbone == "resnet18" else "stem.0.weight"
+    import timm
+
+    plain = timm.create_model(backbone, num_classes=0)
+    spread = model.student.base.model.get_parameter(name).std() / plain.get_parameter(name).std()
+    assert spread.item() == pytest.approx(1, abs=0.1)
+
+
+def test_backbone_does_not_depend_on_the_head():
+    """Two arms of a comparison start from the same base, with the same projection of it."""
+    plain = tiny_model(seed=1, auxiliary=None, cls_supervision=["base->base"])
+    models = [tiny_model(seed=1, auxiliary=family) for family in BLOCKS]
+    for model in models:
+        for name, value in plain.student.base.state_dict().items():
+            assert torch.equal(value, model.student.base.state_dict()[name]), name
+        for part in ("projections.base", "prototypes"):
+            pair = [each.student.heads.get_submodule(part).state_dict() for each in (plain, model)]
+            assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]), part
+    other = tiny_model(seed=2)
+    assert not torch.equal(other.student.base.model.pos_embed, plain.student.base.model.pos_embed)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for enabled in (False, True):
+        model = tiny_model(drop_path=0.2).train()
+        if enabled:
+            model.activation_checkpointing_enable()
+            assert model.student.base.model.grad_checkpointing and model.student.auxiliary.grad_checkpointing
+        torch.manual_seed(0)
+        model(**tiny_views()).loss.backward()
+        gradients.append([p.grad for p in model.student.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
+def test_bf16_stays_near_fp32(objective):
+    model = tiny_model(objective=objective, drop_path=0.0)
+    views = tiny_views(local=0, grid=4 if objective == "ibot" else None)
+    full = model(**views).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(**views).loss
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.03, atol=0.03)
+
+
+def test_teacher_has_neither_masks_nor_drop_path():
+    model, views = tiny_model(drop_path=0.9).train(), tiny_views()
+    assert model.teacher.base.mask_token is None
+    first, second = (model.teacher(views["global_pixels"]) for _ in range(2))
+    assert torch.equal(first.base.cls, second.base.cls)
+    assert not torch.equal(*(model.student(views["global_pixels"]).base.cls for _ in range(2)))
+
+
+def test_targets_come_from_the_teacher_and_from_whole_images():
+    model, views, seen = tiny_model(), tiny_views(), {}
+    with torch.no_grad():
+        model.teacher.base.model.pos_embed.add_(1.0)
+
+    def remember(_, arguments, keywords):
+        seen["student"], _, seen["teacher"] = arguments[:3]
+
+    model.objective.register_forward_pre_hook(remember, with_kwargs=True)
+    model(**views)
+    expected = model.teacher(views["global_pixels"])
+    assert torch.equal(seen["teacher"].base.patches, expected.base.patches)
+    assert torch.equal(seen["teacher"].auxiliary.cls, expected.auxiliary.cls)
+    assert not seen["teacher"].base.cls.requires_grad and seen["student"].base.cls.requires_grad
+
+
+def test_discrepancy_is_reported_with_a_head_alone():
+    assert tiny_model()(**tiny_views()).discrepancy > 0
+    plain = tiny_model(auxiliary=None, cls_supervision=["base->base"])(**tiny_views())
+    watched = {"teacher_entropy_base", "teacher_spread_base", "student_entropy_base", "agreement_base_to_base"}
+    assert plain.discrepancy is None and set(plain.to_tuple()[1]) == {"cls_base_to_base", "patch_base_to_base", *watched}
+
+
+def test_images_do_not_mix():
+    """Permuting the images of a batch leaves loss and gradients unchanged."""
+    model, views = tiny_model(drop_path=0.0), tiny_views()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(model(**{k: v[:, order] for k, v in views.items()}).loss, model(**views).loss)
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    """Two halves of a batch, accumulated, give the gradients and centres of the whole; the centre moves once."""
+    whole, parts = tiny_model(drop_path=0.0), tiny_model(drop_path=0.0)
+    views = tiny_views(images=6)
+    whole(**views).loss.backward()
+    for half in (slice(0, 3), slice(3, 6)):
+        (parts(**{k: v[:, half] for k, v in views.items()}).loss / 2).backward()
+    for a, b in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+    whole.update_teacher(0.9), parts.update_teacher(0.9)
+    for a, b in zip(whole.objective.buffers(), parts.objective.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"), [("ibot", {}), ("dino", {}), ("moco_v3", {}), ("moco_v3", {"contrastive_queue": 16})]
+)
+def test_nothing_in_a_step_waits_for_the_device(objective, changes):
+    """Fake tensors have no values: a step that asked for one would fail. Clipping, optimizer and teacher included."""
+    views = tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None)
+    if objective == "ibot":
+        views["masked_indices"] = views["masks"].flatten().nonzero().flatten()
+    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path=0.0, **changes).train()
+    with FakeCopyMode(mode):
+        model, views = copy.deepcopy(model), copy.deepcopy(views)
+    with mode:
+        optimizer = build_optimizer(model.student, (0.9, 0.999))
+        model(**views).loss.backward()
+        clip_each_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
+        optimizer.step()
+        model.update_teacher(0.9)
+        if objective == "ibot":
+            with pytest.raises(DynamicOutputShapeException):
+                model(**{**views, "masked_indices": None})

@@ -1,0 +1,98 @@
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from hssl_hf.modules.projection_heads import (
+    BatchNorm,
+    Projection,
+    Prototypes,
+    contrastive_predictor,
+    contrastive_projector,
+    similarity,
+)
+
+
+def test_projections_have_length_one():
+    projected = Projection(8, 16, 4)(torch.randn(3, 5, 8))
+    torch.testing.assert_close(projected.norm(dim=-1), torch.ones(3, 5))
+
+
+def test_prototypes_are_cosines_and_ignore_their_own_length():
+    prototypes, x = Prototypes(4, 6), torch.nn.functional.normalize(torch.randn(5, 4), dim=-1)
+    before = similarity(x, prototypes())
+    assert before.abs().max() <= 1 + 1e-6
+    with torch.no_grad():
+        prototypes.directions.mul_(3)
+    torch.testing.assert_close(similarity(x, prototypes()), before)
+    learned = Prototypes(4, 6, learned_length=True)
+    with torch.no_grad():
+        learned.directions.copy_(prototypes.directions)
+        learned.lengths.fill_(2.0)
+    torch.testing.assert_close(similarity(x, learned()), 2 * before)
+
+
+def test_prototypes_are_linear_in_the_mean():
+    """What makes the centre exact from one vector."""
+    prototypes, x = Prototypes(16, 32, learned_length=True), torch.randn(40, 16)
+    torch.testing.assert_close(similarity(x.mean(0), prototypes()), similarity(x, prototypes()).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_contrastive_heads_end_in_an_unscaled_norm():
+    projector, predictor = contrastive_projector(8, 16, 4), contrastive_predictor(4, 16)
+    assert [m.affine for m in projector if isinstance(m, BatchNorm)] == [True, True, False]
+    assert [m.affine for m in predictor if isinstance(m, BatchNorm)] == [True, False]
+    assert not any(m.bias is not None for m in projector if isinstance(m, nn.Linear))
+    out = predictor(projector(torch.randn(32, 8)))
+    torch.testing.assert_close(out.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def _normalise(rank: int, port: int, shape: tuple, results) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x, norm = _input(shape)
+    mine = x[rank::2].clone().requires_grad_()
+    out = norm(mine)
+    (out * weights(out.shape, rank)).sum().backward()
+    results[rank] = [t.detach() for t in (out, mine.grad, norm.weight.grad, norm.running_mean, norm.running_var)]
+    torch.distributed.destroy_process_group()
+
+
+def _input(shape):
+    generator = torch.Generator().manual_seed(0)
+    norm = BatchNorm(shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(shape[1], generator=generator) + 0.5)
+    return torch.randn(shape, generator=generator) * 3 + 1, norm
+
+
+def weights(shape, rank):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(rank))
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5, 6)])
+def test_batch_norm_over_two_processes_equals_one(shape, free_port):
+    """Outputs, gradients and running statistics; gradients of weights add up over the processes."""
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_normalise, args=(free_port, shape, results), nprocs=2)
+        first, second = results[0], results[1]
+    x, norm = _input(shape)
+    plain = nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)
+    with torch.no_grad():
+        plain.weight.copy_(norm.weight)
+    whole = x.clone().requires_grad_()
+    out = plain(whole)
+    loss = sum((out[rank::2] * weights(out[rank::2].shape, rank)).sum() for rank in (0, 1))
+    loss.backward()
+    for index, expected in ((0, out), (1, whole.grad)):
+        for rank, found in enumerate((first, second)):
+            torch.testing.assert_close(found[index], expected[rank::2].detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(first[2] + second[2], plain.weight.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(first[3], plain.running_mean)
+    torch.testing.assert_close(second[4], plain.running_var)
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"expected \(N, C\) or \(N, C, h, w\)"):
+        BatchNorm(3)(torch.zeros(2, 3, 4))

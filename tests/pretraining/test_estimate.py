@@ -1,0 +1,110 @@
+"""Foretelling memory and time: exact where it is counted, and linear in what is measured."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hssl_hf.config.recipe import RecipeError, load_recipe
+from hssl_hf.engine.memory import GIB, held_by
+from hssl_hf.pretraining import estimate
+from hssl_hf.pretraining.estimate import ENGINES, FORECAST, Step, _convolution_backward, foresee, measure_step, write_forecast
+from hssl_hf.runs.manifest import foretold
+from tests.conftest import SAMPLE
+from tests.launches import TINY
+
+RECIPE = ["views.global_size=28", "views.local_number=0", f"data.path={SAMPLE}", "data.images_per_epoch=1600"]
+TINY_MODEL = [value for value in TINY if value.startswith("model.")]
+STEP = Step(fixed=0.0, per_image=GIB / 16, logits_per_image=0.0, flops_per_image=1e9, seconds_per_image=0.01)
+
+
+def recipe(*more: str):
+    kept = [
+        *TINY_MODEL,
+        "model.objective=moco_v3",
+        "model.patch_supervision=[]",
+        *RECIPE,
+        "optim.batch_size=64",
+        "optim.mixed_precision=no",
+        *more,
+    ]
+    return load_recipe(None, kept)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(estimate, "measure_step", lambda *_, **__: STEP)
+
+
+def test_engines_share_what_they_say(measured):
+    """Of P trained parameters of 4 bytes: AdamW holds 2 P more, ZeRO's whole copy 1 more, divided among the processes."""
+    found = {engine: foresee(recipe(), engine, 2 if engine != "single" else 1, memory=80.0) for engine in ENGINES}
+    trained = 4 * found["ddp"].parameters["all that is trained"]
+    held = {engine: item.parts["optimizer"] / trained for engine, item in found.items()}
+    assert held == {"single": 2, "ddp": 2, "fsdp2": 1, "zero1": 1.5, "zero2": 1.5}
+    weights = {engine: item.parts["student"] for engine, item in found.items()}
+    assert weights["fsdp2"] * 2 == weights["ddp"] == weights["zero2"] and weights["single"] == weights["ddp"]
+    exchange = {engine for engine, item in found.items() if item.parts["exchange of gradients"]}
+    assert exchange == {"ddp", "zero1", "zero2"}
+    assert found["zero1"].parts["step"] - found["zero2"].parts["step"] == pytest.approx(trained / 2)
+
+
+def test_time_and_verdict(measured):
+    """25 steps an epoch; at 1 TFLOPS and 1 GFLOP an image a device sees a thousand images a second."""
+    found = foresee(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
+    assert (found.steps, found.images, found.images_per_second) == (100, 32, 2000.0)
+    assert found.hours == pytest.approx(6400 / 2000 / 3600) and found.parts["step"] == pytest.approx(2 * GIB)
+    assert "DOES NOT FIT" in found.table() and "optim.accumulate" in found.table()
+    assert "speed of this machine" not in found.table()
+    assert "fits" in foresee(recipe(), "ddp", 2, memory=80.0).table()
+    assert "speed of this machine" in foresee(recipe(), "ddp", 2, memory=80.0).table()
+    assert foresee(recipe("data.share=0.5", "optim.epochs=4"), memory=80.0).steps == 48, "800 images are 12 whole batches"
+    assert foresee(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
+
+
+def test_a_step_is_measured_as_it_is():
+    """What the line through two small steps says of a larger one is what that holds."""
+    step = measure_step(recipe(), 64, device_like=True)
+    model = estimate._build(recipe()).train()
+    call = estimate.partial(estimate._step, model, recipe(), estimate._samples(recipe(), model, 48))
+    call()
+    assert step.fixed + 48 * step.per_image == pytest.approx(held_by(call), rel=0.05)
+    assert step.flops_per_image > 1e6 and step.seconds_per_image > 0
+
+
+def test_logits_are_counted_where_there_are_prototypes():
+    """iBOT: one class token per view and branch, and the hidden patches, of student and teacher: K columns of 4 bytes each."""
+    changes = ["model.objective=ibot", "model.num_prototypes=37", "model.cls_supervision=[base->base]", "model.auxiliary=null"]
+    found = measure_step(recipe(*changes, "model.patch_supervision=[]"), 8)
+    assert found.logits_per_image == pytest.approx(4 * 37 * (2 + 2))
+
+
+def test_a_forecast_waits_for_its_run(measured, tmp_path):
+    found = foresee(recipe(), "ddp", 2, memory=80.0)
+    write_forecast(tmp_path / "run", found)
+    told = json.loads((tmp_path / "run" / FORECAST).read_text())
+    assert told["needed_gib"] == pytest.approx(found.needed / GIB, abs=1e-3) and told["parts"]["step"] == found.parts["step"]
+    assert foretold(tmp_path / "run")["processes"] == 2 and foretold(tmp_path) is None
+
+
+def test_what_cannot_be_launched_is_refused(measured):
+    with pytest.raises(RecipeError, match="does not divide into 3 processes"):
+        foresee(recipe(), "ddp", processes=3)
+    with pytest.raises(RecipeError, match="no auxiliary head 'convnet'"):
+        foresee(recipe("model.auxiliary=convnet"))
+
+
+def test_the_model_on_the_meta_device_takes_no_memory():
+    with torch.device("meta"):
+        model = estimate._build(recipe())
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_operations_of_convolutions_are_counted_with_their_groups(groups):
+    """Forward 2 · outputs · weights per output; each of the two gradients as much again."""
+    layer, x = torch.nn.Conv2d(4, 4, 3, padding=1, groups=groups), torch.randn(2, 4, 5, 5, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * (2 * 4 * 5 * 5) * (4 // groups * 9)

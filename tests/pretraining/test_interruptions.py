@@ -1,0 +1,192 @@
+"""The program killed, interrupted, resumed, spread over processes and out of disk space."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_step, weights
+
+
+@pytest.mark.parametrize(
+    ("workers", "method"),
+    [(0, "hssl"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, "hssl"), (1, "siamese_im")))],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
+    """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
+    arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
+    whole = start(tmp_path / "whole", *arguments, method=method)
+    killed = start(tmp_path / "killed", *arguments, method=method)
+    wait_for_step(killed, 6 + os.getpid() % 14)
+    killed.kill()
+    killed.communicate()
+    whole.communicate()
+    assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "export").exists()
+    resumed = start(tmp_path / "killed", *arguments, "resume=auto", method=method)
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
+    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_save_and_leave(tmp_path, number):
+    process = start(tmp_path / "run", "data.workers=1", "run.save_every_steps=1000")
+    wait_for_step(process, 3)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else 75), errors
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume=auto" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hssl", "siamese_im"])
+def test_one_of_two_processes_is_killed(tmp_path, method):
+    """Through the launcher: two gloo processes, of which one is killed, resumed, equal an uninterrupted pair; one goes on."""
+
+    def launch(folder, *arguments):
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+        command += ["--config_file", str(SCRIPT.parent / "accelerate" / "cpu.yaml"), "--num_processes", "2"]
+        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+    whole, part = launch(tmp_path / "whole"), tmp_path / "part"
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    killed = launch(part)
+    wait_for_step(killed, 13)
+    ranks = [p for p in psutil.Process(killed.pid).children(recursive=True) if p.environ().get("LOCAL_RANK") == "1"]
+    ranks[0].kill()
+    killed.communicate()
+    assert killed.returncode != 0 and not (part / "export").exists()
+    resumed = launch(part, "resume=auto")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert losses(part) == losses(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
+
+    shutil.rmtree(part / "checkpoints" / "step-00000024")
+    alone = start(part, "resume=auto", "data.workers=1", method=method)
+    errors = alone.communicate()[1]
+    assert alone.returncode == 0 and "resuming with 1 processes what 2 began" in errors, errors
+    assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "whole")[:20]
+
+
+@pytest.mark.slow
+def test_launch_that_would_run_one_process_is_refused(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
+    assert done.returncode != 0 and "accelerate/cpu.yaml --num_processes 2 training/pretrain.py" in done.stderr
+
+
+def test_a_reader_that_dies_is_reported(tmp_path):
+    """As when the system kills it for want of memory; the run can be resumed."""
+    folder = tmp_path / "run"
+    process = start(folder, "data.workers=1")
+    wait_for_step(process, 7)
+    (reader,) = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
+    reader.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 2 and "error: a reader process died" in errors and "Traceback" not in errors, errors
+    resumed = start(folder, "data.workers=1", "resume=auto")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0 and len(losses(folder)) == 24, errors
+
+
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
+    """Files of more than 64 KiB cannot be written from step 10 on: the checkpoint of step 5 stays and is named."""
+    folder = tmp_path / "run"
+    first = start(folder, "data.workers=0")
+    wait_for_step(first, 6)
+    first.kill()
+    first.communicate()
+    before = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
+    full = start(folder, "data.workers=0", "resume=auto", preexec_fn=limit)
+    _, errors = full.communicate()
+    assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
+    assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
+    assert sorted(before)[-1] in errors and "Traceback" not in errors
+
+
+def test_a_damaged_checkpoint_is_put_aside(tmp_path):
+    """The newest checkpoint cut short, as by a full disk or a broken copy: the one before it is resumed, to the same bits."""
+    folder = tmp_path / "run"
+    whole = start(folder, "data.workers=0")
+    whole.communicate()
+    expected = losses(folder), weights(folder)
+    newest = folder / "checkpoints" / "step-00000024" / "optimizer.bin"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = start(folder, "data.workers=0", "resume=auto")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert "step-00000024 is damaged (optimizer.bin missing, cut short or changed)" in errors and "Traceback" not in errors
+    assert losses(folder) == expected[0]
+    assert all(torch.equal(value, expected[1][name]) for name, value in weights(folder).items())
+    assert (folder / "checkpoints" / "damaged-step-00000024").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_five_kills_change_nothing(tmp_path, workers):
+    """kill -9 again and again, after some steps or in the middle of a checkpoint: the same bits as without."""
+    settings = [f"data.workers={workers}", "optim.epochs=0.1", "run.save_every_steps=3", "model.drop_path=0.2"]
+    whole = start(tmp_path / "whole", *settings)
+    whole.communicate()
+    folder, dice, saving = tmp_path / "killed", random.Random(workers), 0
+    for _ in range(25):
+        process = start(folder, *settings, "resume=auto")
+        done = wait_for_step(process, 0)
+        if dice.random() < 0.5:
+            wait_for_step(process, done + dice.randrange(4))
+        else:
+            drafts = folder / "checkpoints"
+            while process.poll() is None and not list(drafts.glob(".*.draft/*")):
+                pass
+            saving += 1
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = start(folder, *settings, "resume=auto")
+    _, errors = last.communicate()
+    assert last.returncode == 0 and saving > 5, errors
+    assert losses(folder) == losses(tmp_path / "whole") and len(losses(folder)) == 62
+    found, expected = weights(folder, 62), weights(tmp_path / "whole", 62)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    print(f"{workers} workers: 25 kills, {saving} of them while saving, {62 * 16} images")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_two_thousand_steps_and_twenty_resumes(tmp_path):
+    """Interrupted every hundred steps: neither within a process nor from process to process does memory grow."""
+    folder, settings = (
+        tmp_path / "run",
+        ["data.workers=0", "optim.epochs=3.3", "run.save_every_steps=50", "run.log_every_steps=10"],
+    )
+    early, late, done = [], [], 0
+    for _ in range(20):
+        process = start(folder, *settings, "resume=auto")
+        memory = psutil.Process(process.pid).memory_info
+        wait_for_step(process, done + 30)
+        early.append(memory().rss / 2**20)
+        wait_for_step(process, done + 100)
+        late.append(memory().rss / 2**20)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+        assert process.returncode == 75, errors
+        done = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    print(f"{done} steps; MiB after 30 steps {early}, after 100 steps {late}")
+    assert done >= 2000
+    assert max(late[10:]) < 1.03 * max(late[:10]) and sum(late) < 1.03 * sum(early)

@@ -1,0 +1,280 @@
+"""To the Hub and back, against a server on this machine: nothing lost, nothing half visible, no token anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+
+from hssl_hf.publish import hub as hub_module
+from hssl_hf.publish import parity
+from hssl_hf.publish.export import Story
+from hssl_hf.publish.hub import PushError, push, stage, staged_files
+from hssl_hf.publish.model_card import branch
+from tests.conftest import tiny_model
+from tests.hub_server.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
+from tests.hub_server.store import Blob
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.0)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A tiny model, staged once; the comparison in a fresh process has tests of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(parity, "compare", lambda *_, **__: {"pooler_output": 1e-7})
+    story = Story({"recipe": {"seed": 0}}, repository="user/name")
+    yield stage(tiny_model(), tmp_path_factory.mktemp("push"), story=story)
+    patch.undo()
+
+
+def contents(server: HubServer, revision: str) -> dict[str, bytes]:
+    repository = server.repository("user/name")
+    return {path: blob.content for path, blob in repository.at(revision).files.items()}
+
+
+def expected(staged: Path, kind: str) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in staged_files(staged / kind).items()}
+
+
+def whole(server: HubServer, staged: Path, revision: str = "main") -> bool:
+    return all(contents(server, branch(revision, kind)) == expected(staged, kind) for kind in ("main", "timm", "training"))
+
+
+def test_three_branches_each_by_one_commit(hub, staged):
+    done = push(staged, "user/name", token=TOKEN, private=True)
+    assert whole(hub, staged) and hub.repository("user/name").private
+    assert set(done) == {"main", "timm", "training"} and all(hub.url in address for address in done.values())
+    titles = [commit.title for commit in hub.repository("user/name").history("main")]
+    assert titles == ["Upload a pre-trained backbone", "initial commit"]
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "facts.yaml"} == set(
+        contents(hub, "main")
+    )
+    push(staged, "user/name", token=TOKEN)
+    assert len(hub.repository("user/name").commits) == 1 + 3, "the same once more changes nothing"
+
+
+def test_a_model_pushes_itself(hub, monkeypatch):
+    monkeypatch.setattr(parity, "compare", lambda *_: {})
+    done = tiny_model().push_to_hub("user/name", token=TOKEN, private=True, license="mit", commit_message="mine")
+    assert set(done) == {"main", "timm", "training"} and hub.repository("user/name").private
+    assert b"license: mit" in contents(hub, "main")["README.md"] and b"auxiliary" not in contents(hub, "main")["config.json"]
+    assert {commit.title for commit in hub.repository("user/name").history("timm")} == {"mine", "initial commit"}
+
+
+def test_another_branch_leaves_main_alone(hub, staged):
+    push(staged, "user/name", token=TOKEN, revision="v2")
+    assert whole(hub, staged, "v2") and contents(hub, "main") == {}
+    assert set(hub.repository("user/name").branches) == {"main", "v2", "v2-timm", "v2-training"}
+
+
+def test_pull_requests_leave_the_branches_alone(hub, staged):
+    done = push(staged, "user/name", token=TOKEN, create_pr=True)
+    assert all("/discussions/" in address for address in done.values()) and contents(hub, "main") == {}
+    assert contents(hub, "refs/pr/3") == expected(staged, "main")
+
+
+@pytest.mark.parametrize("act", [429, 500, 503, "drop"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/commit/main"), ("PUT", "/_lfs/"), ("POST", "/preupload/"), ("GET", "/revision/")]
+)
+def test_what_passes_is_asked_again(hub, staged, method, path, act):
+    hub.faults.append(Fault(method, path, act, times=2))
+    push(staged, "user/name", token=TOKEN)
+    assert whole(hub, staged)
+
+
+def test_a_failed_push_shows_nothing_half_and_a_later_one_sends_only_the_rest(hub, staged):
+    """The connection is lost for good in front of the commit to main; everything but that commit is there already."""
+    hub.faults.append(Fault("POST", "/commit/main", 500, times=100))
+    with pytest.raises(PushError, match="Push again: what has been sent is kept, and main"):
+        push(staged, "user/name", token=TOKEN)
+    assert contents(hub, "main") == {} and contents(hub, "timm") == expected(staged, "timm")
+    sent = hub.count("PUT", "/_lfs/")
+    hub.faults.clear()
+    push(staged, "user/name", token=TOKEN)
+    assert whole(hub, staged) and hub.count("PUT", "/_lfs/") == sent, "no weights went twice"
+
+
+def test_a_killed_push_shows_nothing_half(hub, staged):
+    """SIGKILL when the weights of main have been sent and its commit is asked for."""
+    code = "from pathlib import Path; from hssl_hf.publish.hub import push; "
+    code += f"push(Path({str(staged)!r}), 'user/name', token={TOKEN!r})"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    hub.faults.append(Fault("POST", "/commit/main", lambda: process.kill() or True))
+    assert process.wait() < 0
+    assert contents(hub, "main") == {}
+    sent = hub.count("PUT", "/_lfs/")
+    push(staged, "user/name", token=TOKEN)
+    assert whole(hub, staged) and hub.count("PUT", "/_lfs/") == sent
+
+
+@pytest.mark.parametrize(("moment", "changed"), [("timm", "timm"), ("main", "training")])
+def test_another_push_in_between_starts_this_one_over(hub, staged, moment, changed):
+    """Somebody commits to a branch after this push has read its head, or after it has written there."""
+
+    def interfere():
+        hub.repository("user/name").commit(changed, {"theirs.md": Blob(b"theirs", lfs=False)}, "somebody else")
+
+    hub.faults.append(Fault("POST", f"/commit/{moment}", interfere))
+    push(staged, "user/name", token=TOKEN)
+    assert whole(hub, staged)
+    assert "somebody else" in [commit.title for commit in hub.repository("user/name").history(changed)]
+
+
+def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
+    HfApi(token=TOKEN).create_repo("user/name")
+    old = {"pictures/views.png": Blob(b"old", lfs=True), ".gitattributes": Blob(b"", lfs=False)}
+    hub.repository("user/name").commit("main", old, "earlier")
+    push(staged, "user/name", token=TOKEN)
+    assert set(contents(hub, "main")) == {*expected(staged, "main"), ".gitattributes"}
+
+
+def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(parity, "compare", lambda *_, **__: {})
+    other = stage(tiny_model(), tmp_path / "push", story=Story(repository="user/name"))
+    patch.undo()
+    failures = []
+
+    def run(folder: Path):
+        try:
+            push(folder, "user/name", token=TOKEN)
+        except PushError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(folder,)) for folder in (staged, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(failures) < 2 and (whole(hub, staged) or whole(hub, other))
+
+
+@pytest.mark.parametrize(
+    ("token", "repository", "message"),
+    [
+        ("hf_" + "x" * 34, "user/name", "the Hub does not know who you are"),
+        (READ_TOKEN, "user/name", "this token may not write to 'user/name'"),
+        (OTHER_TOKEN, "user/name", "this token may not write to 'user/name'"),
+        (TOKEN, "user/na me", "is no name of a repository; expected user/name"),
+        (TOKEN, "../../etc/passwd", "is no name of a repository; expected user/name"),
+    ],
+)
+def test_refusals_say_what_to_do(hub, staged, token, repository, message):
+    with pytest.raises(PushError, match=message) as raised:
+        push(staged, repository, token=token)
+    assert token not in str(raised.value)
+    assert not hub.store.repositories
+
+
+def test_what_was_not_asked_for_stays_here(hub, staged):
+    (staged / "main" / "notes.txt").write_text("private")
+    (staged / "main" / "optimizer.bin").write_bytes(b"0")
+    push(staged, "user/name", token=TOKEN)
+    assert not {"notes.txt", "optimizer.bin"} & set(contents(hub, "main"))
+
+
+def test_a_secret_stops_the_push_before_anything_is_asked(hub, staged, monkeypatch):
+    facts = staged / "timm" / "facts.yaml"
+    before = facts.read_text()
+    facts.write_text(before + f"\nnote: {TOKEN}\n")
+    try:
+        with pytest.raises(ValueError, match=r"facts\.yaml holds a Hugging Face token") as raised:
+            push(staged, "user/name", token=TOKEN)
+        assert TOKEN not in str(raised.value) and not hub.requests
+    finally:
+        facts.write_text(before)
+
+
+@pytest.mark.slow
+def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
+    """Stream from the Hub, pre-train, push, load with AutoModel and timm, continue from heads, and from the base alone."""
+    from tests.conftest import SAMPLE
+    from tests.launches import settings_of
+
+    api = HfApi(token=TOKEN)
+    api.create_repo("user/images", repo_type="dataset")
+    api.upload_folder(
+        repo_id="user/images", repo_type="dataset", folder_path=SAMPLE, path_in_repo="data", allow_patterns="*.parquet"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "cache"),
+    }
+
+    def run(*command: str, **more) -> str:
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=tmp_path, **more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert TOKEN not in done.stdout + done.stderr
+        return done.stdout
+
+    def pretrain(name: str, *arguments: str) -> None:
+        fixed = ["data.path=user/images", "data.images_per_epoch=10000", "probe.path=user/images", "data.workers=0"]
+        fixed += ["probe.bank_images=200", "probe.query_images=50", f"run.output_dir={tmp_path}/{name}"]
+        run(str(Path(__file__).parents[1] / "training" / "pretrain.py"), *settings_of("hssl"), *fixed, *arguments)
+
+    hub.faults += [Fault("GET", "/datasets/user/images/resolve", status) for status in (503, 429)]
+    pretrain("first")
+    command = ["-m", "hssl_hf.cli.main", "push", str(tmp_path / "first"), "user/name", "--license", "apache-2.0", "--onnx"]
+    killed = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path)
+    hub.faults += [Fault("PUT", "/_lfs/", 503), Fault("POST", "/commit/main", lambda: killed.kill() or True)]
+    assert killed.wait() < 0 and contents(hub, "main") == {}
+    hub.faults += [Fault("POST", "/commit/main", 500), Fault("POST", "/preupload/", "drop")]
+    run(*command)
+    assert [fault for fault in hub.faults if fault.times] == [], "all of them happened"
+    found = contents(hub, "main")
+    assert {
+        "curves.png",
+        "pictures/views.png",
+        "pictures/neighbours.png",
+        "onnx/model.onnx",
+        ".eval_results/hssl_hf.yaml",
+    } <= set(found)
+    card, manifest = found["README.md"].decode(), json.loads((tmp_path / "first" / "manifest.json").read_text())
+    assert manifest["data"]["path"] == "user/images" and manifest["data"]["revision"] in card and "license: apache-2.0" in card
+    assert manifest["images_seen"] == 384 and "datasets:\n- user/images" in card
+    code = """
+import sys; sys.modules["hssl_hf"] = None
+import numpy as np, timm, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+model, report = AutoModel.from_pretrained("user/name", output_loading_info=True)
+assert not any(report.values()), report
+image = Image.fromarray(np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3))
+pixels = AutoImageProcessor.from_pretrained("user/name")(image, return_tensors="pt")["pixel_values"]
+other = timm.create_model("hf-hub:user/name@timm", pretrained=True).eval()
+torch.testing.assert_close(model.eval()(pixels).pooler_output, other(pixels), atol=1e-5, rtol=1e-4)
+"""
+    run("-c", code)
+    pretrain("second", "init_from=user/name@training", "model.auxiliary_depth=1")
+    pretrain("third", "init_from=user/name", "optim.freeze_base_epochs=0.0384")
+    run("-m", "hssl_hf.cli.main", "push", str(tmp_path / "second"), "user/name")
+    assert "base_model: user/name" in contents(hub, "main")["README.md"].decode()
+    from safetensors.torch import load_file
+
+    first, second, third = (
+        load_file(max((tmp_path / name / "checkpoints").glob("step-*")) / "model.safetensors")
+        for name in ("first", "second", "third")
+    )
+    base = [name for name in first if name.startswith("teacher.base.")]
+    assert all(torch.equal(first[name], third[name]) for name in base), "frozen for the whole run"
+    assert not all(torch.equal(first[name], second[name]) for name in base)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "token"]
+    assert len(written) > 50 and not [path for path in written if TOKEN.encode() in path.read_bytes()]

@@ -1,0 +1,100 @@
+"""Cards: metadata that the Hub reads, figures from records alone, and the committed cards as they would be rendered again."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hssl_hf import MAEConfig
+from hssl_hf.publish import model_card
+from tests.conftest import ROOT, tiny_config
+from tests.runs.test_manifest import MANIFEST
+
+CARDS = ROOT / "model_cards"
+RECORD = {
+    "metric": "knn_top1", "value": 61.234, "unit": "percent", "subject": "pre-trained backbone", "dataset": "user/images",
+    "revision": "0" * 40, "split": "test", "n": 100, "settings": {"neighbours": 20, "bank_images": None}, "seed": 0,
+    "command": "pretrain.py", "commit": "", "date": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+
+
+def facts(**more) -> dict:
+    return model_card.facts(tiny_config(), "teacher", without_norm=False, recipe={"seed": 0}, manifest=MANIFEST, **more)
+
+
+def test_metadata_is_what_the_hub_reads():
+    content = model_card.render(facts(license="apache-2.0", base_model="user/before"), [RECORD], repository="user/name")
+    data = ModelCard(content).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-feature-extraction", "apache-2.0")
+    assert data.datasets == ["user/images"] and data.base_model == "user/before"
+    (result,) = data.eval_results
+    assert (result.metric_value, result.dataset_type, result.dataset_split) == (61.23, "user/images", "test")
+    assert "61.23" in content and "user/name@timm" in content and "init_from=user/name@training" in content
+
+
+def test_kinds_name_their_library_and_their_branch():
+    for kind, library, wanted in (
+        ("timm", "timm", "hf-hub:user/name@v2-timm"),
+        ("training", "hssl_hf", 'revision="v2-training"'),
+    ):
+        content = model_card.render(facts(), [RECORD], kind=kind, revision="v2")
+        assert ModelCard(content).data.library_name == library and wanted in content and "61.23" not in content
+    assert 'from_pretrained("user/name", revision="v2")' in model_card.render(facts(), revision="v2")
+
+
+def test_no_figure_without_a_record():
+    """Without records no table of results, and no number in the template."""
+    content = model_card.render(facts())
+    assert "## Results" not in content and "model-index" not in content
+    template = (CARDS / "template.md").read_text()
+    assert not re.findall(r"\d", re.sub(r"\{[{%].*?[%}]\}", "", template))
+
+
+def test_results_on_the_hub_are_entries_of_their_benchmark():
+    entries = yaml.safe_load(model_card.eval_results(facts(), [RECORD, {**RECORD, "subject": "raw pixels"}]))
+    assert [(entry["dataset"]["id"], entry["dataset"]["task_id"], entry["value"]) for entry in entries] == [
+        ("user/images", "knn_top1", 61.234)
+    ]
+    assert model_card.eval_results(facts(), [{**RECORD, "dataset": "folder"}]) is None
+
+
+def test_differences_are_those_of_what_was_used():
+    from hssl_hf.publish.paper_differences import differences
+
+    swin, convnext = (
+        {file for file, _, _ in differences(tiny_config(auxiliary=name, objective="dino").described_in())}
+        for name in ("swin", "convnext")
+    )
+    assert "auxiliary/convnext.py" in convnext - swin and "models/modeling_siamese_im.py" not in convnext
+    assert swin < {file for file, _, _ in differences()}
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("facts/*.yaml")), ids=lambda path: path.stem)
+def test_committed_cards_are_rendered_again_without_a_difference(path):
+    records = [json.loads(line) for line in (CARDS / "results" / f"{path.stem}.jsonl").read_text().splitlines()]
+    assert records
+    done = subprocess.run([sys.executable, str(CARDS / "render.py"), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"auxiliary": ["convnext", "vit"]}, "ibot with convnext and vit heads"),
+        ({"auxiliary": "resnet18", "auxiliary_connection": "parallel"}, "ibot with a resnet18 beside it"),
+    ],
+)
+def test_a_card_names_all_that_stood_beside_the_base(changes, sentence):
+    config = tiny_config(**changes)
+    assert sentence in model_card.render(model_card.facts(config, "teacher", without_norm=False))
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a swin head")]
+)
+def test_a_card_of_masked_autoencoding(auxiliary, sentence):
+    assert sentence in model_card.render(model_card.facts(MAEConfig(auxiliary=auxiliary), "student", without_norm=False))

@@ -1,0 +1,177 @@
+"""One process, accumulated parts, and two processes under every engine: is it the same training?
+
+    python -m training.benchmarks.engine_equivalence [--engines one accumulated ddp ...] [--methods ibot moco_v3]
+
+Every arm runs training/pretrain.py for six steps on batches that hold the whole data, so that all arms see the same images, is
+run once more up to its third step and resumed, and is compared with the arm of one process. Everything is in fp32 on CPUs. The
+table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether resuming gave the same
+bits; the program fails if a difference exceeds its tolerance.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import datasets
+import torch
+from safetensors.torch import load_file
+
+from hssl_hf.runs.metric_logger import read_log
+
+TRAINING = Path(__file__).parents[1]
+IMAGES, STEPS = 16, 6
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-5, 1e-4  # six steps of AdamW, which makes much of the rounding of small gradients
+ENGINES = {
+    "one": (None, []),
+    "accumulated": (None, ["optim.accumulate=2"]),
+    "ddp": ("cpu", []),
+    "fsdp2": ("fsdp2", []),
+    "zero1": ("deepspeed_zero1", []),
+    "zero2": ("deepspeed_zero2", []),
+    "zero2 in parts": ("deepspeed_zero2", ["optim.accumulate=2"]),
+}
+COMMON = [
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
+    "model.auxiliary_depth=2",
+    "model.projection_hidden=16",
+    "model.projection_size=8",
+    "model.num_prototypes=24",
+    f"optim.batch_size={IMAGES}",
+    f"optim.epochs={STEPS}",
+    "optim.learning_rate_per_256=0.01",
+    "optim.mixed_precision=no",
+    "optim.warmup_epochs=1",
+    "data.workers=0",
+    "data.images_per_epoch=null",
+    "run.log_every_steps=1",
+    "run.save_every_steps=3",
+    "probe.path=null",
+]
+METHODS = {
+    "ibot": [  # heads, masks, local crops; prototypes that stand still at first
+        "model.objective=ibot",
+        "model.patch_supervision=[base->base]",
+        "views.local_number=2",
+        "views.local_size=14",
+        "optim.freeze_prototypes_epochs=2",
+    ],
+    "moco_v3": [  # statistics and negatives of the batch
+        "model.auxiliary=resnet",
+        "optim.clip_norm=all",
+        "optim.clip=1.0",
+        "optim.learning_rate_per_256=0.002",
+    ],
+}
+
+
+def write_images(folder: Path) -> None:
+    """The first images of the embedded sample, in two shards."""
+    folder.mkdir()
+    sample = datasets.load_dataset("parquet", data_dir=str(TRAINING / "data" / "fashion_mnist"), split="train", streaming=True)
+    rows = list(sample.cast_column("image", datasets.Image(decode=False)).take(IMAGES))
+    table = datasets.Dataset.from_list(rows, features=datasets.Features({**sample.features, "image": datasets.Image()}))
+    for shard in range(2):
+        table.shard(2, shard, contiguous=True).to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
+
+
+def train(engine: str, method: str, images: Path, folder: Path, *more: str) -> None:
+    config, own = ENGINES[engine]
+    launcher = []
+    if config:
+        launcher = [
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            str(TRAINING / f"accelerate/{config}.yaml"),
+        ]
+        launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    settings = [*COMMON, *METHODS[method], *own, f"data.path={images}", f"run.output_dir={folder}", *more]
+    command = [sys.executable, *launcher, str(TRAINING / "pretrain.py"), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-6000:]}")
+
+
+def losses(folder: Path) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line], dtype=torch.float64)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def resumes_exactly(engine: str, method: str, images: Path, folder: Path) -> bool:
+    """Take the last checkpoint away, resume from the one before, and compare every loss and every weight."""
+    expected_losses, expected = losses(folder), weights(folder)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
+    shutil.rmtree(folder / "export")
+    train(engine, method, images, folder, "resume=auto")
+    found = weights(folder)
+    same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    return same and torch.equal(losses(folder), expected_losses)
+
+
+def largest(ours: dict, theirs: dict, network: str) -> float:
+    """The largest difference of a network's weights; infinite where names or types differ."""
+    names = [name for name in theirs if name.startswith(network)]
+    if ours.keys() != theirs.keys() or any(ours[name].dtype != torch.float32 for name in names if "num_batches" not in name):
+        return float("inf")
+    return max((_learned(name, ours) - _learned(name, theirs)).abs().max().item() for name in names)
+
+
+def _learned(name: str, weights: dict) -> torch.Tensor:
+    """A weight, without what has no effect, so that its gradient is rounding alone.
+
+    Softmax takes the bias of the keys out again, and MoCo's batch norms the bias of the norm in front of the projector.
+    """
+    value = weights[name].double()
+    is_moco = any("predictors" in other for other in weights)
+    if is_moco and name.endswith(("base.norm.bias", "auxiliary.norm.bias")):
+        return torch.zeros_like(value)
+    return torch.stack([value.chunk(3)[0], value.chunk(3)[2]]) if name.endswith("qkv.bias") else value
+
+
+def compare(method: str, engines: list[str], work: Path) -> bool:
+    """Print the table of one method; whether everything is within its tolerance."""
+    images = work / "images"
+    if not images.exists():
+        write_images(images)
+    passed = True
+    for engine in dict.fromkeys(["one", *engines]):
+        if "optim.accumulate=2" in ENGINES[engine][1] and method == "moco_v3":
+            continue  # refused: the batch is the set of its negatives
+        folder = work / f"{method}-{engine}"
+        train(engine, method, images, folder)
+        if engine == "one":
+            reference = losses(folder), weights(folder)
+        loss = (losses(folder) - reference[0]).abs().max().item()
+        student, teacher = (largest(weights(folder), reference[1], network) for network in ("student", "teacher"))
+        exact = resumes_exactly(engine, method, images, folder)
+        good = loss <= LOSS_TOLERANCE and max(student, teacher) <= WEIGHT_TOLERANCE and exact
+        passed &= good
+        verdict = "ok" if good else "FAILED"
+        resumed = "same bits" if exact else "differs"
+        print(f"{method:9}{engine:16}{loss:10.1e}{student:11.1e}{teacher:11.1e}{resumed:>12}{verdict:>8}", flush=True)
+    return passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options = parser.parse_args()
+    print(f"tolerances: loss {LOSS_TOLERANCE}, weights {WEIGHT_TOLERANCE}, resume exact; {STEPS} steps of {IMAGES} images")
+    print(f"{'method':9}{'engine':16}{'loss':>10}{'student':>11}{'teacher':>11}{'resume':>12}")
+    with tempfile.TemporaryDirectory() as work:
+        results = [compare(method, options.engines, Path(work)) for method in options.methods]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

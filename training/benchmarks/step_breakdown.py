@@ -1,0 +1,102 @@
+"""Where the time of a training step goes, for any recipe.
+
+    python -m training.benchmarks.step_breakdown [recipe.yaml] [a.b=c ...] [--steps 20]
+
+The steps are those of training/pretrain.py. Measured are the wait for data, colour operations, forward passes, heads
+(projections, decoder, loss), backward pass, clipping, optimizer and the teacher's update.
+"""
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from hssl_hf.cli.programs import RECIPES
+from hssl_hf.config.recipe import load_recipe
+from hssl_hf.data.views import Views
+from hssl_hf.engine.optim import CLIPS
+from hssl_hf.pretraining.trainer import Pretraining
+from hssl_hf.runs.metric_logger import Meter
+
+HEADS = ("objective", "student.projector", "student.decoder", "teacher.projector")
+
+
+class Stopwatch:
+    """Seconds per stage, of functions that are replaced by timed ones."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def wrap(self, owner: object, name: str, stage: str) -> None:
+        """Time every call of a method."""
+        setattr(owner, name, self.timed(getattr(owner, name), stage))
+
+    def timed(self, function: Callable, stage: str) -> Callable:
+        def timed(*args, **kwargs):
+            _wait()
+            started = perf_counter()
+            result = function(*args, **kwargs)
+            _wait()
+            self.seconds[stage] += perf_counter() - started
+            return result
+
+        return timed
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def watch(run: Pretraining) -> Stopwatch:
+    """Put a stopwatch into a run."""
+    stopwatch, method = Stopwatch(), run.method
+    for name, part in method.named_modules():
+        if name in HEADS:
+            stopwatch.wrap(part, "forward", "heads")
+    stopwatch.wrap(method, "forward", "forward")
+    stopwatch.wrap(method, "update_teacher", "teacher")
+    stopwatch.wrap(run.engine, "backward", "backward")
+    stopwatch.wrap(run.engine.optimizer, "step", "optimizer")
+    for rule, function in CLIPS.items():
+        CLIPS[rule] = stopwatch.timed(function, "clip")
+    stopwatch.wrap(Views, "coloured", "colour")
+    return stopwatch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c")
+    parser.add_argument("--steps", type=int, default=20, help="measured, after a quarter as many to warm up")
+    options = parser.parse_intermixed_args()
+    paths = [Path(a) for a in options.arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
+    recipe = load_recipe(paths[0], [*(a for a in options.arguments if "=" in a), "probe.path=null"])
+    with tempfile.TemporaryDirectory() as folder:
+        run = Pretraining(recipe, Path(folder))
+        stopwatch, views, warm_up = watch(run), iter(run.loader), max(1, options.steps // 4)
+        run.meter = Meter()
+        for step in range(warm_up + options.steps):
+            if step == warm_up:
+                stopwatch.seconds.clear()
+                run.meter, started = Meter(), perf_counter()
+            run._train_step(step, views)
+        total = perf_counter() - started
+    report(stopwatch.seconds, run.meter.waited, total, options.steps, recipe.optim.batch_size)
+
+
+def report(seconds: dict[str, float], waited: float, total: float, steps: int, batch: int) -> None:
+    """Print one line per stage; heads are part of the forward pass, and shown apart from the rest of it."""
+    stages = {"data wait": waited, **seconds, "forward": seconds["forward"] - seconds["heads"]}
+    stages["rest"] = total - sum(stages.values())
+    order = ("data wait", "colour", "forward", "heads", "backward", "clip", "optimizer", "teacher", "rest")
+    print(f"{steps} steps of {batch} images, {steps * batch / total:.1f} images per second")
+    for stage in order:
+        print(f"{stage:12}{1000 * stages.get(stage, 0.0) / steps:10.1f} ms{100 * stages.get(stage, 0.0) / total:7.1f} %")
+
+
+if __name__ == "__main__":
+    main()
