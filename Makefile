@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: quickstart test test-all check equivalence study clean
 
 quickstart: .venv/installed
-	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume=auto
+	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume_from_checkpoint=auto
 
 test: .venv/installed-test check
 	$(BIN)/python -m pytest
@@ -23,7 +23,7 @@ check: .venv/installed-test
 equivalence: .venv/installed-test
 	$(BIN)/python -m training.benchmarks.engine_equivalence
 
-# Every arm of a study with every seed, a run per core; interrupted, the same command goes on. STUDY holds values for all arms.
+# Every variant of a study with every seed, a run per core; interrupted, the same command goes on. STUDY holds values for all variants.
 study: .venv/installed
 	$(BIN)/python training/study.py $(STUDY)
 

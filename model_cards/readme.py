@@ -13,7 +13,7 @@ from pathlib import Path
 from hssl_hf.experiments import study_report
 from hssl_hf.experiments.study import Study
 from hssl_hf.experiments.study_report import Findings
-from hssl_hf.publish.paper_differences import differences
+from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.runs.run_directory import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def table(title: str, records: list[dict]) -> list[str]:
 
 def difference_lines() -> list[str]:
     lines = ["", "| where | difference |", "|---|---|"]
-    lines += [f"| [{name}](src/hssl_hf/{file}) | {text} |" for file, name, text in differences()]
+    lines += [f"| [{name}](src/hssl_hf/{file}) | {text} |" for file, name, text in paper_differences()]
     return [*lines, ""]
 
 

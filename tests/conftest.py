@@ -35,7 +35,7 @@ def golden():
 
 @pytest.fixture
 def photographs() -> Path:
-    """Real photographs as parquet, read from HSSL_HF_PHOTOGRAPHS; the embedded sample holds only small grey images."""
+    """Real photographs as parquet, read from HSSL_HF_PHOTOGRAPHS; the embedded sample holds only small gray images."""
     folder = os.environ.get("HSSL_HF_PHOTOGRAPHS")
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs photographs as parquet with a column 'image'; set HSSL_HF_PHOTOGRAPHS to their folder")
@@ -54,7 +54,7 @@ def tiny_config(**changes):
         "image_size": 32,
         "auxiliary": "convnext",
         "auxiliary_depth": 2,
-        "projection_hidden": 48,
+        "projection_hidden_size": 48,
         "projection_size": 24,
         "num_prototypes": 40,
         **changes,
@@ -74,11 +74,11 @@ def tiny_model(seed: int = 0, **changes):
 def tiny_views(seed: int = 0, images: int = 4, local: int = 3, size: int = 32, grid: int | None = 4) -> dict:
     """Arguments of a forward: 2 global and some local views of random images, about a third of the grid's patches hidden."""
     generator = torch.Generator().manual_seed(seed)
-    views = {"global_pixels": torch.randn(2, images, 3, size, size, generator=generator)}
+    views = {"pixel_values": torch.randn(2, images, 3, size, size, generator=generator)}
     if local:
-        views["local_pixels"] = torch.randn(local, images, 3, size // 2, size // 2, generator=generator)
+        views["local_pixel_values"] = torch.randn(local, images, 3, size // 2, size // 2, generator=generator)
     if grid:
-        views["masks"] = torch.rand(2, images, grid, grid, generator=generator) < 0.3
+        views["bool_masked_pos"] = torch.rand(2, images, grid, grid, generator=generator) < 0.3
     return views
 
 
@@ -90,9 +90,9 @@ def tiny_siamese(seed: int = 0, **changes):
         "backbone": "vit_tiny_patch16_224",
         "backbone_kwargs": TINY_VIT,
         "image_size": 32,
-        "decoder_heads": 4,
+        "decoder_num_attention_heads": 4,
         "projector_depth": 1,
-        "decoder_depth": 2,
+        "decoder_num_hidden_layers": 2,
         **changes,
     }
     return SiameseIMForPreTraining(SiameseIMConfig(**arguments))
@@ -101,11 +101,11 @@ def tiny_siamese(seed: int = 0, **changes):
 MAE = {
     "target": "pixel",
     "views": "same",
-    "norm": "layer",
+    "decoder_norm": "layer",
     "projector_depth": 0,
-    "decoder_width": 32,
+    "decoder_hidden_size": 32,
     "final_norm": True,
-    "train_patch_embed": True,
+    "freeze_patch_embed": False,
 }
 
 
@@ -118,9 +118,9 @@ def siamese_views(seed: int = 0, images: int = 4, views: int = 2, hidden: int = 
     places[..., :2] *= 40
     places[..., 4] = (places[..., 4] < 0.5).float()
     return {
-        "global_pixels": torch.randn(views, images, 3, 32, 32, generator=generator),
-        "masks": (order < hidden).view(1, images, 4, 4),
-        "crops": places,
+        "pixel_values": torch.randn(views, images, 3, 32, 32, generator=generator),
+        "bool_masked_pos": (order < hidden).view(1, images, 4, 4),
+        "crop_boxes": places,
     }
 
 

@@ -14,39 +14,39 @@ from tests.conftest import ROOT, SAMPLE
 SCRIPT = ROOT / "training" / "pretrain.py"
 TINY = [
     "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1, weight_init: moco}",
-    "model.projection_hidden=16",
+    "model.projection_hidden_size=16",
     "model.projection_size=8",
     "optim.batch_size=16",
     "optim.mixed_precision=no",
     "optim.epochs=0.0384",  # 24 steps
     "optim.warmup_epochs=0.01",
-    "data.window=64",
-    "run.log_every_steps=1",
-    "run.save_every_steps=5",
+    "data.shuffle_buffer_size=64",
+    "run.logging_steps=1",
+    "run.save_steps=5",
     "probe.path=null",
 ]
 SIAMESE = [
     str(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"),
     "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
-    "model.decoder_heads=2",
-    "model.drop_path=0.3",
-    "views.global_size=28",
+    "model.decoder_num_attention_heads=2",
+    "model.drop_path_rate=0.3",
+    "views.global_crop_size=28",
     f"data.path={SAMPLE}",
     "data.images_per_epoch=null",
 ]
 MAE = [
     str(ROOT / "training" / "recipes" / "hssl" / "hssl_mae_vits16.yaml"),
     "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}",
-    "model.decoder_width=16",
-    "model.decoder_depth=1",
-    "model.decoder_heads=2",
-    "views.global_size=28",
-    "views.local_number=0",
+    "model.decoder_hidden_size=16",
+    "model.decoder_num_hidden_layers=1",
+    "model.decoder_num_attention_heads=2",
+    "views.global_crop_size=28",
+    "views.num_local_crops=0",
     f"data.path={SAMPLE}",
     "data.images_per_epoch=null",
 ]
-QUEUE = ["model.contrastive_queue=48", "model.auxiliary=[vit, resmlp]", "optim.accumulate=2"]
-HSSL_ALONE = ("model.projection_hidden", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
+QUEUE = ["model.queue_size=48", "model.auxiliary=[vit, resmlp]", "optim.gradient_accumulation_steps=2"]
+HSSL_ALONE = ("model.projection_hidden_size", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
 WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
 
 

@@ -1,12 +1,8 @@
-"""Pre-train a backbone: `accelerate launch training/pretrain.py [recipe.yaml] [a.b=c ...]`.
-
-Without a recipe it runs recipes/quickstart.yaml on the embedded images. The folder of the run holds the resolved recipe, the
-log, its curves, the checkpoints, the exported backbone and the records of its evaluation.
-"""
+"""Pre-train a backbone: `accelerate launch training/pretrain.py [recipe.yaml] [a.b=c ...]`."""
 
 import sys
 
-from hssl_hf.cli.programs import pretrain
+from hssl_hf.cli.programs import launch, pretrain
 
 if __name__ == "__main__":
-    sys.exit(pretrain(__doc__))
+    sys.exit(launch(pretrain))

@@ -1,6 +1,6 @@
 """Run a study: `python training/study.py [study.yaml] [a.b=c ...]`.
 
-Every arm with every seed is trained by training/pretrain.py, a run per core side by side, and measured once. What was
+Every variant with every seed is trained by training/pretrain.py, a run per core side by side, and measured once. What was
 interrupted goes on where it stopped, and what is measured already is not run again: call it as often as it takes.
 """
 
@@ -23,7 +23,7 @@ DEFAULT = TRAINING / "studies" / "cifar10.yaml"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="study.yaml | a.b=c", help="a study, and values for all its arms")
+    parser.add_argument("arguments", nargs="*", metavar="study.yaml | a.b=c", help="a study, and values for all its variants")
     parser.add_argument("--folder", type=Path, help="of the runs (default: runs/study-<name of the study>)")
     parser.add_argument("--results", type=Path, help="file of the records (default: model_cards/results/study_<name>.jsonl)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one per core)")

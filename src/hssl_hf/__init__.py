@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from hssl_hf.models.auto import register
     from hssl_hf.models.configuration_head_search import HeadSearchConfig
     from hssl_hf.models.configuration_hssl import HSSLConfig
-    from hssl_hf.models.configuration_mae import MAEConfig
+    from hssl_hf.models.configuration_mae import HSSLMAEConfig
     from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
     from hssl_hf.models.modeling_head_search import HeadSearchForPreTraining
-    from hssl_hf.models.modeling_hssl import HSSLForPreTraining, HSSLOutput
-    from hssl_hf.models.modeling_mae import MAEForPreTraining, MAEOutput
-    from hssl_hf.models.modeling_siamese_im import SiameseIMForPreTraining, SiameseIMOutput
+    from hssl_hf.models.modeling_hssl import HSSLForPreTraining, HSSLForPreTrainingOutput
+    from hssl_hf.models.modeling_mae import HSSLMAEForPreTraining, HSSLMAEForPreTrainingOutput
+    from hssl_hf.models.modeling_siamese_im import SiameseIMForPreTraining, SiameseIMForPreTrainingOutput
     from hssl_hf.publish.export import export_backbone
 
 __all__ = [
     "HSSLConfig",
     "HSSLForPreTraining",
-    "HSSLOutput",
+    "HSSLForPreTrainingOutput",
+    "HSSLMAEConfig",
+    "HSSLMAEForPreTraining",
+    "HSSLMAEForPreTrainingOutput",
     "HeadSearchConfig",
     "HeadSearchForPreTraining",
-    "MAEConfig",
-    "MAEForPreTraining",
-    "MAEOutput",
     "SiameseIMConfig",
     "SiameseIMForPreTraining",
-    "SiameseIMOutput",
+    "SiameseIMForPreTrainingOutput",
     "convert_checkpoint",
     "export_backbone",
     "register",

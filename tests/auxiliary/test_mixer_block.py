@@ -10,10 +10,10 @@ SPLITTABLE = sorted(BLOCKS.keys() - {"resnet"})
 
 
 @pytest.mark.parametrize("family", SPLITTABLE)
-@pytest.mark.parametrize("parts", [("mixer",), ("mlp",)])
+@pytest.mark.parametrize("sublayers", [("token_mixer",), ("mlp",)])
 @pytest.mark.parametrize("kept", [False, True])
-def test_either_part_alone_learns_with_every_parameter(family, parts, kept):
-    network = head(family, depth=2, parts=parts, first_shortcut=kept)
+def test_either_part_alone_learns_with_every_parameter(family, sublayers, kept):
+    network = head(family, depth=2, sublayers=sublayers, first_shortcut=kept)
     tokens = network(torch.randn(2, 6, 6, WIDTH))
     (tokens.cls.square().sum() + (tokens.patches**3).sum()).backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -22,8 +22,8 @@ def test_either_part_alone_learns_with_every_parameter(family, parts, kept):
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_an_mlp_alone_mixes_no_tokens_and_a_mixer_alone_does(family):
     """A changed patch changes its own answer only, or those of others too."""
-    for parts, mixes in ((("mlp",), False), (("mixer",), True)):
-        block = head(family, depth=1, parts=parts, first_shortcut=True).blocks[0].eval()
+    for sublayers, mixes in ((("mlp",), False), (("token_mixer",), True)):
+        block = head(family, depth=1, sublayers=sublayers, first_shortcut=True).blocks[0].eval()
         if family == "poolformer" and not mixes:
             continue  # its norm is over the whole map
         x = torch.randn(1, 6, 6, WIDTH)
@@ -36,20 +36,20 @@ def test_an_mlp_alone_mixes_no_tokens_and_a_mixer_alone_does(family):
 def test_both_parts_are_the_block_that_the_parts_make(family):
     """Without the first shortcut an MLP alone is F(x), nothing added; with it x + F(x)."""
     for kept in (False, True):
-        block = head(family, depth=1, parts=("mlp",), first_shortcut=kept).blocks[0].eval()
+        block = head(family, depth=1, sublayers=("mlp",), first_shortcut=kept).blocks[0].eval()
         x = torch.randn(2, 5, 5, WIDTH)
         norm = block.norm if family == "convnext" else block.norm2
         torch.testing.assert_close(block(x), block.mlp(norm(x)) + (x if kept else 0))
 
 
 @pytest.mark.parametrize("family", SPLITTABLE)
-@pytest.mark.parametrize("parts", [("mixer",), ("mlp",)])
-def test_pooled_answers_are_the_mean_of_all(family, parts):
-    network = head(family, depth=2, parts=parts).eval()
+@pytest.mark.parametrize("sublayers", [("token_mixer",), ("mlp",)])
+def test_pooled_answers_are_the_mean_of_all(family, sublayers):
+    network = head(family, depth=2, sublayers=sublayers).eval()
     x = torch.randn(2, 6, 6, WIDTH)
     torch.testing.assert_close(network(x, patches=False).cls, network(x).cls, atol=1e-5, rtol=1e-5)
 
 
 def test_a_bottleneck_has_no_parts():
     with pytest.raises(ValueError, match="no token mixer and MLP apart"):
-        head("resnet", parts=("mlp",))
+        head("resnet", sublayers=("mlp",))

@@ -39,7 +39,7 @@ def test_evaluate(tmp_path, capsys):
     folder = tmp_path / "export"
     to_vit(tiny_model().teacher.base, 32).save_pretrained(folder)
     image_processor(32).save_pretrained(folder)
-    arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.bank_images=300", "data.query_images=50"]
+    arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
     assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0
     assert "k-NN top1" in capsys.readouterr().out
     assert cli.main([*arguments, "--pixels", "--results", str(tmp_path / "results.jsonl")]) == 0
@@ -61,7 +61,7 @@ def test_evaluate(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["evaluate", "nowhere/at-all", "knn", f"data.path={SAMPLE}"], "neither an exported folder nor a Hub repository"),
-        (["evaluate", "x", "knn"], "say which images to evaluate on"),
+        (["evaluate", "x", "knn"], "name the images to evaluate on"),
         (["evaluate", "x", "knn", "data.pth=x"], "Did you mean 'path'"),
         (["evaluate", "x", "linear", "linear.epoch=3"], "Did you mean 'epochs'"),
         (["export", "nowhere", "out"], "holds no complete checkpoint"),

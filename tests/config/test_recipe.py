@@ -6,8 +6,8 @@ import yaml
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
-from hssl_hf.config.recipe import Recipe, RecipeError, differences, load_recipe
-from hssl_hf.pretraining.training_schedule import Plan
+from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
+from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from tests.conftest import ROOT
 
 hssl_hf.register()
@@ -15,9 +15,9 @@ RECIPES = sorted((ROOT / "training" / "recipes").rglob("*.yaml"))
 PAPER = [path for path in RECIPES if path.parent.name == "hssl"]
 TINY = {"vit_small_patch16_224": {"depth": 1}, "vit_base_patch16_224": {"depth": 1}}
 NARROW = {
-    "hssl": ["model.num_prototypes=16", "model.projection_hidden=32"],
-    "mae": ["model.decoder_depth=1", "model.decoder_width=64"],
-    "siamese_im": ["model.decoder_depth=1"],
+    "hssl": ["model.num_prototypes=16", "model.projection_hidden_size=32"],
+    "hssl_mae": ["model.decoder_num_hidden_layers=1", "model.decoder_hidden_size=64"],
+    "siamese_im": ["model.decoder_num_hidden_layers=1"],
 }
 
 
@@ -28,10 +28,10 @@ def test_every_recipe_parses_and_builds(path):
     narrow = NARROW[recipe.model.get("model_type", "hssl")]
     small = load_recipe(path, [f"model.backbone_kwargs={kwargs}", *narrow])
     model = AutoModelForPreTraining.from_config(small.model_config())
-    model.check_views(len(recipe.views.global_blur), recipe.views.local_number)
-    assert model.config.image_size == recipe.views.global_size
-    plan = Plan(recipe, recipe.data.images_per_epoch or 10_000)
-    assert plan.steps > 100 and plan.learning_rate(plan.steps - 1) < plan.learning_rate(plan.steps // 2)
+    model.check_views(len(recipe.views.global_crop_blur), recipe.views.num_local_crops)
+    assert model.config.image_size == recipe.views.global_crop_size
+    schedule = TrainingSchedule(recipe, recipe.data.images_per_epoch or 10_000)
+    assert schedule.steps > 100 and schedule.learning_rate(schedule.steps - 1) < schedule.learning_rate(schedule.steps // 2)
     header = path.read_text().splitlines()[0]
     assert header.startswith("# "), "a recipe says in its first line what it is"
 
@@ -46,44 +46,46 @@ def test_recipes_of_the_paper_say_table_command_number_and_cost(path):
     )
 
 
-ONE_VALUE = {  # arm -> the only values in which it differs from s300_vits16_convnext
+ONE_VALUE = {  # variant -> the only values in which it differs from s300_vits16_convnext
     "s300_depth3": {"auxiliary_depth": 3},
-    "s300_shortcut_depth1": {"auxiliary_shortcut": True},
+    "s300_shortcut_depth1": {"auxiliary_first_shortcut": True},
     "s300_convnext_and_vit": {"auxiliary": ["convnext", "vit"]},
     "s300_vits16_swin": {"auxiliary": "swin"},
     "table14_a": {"cls_supervision": ["auxiliary->auxiliary"]},
     "table14_a_b": {"cls_supervision": ["auxiliary->auxiliary", "base->base"]},
-    "table15_mixer": {"auxiliary_parts": ["mixer"]},
-    "table15_mlp": {"auxiliary_parts": ["mlp"]},
+    "table15_mixer": {"auxiliary_sublayers": ["token_mixer"]},
+    "table15_mlp": {"auxiliary_sublayers": ["mlp"]},
     "table16_shared": {"shared_projection": True},
     "table17_parallel": {"auxiliary": "convnext_tiny", "auxiliary_connection": "parallel"},
     "table18_both": {"patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
-    "table19_deep_to_shallow": {"auxiliary": "vit", "auxiliary_depth": 3, "auxiliary_shortcut": True},
+    "table19_deep_to_shallow": {"auxiliary": "vit", "auxiliary_depth": 3, "auxiliary_first_shortcut": True},
 }
 
 
-@pytest.mark.parametrize("arm", ONE_VALUE)
-def test_an_ablation_differs_in_what_it_is_about(arm):
+@pytest.mark.parametrize("variant", ONE_VALUE)
+def test_an_ablation_differs_in_what_it_is_about(variant):
     folder = ROOT / "training" / "recipes" / "hssl"
-    default, other = (load_recipe(folder / f"{name}.yaml") for name in ("s300_vits16_convnext", arm))
+    default, other = (load_recipe(folder / f"{name}.yaml") for name in ("s300_vits16_convnext", variant))
     changed = {key.removeprefix("model.") for key in _changed(default, other)}
-    assert changed == ONE_VALUE[arm].keys()
-    assert all(other.model[key] == value for key, value in ONE_VALUE[arm].items())
+    assert changed == ONE_VALUE[variant].keys()
+    assert all(other.model[key] == value for key, value in ONE_VALUE[variant].items())
 
 
 def _changed(first: Recipe, second: Recipe) -> list[str]:
-    return [line.partition(":")[0] for line in differences(first.to_dict(), second.to_dict())]
+    return [line.partition(":")[0] for line in recipe_diff(first.to_dict(), second.to_dict())]
 
 
 def test_paper_recipe_has_the_numbers_of_table_20():
     """HSSL, Table 20 and the released command, ViT-B/16 at batch 256: 5004 iterations an epoch, 100 epochs."""
     recipe = load_recipe(ROOT / "training/recipes/hssl_ibot_vitb16.yaml")
-    plan = Plan(recipe, recipe.data.images_per_epoch)
-    assert plan.steps == 500_400 and plan.frozen_steps == {"prototypes": 3 * 5004, "base": 0}
-    assert plan.learning_rate(10 * 5004) == pytest.approx(7.5e-4) and plan.learning_rate(plan.steps) == pytest.approx(2e-6)
-    assert plan.temperature(0) == 0.04 and plan.temperature(50 * 5004) == 0.07
-    assert recipe.optim.clip == 0.3 and recipe.optim.batch_size == 256
-    assert recipe.views.global_scale == (0.32, 1.0) and recipe.views.local_number == 10
+    schedule = TrainingSchedule(recipe, recipe.data.images_per_epoch)
+    assert schedule.steps == 500_400 and schedule.frozen_steps == {"prototypes": 3 * 5004, "base": 0}
+    assert schedule.learning_rate(10 * 5004) == pytest.approx(7.5e-4) and schedule.learning_rate(
+        schedule.steps
+    ) == pytest.approx(2e-6)
+    assert schedule.temperature(0) == 0.04 and schedule.temperature(50 * 5004) == 0.07
+    assert recipe.optim.max_grad_norm == 0.3 and recipe.optim.batch_size == 256
+    assert recipe.views.global_crop_scale == (0.32, 1.0) and recipe.views.num_local_crops == 10
     config = recipe.model_config()
     assert (config.objective, config.auxiliary, config.auxiliary_depth, config.num_prototypes) == ("ibot", "convnext", 3, 8192)
 
@@ -91,28 +93,33 @@ def test_paper_recipe_has_the_numbers_of_table_20():
 @pytest.mark.parametrize("name", ["vits16", "vitb16", "vits16_2crops"])
 def test_base_methods_differ_from_hssl_in_the_head_alone(name):
     pair = [load_recipe(ROOT / f"training/recipes/{method}_{name}.yaml").to_dict() for method in ("ibot", "hssl_ibot")]
-    changed = {line.split(":")[0] for line in differences(*pair)}
+    changed = {line.split(":")[0] for line in recipe_diff(*pair)}
     assert changed == {"model.auxiliary", "model.cls_supervision"}
 
 
 def test_siamese_recipe_has_the_numbers_of_table_6():
     """SiameseIM, Table 6 and the released script: peak 1e-3 at batch 4096, 40 epochs of warm-up, momentum .995 to 1."""
     recipe = load_recipe(ROOT / "training/recipes/siamese_im_vitb16.yaml")
-    plan = Plan(recipe, recipe.data.images_per_epoch)
+    schedule = TrainingSchedule(recipe, recipe.data.images_per_epoch)
     per_epoch = 1281167 // 4096
-    assert plan.steps == 1600 * per_epoch and plan.learning_rate(40 * per_epoch) == pytest.approx(1e-3)
-    assert plan.learning_rate(40 * per_epoch - 1) < 1e-3, "the peak comes after the warm-up"
-    assert plan.momentum(0) == 0.995 and plan.learning_rate(0) == 0 and plan.weight_decay(5) == 0.05
-    assert recipe.optim.betas == (0.9, 0.95) and (recipe.optim.clip, recipe.optim.clip_norm) == (1.0, "all")
-    assert recipe.views.global_scale == (0.08, 1.0) and recipe.masks.shape == "counted_block"
+    assert schedule.steps == 1600 * per_epoch and schedule.learning_rate(40 * per_epoch) == pytest.approx(1e-3)
+    assert schedule.learning_rate(40 * per_epoch - 1) < 1e-3, "the peak comes after the warm-up"
+    assert schedule.momentum(0) == 0.995 and schedule.learning_rate(0) == 0 and schedule.weight_decay(5) == 0.05
+    assert recipe.optim.betas == (0.9, 0.95) and (recipe.optim.max_grad_norm, recipe.optim.grad_clip) == (1.0, "global")
+    assert recipe.views.global_crop_scale == (0.08, 1.0) and recipe.masks.shape == "fixed_count_block"
     config = recipe.model_config()
-    assert (config.projector_depth, config.decoder_depth, config.decoder_heads, config.negative_weight) == (2, 4, 16, 0.02)
+    assert (
+        config.projector_depth,
+        config.decoder_num_hidden_layers,
+        config.decoder_num_attention_heads,
+        config.negative_weight,
+    ) == (2, 4, 16, 0.02)
     assert round(recipe.masks.ratios[0] * 196) == 118
 
 
 TABLE_3 = {
-    "e": "views.global_blur views.global_solarize views.grey_probability views.jitter.probability",
-    "f": "model.norm",
+    "e": "views.global_crop_blur views.global_crop_solarize views.gray_probability views.jitter.probability",
+    "f": "model.decoder_norm",
     "g": "masks.shape",
     "h": "model.loss_normalization",
     "j": "model.level",
@@ -123,30 +130,32 @@ BELOW = {"e": "f", "f": "g", "g": "h", "h": "i", "j": "i"}
 @pytest.mark.parametrize("row", TABLE_3)
 def test_rows_of_table_3_differ_in_one_thing(row):
     pair = [load_recipe(ROOT / f"training/recipes/siamese_im_table3_{name}.yaml").to_dict() for name in (BELOW[row], row)]
-    assert {line.split(":")[0] for line in differences(*pair)} == set(TABLE_3[row].split())
+    assert {line.split(":")[0] for line in recipe_diff(*pair)} == set(TABLE_3[row].split())
 
 
 def test_first_row_of_table_3_is_mae():
     recipe = load_recipe(ROOT / "training/recipes/siamese_im_table3_a.yaml")
-    config, plan = recipe.model_config(), Plan(recipe, recipe.data.images_per_epoch)
-    assert (config.target, config.views, config.norm, config.decoder_width, config.decoder_depth) == (
+    config, schedule = recipe.model_config(), TrainingSchedule(recipe, recipe.data.images_per_epoch)
+    assert (config.target, config.views, config.decoder_norm, config.decoder_hidden_size, config.decoder_num_hidden_layers) == (
         "pixel",
         "same",
         "layer",
         512,
         8,
     )
-    assert recipe.masks.shape == "random" and recipe.masks.ratios == (0.75,) and len(recipe.views.global_blur) == 1
-    assert plan.learning_rate(plan.steps // 40 * 4) == pytest.approx(2.4e-3, rel=0.05)
+    assert recipe.masks.shape == "random" and recipe.masks.ratios == (0.75,) and len(recipe.views.global_crop_blur) == 1
+    assert schedule.learning_rate(schedule.steps // 40 * 4) == pytest.approx(2.4e-3, rel=0.05)
 
 
 def test_recipes_extend_each_other(tmp_path):
-    (tmp_path / "base.yaml").write_text("optim: {epochs: 3, clip: 1.0}\nmodel: {backbone_kwargs: {depth: 2, num_heads: 2}}")
+    (tmp_path / "base.yaml").write_text(
+        "optim: {epochs: 3, max_grad_norm: 1.0}\nmodel: {backbone_kwargs: {depth: 2, num_heads: 2}}"
+    )
     (tmp_path / "sub").mkdir()
     upper = "extends: ../base.yaml\noptim: {epochs: 4}\nmodel: {backbone_kwargs: {depth: 1}}\ndata: {path: ./images}"
     (tmp_path / "sub/upper.yaml").write_text(upper)
-    recipe = load_recipe(tmp_path / "sub/upper.yaml", ["optim.clip=null"])
-    assert (recipe.optim.epochs, recipe.optim.clip) == (4, None)
+    recipe = load_recipe(tmp_path / "sub/upper.yaml", ["optim.max_grad_norm=null"])
+    assert (recipe.optim.epochs, recipe.optim.max_grad_norm) == (4, None)
     assert recipe.model == {"backbone_kwargs": {"depth": 1, "num_heads": 2}}
     assert recipe.data.path == str(tmp_path / "sub/images")
     (tmp_path / "base.yaml").write_text("extends: sub/upper.yaml")
@@ -172,9 +181,9 @@ def write(tmp_path: Path, text: str) -> Path:
         ("views: {jitter: {brigtness: 1}}", [], r"'views.jitter.brigtness'.*'brightness'"),
         ("", ["optim.epochs=many"], "optim.epochs: expected a number, got 'many'"),
         ("", ["optim.batch_size=1.5"], "optim.batch_size: expected int, got 1.5"),
-        ("", ["views.global_scale=[0.1]"], "views.global_scale: expected a list of 2 values"),
+        ("", ["views.global_crop_scale=[0.1]"], "views.global_crop_scale: expected a list of 2 values"),
         ("", ["data.streaming=perhaps"], "data.streaming: expected bool"),
-        ("", ["resume=perhaps"], r"resume: expected one of \['auto', 'never'\]"),
+        ("", ["resume_from_checkpoint=perhaps"], r"resume_from_checkpoint: expected one of \['auto', 'never'\]"),
         ("", ["model.image_size=64"], "set that instead"),
         ("", ["seed"], "expected an override of the form a.b=c, got 'seed'"),
         ("", ["seed.x=1"], "seed: expected int, got {'x': 1}"),
@@ -184,7 +193,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("model: {model_type: mea}", [], "model.model_type: expected one of"),
         ("model: {model_type: siamese_im, auxiliary: vit}", [], "unknown key 'model.auxiliary'"),
         ("views: 3", [], "views: expected a section with keys, got 3"),
-        ("views: {global_blur: [1.0]}", [], "views: expected one chance per global view"),
+        ("views: {global_crop_blur: [1.0]}", [], "views: expected one chance per global view"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, overrides, message):
@@ -198,22 +207,24 @@ def test_missing_recipe_names_the_nearest():
 
 
 def test_overrides_win_and_yaml_numbers_are_read():
-    recipe = load_recipe(None, ["optim.learning_rate_per_256=1e-3", "views.jitter.hue=0.3", "run.trackers=[tensorboard]"])
-    assert recipe.optim.learning_rate_per_256 == 1e-3 and recipe.views.jitter.hue == 0.3
-    assert recipe.run.trackers == ("tensorboard",)
+    recipe = load_recipe(None, ["optim.base_learning_rate=1e-3", "views.jitter.hue=0.3", "run.report_to=[tensorboard]"])
+    assert recipe.optim.base_learning_rate == 1e-3 and recipe.views.jitter.hue == 0.3
+    assert recipe.run.report_to == ("tensorboard",)
 
 
 def test_saved_recipe_reads_back_equal(tmp_path):
     recipe = load_recipe(ROOT / "training/recipes/quickstart.yaml", ["seed=3"])
     recipe.save(tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    assert differences(yaml.safe_load((tmp_path / "recipe.yaml").read_text()), recipe.to_dict()) == []
+    assert recipe_diff(yaml.safe_load((tmp_path / "recipe.yaml").read_text()), recipe.to_dict()) == []
 
 
 def test_differences_leave_out_what_has_no_effect():
     before = Recipe().to_dict()
-    after = load_recipe(None, ["optim.clip=1.0", "run.log_every_steps=5", "probe.every_epochs=1", "resume=auto"]).to_dict()
-    assert differences(before, after) == ["optim.clip: 3.0 -> 1.0"]
+    after = load_recipe(
+        None, ["optim.max_grad_norm=1.0", "run.logging_steps=5", "probe.every_epochs=1", "resume_from_checkpoint=auto"]
+    ).to_dict()
+    assert recipe_diff(before, after) == ["optim.max_grad_norm: 3.0 -> 1.0"]
 
 
 def test_relative_paths_belong_to_the_recipe(tmp_path, monkeypatch):
@@ -225,8 +236,16 @@ def test_relative_paths_belong_to_the_recipe(tmp_path, monkeypatch):
 def test_fresh_heads_warm_up_for_an_epoch_unless_the_recipe_says_otherwise():
     """100 images in batches of 10 are 10 steps; the prototypes stand still for the first epoch anyway."""
     recipe = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0"])
-    assert Plan(recipe, 100).frozen_steps == {"prototypes": 10, "base": 0} and Plan(recipe, 100).still(9) == {"prototypes"}
-    plan = Plan(recipe, 100, fresh_heads=True)
-    assert plan.still(9) == {"prototypes", "base"} and plan.still(10) == set() and plan.settled == 10
-    longer = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0", "optim.freeze_base_epochs=3"])
-    assert Plan(longer, 100).still(29) == {"base"} and Plan(longer, 100, fresh_heads=True).settled == 30
+    assert TrainingSchedule(recipe, 100).frozen_steps == {"prototypes": 10, "base": 0}
+    assert TrainingSchedule(recipe, 100).frozen_parts(9) == {"prototypes"}
+    schedule = TrainingSchedule(recipe, 100, fresh_heads=True)
+    assert (
+        schedule.frozen_parts(9) == {"prototypes", "base"} and schedule.frozen_parts(10) == set() and schedule.warmup_end == 10
+    )
+    longer = load_recipe(
+        None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0", "optim.freeze_backbone_epochs=3"]
+    )
+    assert (
+        TrainingSchedule(longer, 100).frozen_parts(29) == {"base"}
+        and TrainingSchedule(longer, 100, fresh_heads=True).warmup_end == 30
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints in the official layouts with random values, and what the official networks compute from them.
+"""CheckpointManager in the official layouts with random values, and what the official networks compute from them.
 
 Written from the published descriptions with plain torch and timm, without our modules.
 """

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli.main import main
 from hssl_hf.convert import ConversionError, convert_checkpoint, from_distillation, read_checkpoint
-from hssl_hf.modules.projection_heads import similarity
+from hssl_hf.modules.projection_heads import prototype_logits
 from tests.conftest import tiny_views
 from tests.convert.official import SIZE, WIDTH, distillation, logits, under, vit
 
@@ -38,12 +38,12 @@ def test_student_and_teacher_say_what_the_official_networks_say(official):
         branches = network(pixels[None])
         ours = torch.cat([branches.base.cls[0][:, None], branches.base.patches[0].flatten(1, 2)], dim=1)
         torch.testing.assert_close(ours, tokens, atol=1e-4, rtol=1e-4)
-        said = similarity(network.heads.project("base", ours), network.heads.prototypes())
+        said = prototype_logits(network.heads.project("base", ours), network.heads.prototypes())
         torch.testing.assert_close(said, logits(found["mlp"], found["g"], found["v"], tokens), atol=1e-4, rtol=1e-4)
         if method == "hssl":
             expected = found["head"](features[0])[:, 0]
             torch.testing.assert_close(branches.auxiliary.cls[0], expected, atol=1e-4, rtol=1e-4)
-            said = similarity(network.heads.project("auxiliary", expected), network.heads.prototypes())
+            said = prototype_logits(network.heads.project("auxiliary", expected), network.heads.prototypes())
             torch.testing.assert_close(said, logits(found["mlp2"], found["g"], found["v"], expected), atol=1e-4, rtol=1e-4)
     centers = next(content[part] for part in ("dino_loss", "ibot_loss", "pretrain_loss") if part in content)
     branch = "auxiliary" if method == "hssl" else "base"
@@ -59,9 +59,9 @@ def _student(method: str) -> str:
 
 def test_training_goes_on_from_it(official, tmp_path, unchecked):
     method, _, _, path = official
-    convert_checkpoint(path, tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 1})
+    convert_checkpoint(path, tmp_path / "whole", for_pretraining=True, backbone_kwargs={"num_heads": 1})
     model, info = HSSLForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
-    assert not any(info.values()) and model.config.license and model.config.learned_prototype_length
+    assert not any(info.values()) and model.config.license and not model.config.norm_last_layer
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.student.parameters(), lr=0.01)
     model.train()(**tiny_views(grid=None if method == "dino" else 4)).loss.backward()
@@ -74,23 +74,23 @@ def test_training_goes_on_from_it(official, tmp_path, unchecked):
 def test_the_backbone_is_stock_and_keeps_its_licence(official, tmp_path, unchecked):
     """Through the command line, which tells the method by the names; the teacher's base, without heads."""
     method, _, parts, path = official
-    assert main(["convert", str(path), str(tmp_path / "stock"), "--heads", "1"]) == 0
+    assert main(["convert", str(path), str(tmp_path / "stock"), "--num-attention-heads", "1"]) == 0
     stock, report = AutoModel.from_pretrained(tmp_path / "stock", output_loading_info=True)
     assert not any(report.values())
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
         found, expected = stock.eval()(pixels).last_hidden_state, parts["teacher"]["vit"].forward_features(pixels)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    licence = {"dino": "apache-2.0", "ibot": "apache-2.0", "hssl": "cc-by-nc-sa-4.0"}[method]
-    assert f"license: {licence}" in (tmp_path / "stock" / "README.md").read_text()
+    license = {"dino": "apache-2.0", "ibot": "apache-2.0", "hssl": "cc-by-nc-sa-4.0"}[method]
+    assert f"license: {license}" in (tmp_path / "stock" / "README.md").read_text()
 
 
 def test_files_of_the_backbone_alone_need_to_be_told_whose_they_are(tmp_path, capsys, unchecked):
     backbone = vit(3)
     torch.save({"state_dict": under("", backbone)}, tmp_path / "backbone.pth")
-    command = ["convert", str(tmp_path / "backbone.pth"), str(tmp_path / "stock"), "--heads", "1"]
+    command = ["convert", str(tmp_path / "backbone.pth"), str(tmp_path / "stock"), "--num-attention-heads", "1"]
     assert main(command) == 2 and "--method dino, ibot or mae" in capsys.readouterr().err
-    assert main([*command, "--method", "dino", "--whole"]) == 2 and "a backbone alone" in capsys.readouterr().err
+    assert main([*command, "--method", "dino", "--for-pretraining"]) == 2 and "a backbone alone" in capsys.readouterr().err
     assert main([*command, "--method", "dino"]) == 0
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_jittors_pickles_of_arrays_are_read(tmp_path):
     }
     (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps({**arrays, "epoch": 100}) + b"checksum" * 4)
     model = from_distillation(read_checkpoint(tmp_path / "checkpoint.pkl"), "hssl", num_heads=1)
-    assert torch.equal(model.student.heads.prototypes.directions, parts["student"]["v"])
+    assert torch.equal(model.student.heads.prototypes.weight_v, parts["student"]["v"])
 
 
 class Trap:
@@ -141,7 +141,7 @@ CHANGES = {
         lambda s: s.update({"teacher.head.last_layer2.weight_v": torch.ones(30, 24)}),
         "differs from the prototypes of the class token",
     ),
-    "an unknown centre": (lambda s: s.update({"loss.center3": torch.ones(3)}), "unexpected: loss.center3"),
+    "an unknown center": (lambda s: s.update({"loss.center3": torch.ones(3)}), "unexpected: loss.center3"),
 }
 
 

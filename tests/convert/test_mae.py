@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hssl_hf import MAEConfig, MAEForPreTraining
+from hssl_hf import HSSLMAEConfig, HSSLMAEForPreTraining
 from hssl_hf.convert import ConversionError, base_from_mae, convert_checkpoint, from_mae, read_checkpoint
 from tests.convert.official import PATCH, SIZE, WIDTH, under, vit
 from tests.models.test_modeling_mae import DECODER, views
@@ -12,12 +12,12 @@ from tests.models.test_modeling_mae import DECODER, views
 NAMES = {"projector.embed": "decoder_embed", "decoder.blocks": "decoder_blocks", "decoder.norm": "decoder_norm"}
 
 
-def official() -> tuple[MAEForPreTraining, dict]:
+def official() -> tuple[HSSLMAEForPreTraining, dict]:
     """A model of ours, and its state under official names."""
     torch.manual_seed(0)
     kwargs = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 1}
-    model = MAEForPreTraining(
-        MAEConfig(backbone="vit_base_patch16_224", backbone_kwargs=kwargs, image_size=SIZE, auxiliary=None, **DECODER)
+    model = HSSLMAEForPreTraining(
+        HSSLMAEConfig(backbone="vit_base_patch16_224", backbone_kwargs=kwargs, image_size=SIZE, auxiliary=None, **DECODER)
     ).train()
     with torch.no_grad():
         for p in model.student.parameters():
@@ -36,8 +36,14 @@ def official() -> tuple[MAEForPreTraining, dict]:
 def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path, unchecked):
     model, state = official()
     torch.save({"model": state, "epoch": 3}, tmp_path / "mae.pth")
-    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 1}, decoder_heads=2)
-    again, info = MAEForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    convert_checkpoint(
+        tmp_path / "mae.pth",
+        tmp_path / "whole",
+        for_pretraining=True,
+        backbone_kwargs={"num_heads": 1},
+        decoder_num_attention_heads=2,
+    )
+    again, info = HSSLMAEForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not any(info.values()) and again.config.license == "cc-by-nc-4.0"
     losses = [each.train()(**views()).loss for each in (model, again)]
     torch.testing.assert_close(*losses)
@@ -76,7 +82,7 @@ def test_what_does_not_fit_is_refused(tmp_path, spoil, message):
     spoil(state)
     torch.save({"model": state}, tmp_path / "mae.pth")
     with pytest.raises(ConversionError, match=message):
-        from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1, decoder_heads=2)
+        from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1, decoder_num_attention_heads=2)
 
 
 def test_an_encoder_with_something_unknown_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_queries_and_keys_are_the_official_ones(official):
 
 def test_training_goes_on_with_patch_embedding_and_positions_as_they_are(official, tmp_path, unchecked):
     _, path = official
-    convert_checkpoint(path, tmp_path / "whole", whole=True, backbone_kwargs={"num_heads": 2})
+    convert_checkpoint(path, tmp_path / "whole", for_pretraining=True, backbone_kwargs={"num_heads": 2})
     model, info = HSSLForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not any(info.values()) and model.config.license == "cc-by-nc-4.0"
     before = {name: p.clone() for name, p in model.named_parameters()}

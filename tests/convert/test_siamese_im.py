@@ -25,8 +25,8 @@ from tests.conftest import MAE, siamese_views, tiny_siamese
 from tests.models import siamese_reference as reference
 
 HEADS, DECODER_HEADS = 2, 4
-SHAPES = {"decoder_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}
-FLAGS = ["--heads", str(HEADS), "--decoder-heads", str(DECODER_HEADS)]
+SHAPES = {"decoder_num_attention_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}
+FLAGS = ["--num-attention-heads", str(HEADS), "--decoder-num-attention-heads", str(DECODER_HEADS)]
 
 
 @pytest.fixture
@@ -63,7 +63,9 @@ def train(state, views, momenta, lr=1e-3):
 def test_three_steps_equal_an_independent_derivation_weight_by_weight(state):
     """Losses, student, teacher after three AdamW steps, from one official state dict; and the same bits when done again."""
     views, momenta = [siamese_views(seed) for seed in range(3)], (0.9, 0.95, 0.99)
-    batches = [(v["global_pixels"][0], v["global_pixels"][1], v["masks"][0], official_geometry(v["crops"])) for v in views]
+    batches = [
+        (v["pixel_values"][0], v["pixel_values"][1], v["bool_masked_pos"][0], official_geometry(v["crop_boxes"])) for v in views
+    ]
     expected, expected_losses = reference.train(state, batches, momenta, HEADS, DECODER_HEADS)
     found, losses = train(state, views, momenta)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -91,8 +93,13 @@ def test_there_and_back_nothing_changes(state):
 def test_shapes_and_arguments_make_the_configuration(state):
     config = from_siamese_im(Checkpoint(state, {"neg_weight": 0.5}), **SHAPES).config
     assert config.image_size == 32 and config.backbone_kwargs == {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    assert (config.projector_depth, config.decoder_depth, config.norm, config.negative_weight) == (1, 2, "batch", 0.5)
-    assert config.license == "cc-by-nc-4.0" and not config.train_patch_embed
+    assert (config.projector_depth, config.decoder_num_hidden_layers, config.decoder_norm, config.negative_weight) == (
+        1,
+        2,
+        "batch",
+        0.5,
+    )
+    assert config.license == "cc-by-nc-4.0" and config.freeze_patch_embed
 
 
 @pytest.mark.parametrize(
@@ -128,13 +135,13 @@ def test_what_does_not_fit_is_refused(state, change, message):
 def test_a_norm_of_predictions_is_taken_over(state):
     state |= {"student_norm.weight": torch.ones(16), "student_norm.bias": torch.zeros(16)}
     model = from_siamese_im(Checkpoint(state), **SHAPES)
-    assert model.config.student_norm and to_siamese_im(model).keys() == state.keys()
+    assert model.config.normalize_prediction and to_siamese_im(model).keys() == state.keys()
 
 
-@pytest.mark.parametrize("arm", [MAE, {"level": "global"}, {"views": "same"}, {"final_norm": True}])
-def test_arms_that_were_never_released_have_no_official_form(arm):
+@pytest.mark.parametrize("variant", [MAE, {"level": "global"}, {"views": "same"}, {"final_norm": True}])
+def test_variants_that_were_never_released_have_no_official_form(variant):
     with pytest.raises(ConversionError, match="base_to_siamese_im writes its base alone"):
-        to_siamese_im(tiny_siamese(**arm))
+        to_siamese_im(tiny_siamese(**variant))
 
 
 @pytest.mark.parametrize("layout", ["pre-trained", "fine-tuned"])
@@ -234,17 +241,17 @@ def test_converted_backbone_is_stock_and_carries_its_licence(state, tmp_path, ca
 
 def test_whole_model_goes_on_from_a_checkpoint(state, tmp_path, capsys):
     torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "sim.pth")
-    convert_checkpoint(tmp_path / "sim.pth", tmp_path / "whole", whole=True, **SHAPES)
+    convert_checkpoint(tmp_path / "sim.pth", tmp_path / "whole", for_pretraining=True, **SHAPES)
     loaded = SiameseIMForPreTraining.from_pretrained(tmp_path / "whole")
     direct = from_siamese_im(Checkpoint(state), **SHAPES)
     views = siamese_views()
     assert torch.equal(loaded.train()(**views).loss, direct.train()(**views).loss)
     assert "license: cc-by-nc-4.0" in (tmp_path / "whole" / "README.md").read_text()
     torch.save({"model": fine_tuned(state)}, tmp_path / "tuned.pth")
-    assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "x"), "--whole"]) == 2
+    assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "x"), "--for-pretraining"]) == 2
     assert "no teacher, projector and decoder" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "nowhere.pth"), str(tmp_path / "x")]) == 2
-    assert main(["convert", str(tmp_path / "sim.pth"), str(tmp_path / "x"), "--heads", "3"]) == 2
+    assert main(["convert", str(tmp_path / "sim.pth"), str(tmp_path / "x"), "--num-attention-heads", "3"]) == 2
     assert "3 attention heads do not divide the width 16" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from hssl_hf.data.augmentation import Augmentation, MaskConfig, ViewConfig, identify, keyed_generator, random_crops
+from hssl_hf.data.augmentation import Augmentation, MaskConfig, ViewConfig, image_key, keyed_generator, random_crops
 from hssl_hf.data.decode import decode
 from hssl_hf.data.stream import EncodedImage
 from hssl_hf.data.views import collate
 from hssl_hf.modules.position_embeddings import relative_coordinates, relative_geometry
 from tests.data.test_stream import png
 
-SMALL = ViewConfig(global_size=28, local_size=14, local_number=2)
+SMALL = ViewConfig(global_crop_size=28, local_crop_size=14, num_local_crops=2)
 
 
 def test_views_depend_on_seed_epoch_image_and_view_alone():
@@ -25,28 +25,28 @@ def test_views_depend_on_seed_epoch_image_and_view_alone():
     again = augmentation(other, epoch=2, identity=99)
     assert all(torch.equal(first[name], again[name]) for name in first)
     for change in ({"epoch": 3, "identity": 99}, {"epoch": 2, "identity": 98}):
-        assert not torch.equal(first["global_pixels"], augmentation(other, **change)["global_pixels"])
+        assert not torch.equal(first["pixel_values"], augmentation(other, **change)["pixel_values"])
     seeded = Augmentation(SMALL, MaskConfig(), grid=(4, 4), seed=2)(other, epoch=2, identity=99)
-    assert not torch.equal(first["global_pixels"], seeded["global_pixels"])
-    assert not torch.equal(first["global_colours"][0], first["global_colours"][1])
+    assert not torch.equal(first["pixel_values"], seeded["pixel_values"])
+    assert not torch.equal(first["global_color_ops"][0], first["global_color_ops"][1])
 
 
 def test_views_of_one_image_have_randomness_of_their_own():
-    same = ViewConfig(global_size=28, local_number=0, global_blur=(0.5, 0.5), global_solarize=(0.5, 0.5))
-    sample = Augmentation(same, MaskConfig(ratios=(0.4,), spreads=(0.0,)), grid=(7, 7))(decode(png(7, 40)), 0, 1)
-    for name in ("global_colours", "masks"):
+    same = ViewConfig(global_crop_size=28, num_local_crops=0, global_crop_blur=(0.5, 0.5), global_crop_solarize=(0.5, 0.5))
+    sample = Augmentation(same, MaskConfig(ratios=(0.4,), ratio_jitter=(0.0,)), grid=(7, 7))(decode(png(7, 40)), 0, 1)
+    for name in ("global_color_ops", "bool_masked_pos"):
         assert not torch.equal(*sample[name]), name
 
 
 def test_shapes_and_types():
     sample = Augmentation(SMALL, MaskConfig(), grid=(4, 4))(torch.zeros(3, 40, 30, dtype=torch.uint8), 0, 0)
     views = collate([{**sample, "corrupt": ["x"]}, {**sample, "corrupt": []}])
-    assert views.global_pixels.shape == (2, 2, 3, 28, 28) and views.global_pixels.dtype == torch.uint8
-    assert views.local_pixels.shape == (2, 2, 3, 14, 14) and views.masks.shape == (2, 2, 4, 4)
-    assert torch.equal(views.masked_indices, views.masks.flatten().nonzero().flatten())
+    assert views.pixel_values.shape == (2, 2, 3, 28, 28) and views.pixel_values.dtype == torch.uint8
+    assert views.local_pixel_values.shape == (2, 2, 3, 14, 14) and views.bool_masked_pos.shape == (2, 2, 4, 4)
+    assert torch.equal(views.mask_indices, views.bool_masked_pos.flatten().nonzero().flatten())
     assert views.corrupt == ("x",)
-    coloured = views.coloured(SMALL)
-    assert coloured.global_pixels.dtype == torch.float32 and coloured.global_colours is None
+    colored = views.augment_and_normalize(SMALL)
+    assert colored.pixel_values.dtype == torch.float32 and colored.global_color_ops is None
 
 
 def test_crops_have_torchvisions_distribution():
@@ -73,11 +73,11 @@ def test_crops_lie_inside_even_thin_images():
 
 def test_half_of_the_views_are_flipped():
     ramp = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64)
-    augmentation = Augmentation(ViewConfig(global_size=16, local_number=0))
+    augmentation = Augmentation(ViewConfig(global_crop_size=16, num_local_crops=0))
     flipped = [
         bool(pixels[0, 0, 0] > pixels[0, -1, 0])
         for identity in range(400)
-        for pixels in augmentation(ramp, 0, identity)["global_pixels"]
+        for pixels in augmentation(ramp, 0, identity)["pixel_values"]
     ]
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.05)
 
@@ -86,32 +86,37 @@ def test_crops_say_where_every_pixel_comes_from():
     """An image whose pixels hold their own row and column, against the geometry that comes with its views, mirrored or not."""
     rows, columns = torch.meshgrid(torch.arange(120), torch.arange(200), indexing="ij")
     image = torch.stack([rows, columns, rows]).to(torch.uint8)
-    augmentation = Augmentation(ViewConfig(global_size=16, local_number=0, global_scale=(0.2, 0.6)))
+    augmentation = Augmentation(ViewConfig(global_crop_size=16, num_local_crops=0, global_crop_scale=(0.2, 0.6)))
     mirrored = 0
     for identity in range(60):
         sample = augmentation(image, 0, identity)
         for view in range(2):
             y, x = relative_coordinates(
-                relative_geometry(torch.tensor([0.0, 0.0, 120.0, 200.0, 0.0]), sample["crops"][view]), (16, 16)
+                relative_geometry(torch.tensor([0.0, 0.0, 120.0, 200.0, 0.0]), sample["crop_boxes"][view]), (16, 16)
             )
             y, x = (y + 0.5) * 120 / 16 - 0.5, (x + 0.5) * 200 / 16 - 0.5  # patches of the whole image -> pixels
-            pixels = sample["global_pixels"][view].permute(2, 0, 1).float()
+            pixels = sample["pixel_values"][view].permute(2, 0, 1).float()
             torch.testing.assert_close(pixels[0, :, 8][2:14], y[2:14], atol=1.0, rtol=0)
             torch.testing.assert_close(pixels[1, 8][2:14], x[2:14], atol=1.0, rtol=0)
-            mirrored += int(sample["crops"][view, 4])
+            mirrored += int(sample["crop_boxes"][view, 4])
     assert 40 < mirrored < 80
 
 
 def test_only_the_views_asked_for_are_masked():
-    image, masks = decode(png(7, 40)), MaskConfig(shape="counted_block", ratios=(0.6,), spreads=(0.0,))
+    image, masks = decode(png(7, 40)), MaskConfig(shape="fixed_count_block", ratios=(0.6,), ratio_jitter=(0.0,))
     samples = [Augmentation(SMALL, masks, (4, 4), masked_views=count)(image, 0, 1) for count in (0, 1, None)]
-    assert samples[0]["masks"] is None
-    assert samples[1]["masks"].shape == (1, 4, 4) and samples[1]["masks"].sum() == 10
-    assert torch.equal(samples[2]["masks"][0], samples[1]["masks"][0]) and samples[2]["masks"].shape == (2, 4, 4)
-    assert all(torch.equal(samples[0][name], samples[2][name]) for name in ("global_pixels", "crops", "local_pixels"))
+    assert samples[0]["bool_masked_pos"] is None
+    assert samples[1]["bool_masked_pos"].shape == (1, 4, 4) and samples[1]["bool_masked_pos"].sum() == 10
+    assert torch.equal(samples[2]["bool_masked_pos"][0], samples[1]["bool_masked_pos"][0]) and samples[2][
+        "bool_masked_pos"
+    ].shape == (2, 4, 4)
+    assert all(torch.equal(samples[0][name], samples[2][name]) for name in ("pixel_values", "crop_boxes", "local_pixel_values"))
     views = collate([{**samples[1], "corrupt": []}] * 3)
-    assert views.masked_indices.view(3, 10).remainder(16).unique().numel() == 10 and views.crops.shape == (2, 3, 5)
-    assert set(views.tensors()) >= {"global_pixels", "masks", "masked_indices", "crops"} and "corrupt" not in views.tensors()
+    assert views.mask_indices.view(3, 10).remainder(16).unique().numel() == 10 and views.crop_boxes.shape == (2, 3, 5)
+    assert (
+        set(views.tensors()) >= {"pixel_values", "bool_masked_pos", "mask_indices", "crop_boxes"}
+        and "corrupt" not in views.tensors()
+    )
 
 
 def test_a_photograph_decoded_at_a_fraction_gives_nearly_the_same_views():
@@ -122,10 +127,10 @@ def test_a_photograph_decoded_at_a_fraction_gives_nearly_the_same_views():
         buffer, "JPEG", quality=95
     )
     encoded = EncodedImage(buffer.getvalue(), "large", epoch=1)
-    augmentation = Augmentation(ViewConfig(global_size=64, local_size=24, local_number=4))
-    reduced = augmentation.of(encoded)
-    whole = augmentation(decode(encoded.data), 1, identify(encoded.data))
-    assert torch.equal(reduced["crops"], whole["crops"]), "in pixels of the whole image"
-    for name in ("global_pixels", "local_pixels"):
+    augmentation = Augmentation(ViewConfig(global_crop_size=64, local_crop_size=24, num_local_crops=4))
+    reduced = augmentation.decode_and_augment(encoded)
+    whole = augmentation(decode(encoded.data), 1, image_key(encoded.data))
+    assert torch.equal(reduced["crop_boxes"], whole["crop_boxes"]), "in pixels of the whole image"
+    for name in ("pixel_values", "local_pixel_values"):
         difference = (reduced[name].float() - whole[name].float()).abs()
         assert 0 < difference.mean() < 2.5 and difference.max() < 60, name

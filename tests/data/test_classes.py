@@ -8,7 +8,7 @@ import pytest
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.source import Source, StreamError, count_images
 from hssl_hf.data.stream import ImageStream
-from hssl_hf.evaluation.features import LabelledImages
+from hssl_hf.evaluation.features import LabeledImages
 from tests.conftest import ROOT
 from tests.data.test_stream import png
 
@@ -36,19 +36,19 @@ def animals(tmp_path):
 
 def test_only_images_of_these_classes_come(animals):
     expected = {png(i) for i in range(40) if i % 4 >= 2}
-    stream = ImageStream(animals, window=8)
+    stream = ImageStream(animals, shuffle_buffer_size=8)
     assert {image.data for image in islice(stream, 20)} == expected and count_images(animals) == 20
-    two = [ImageStream(animals, rank=rank, world_size=2, window=8) for rank in (0, 1)]
+    two = [ImageStream(animals, rank=rank, world_size=2, shuffle_buffer_size=8) for rank in (0, 1)]
     halves = [[image.data for image in islice(stream, 10)] for stream in two]
     assert set(halves[0]) | set(halves[1]) == expected and not set(halves[0]) & set(halves[1])
-    assert {label for _, label in LabelledImages(animals)} == {2, 3}
+    assert {label for _, label in LabeledImages(animals)} == {2, 3}
 
 
 def test_an_interrupted_stream_goes_on_where_it_was(animals):
-    whole = [image.data for image in islice(ImageStream(animals, window=8), 33)]
-    first = ImageStream(animals, window=8)
+    whole = [image.data for image in islice(ImageStream(animals, shuffle_buffer_size=8), 33)]
+    first = ImageStream(animals, shuffle_buffer_size=8)
     begun = [image.data for image in islice(first, 13)]
-    second = ImageStream(animals, window=8)
+    second = ImageStream(animals, shuffle_buffer_size=8)
     second.load_state_dict(first.state_dict())
     assert begun + [image.data for image in islice(second, 20)] == whole
 
@@ -58,7 +58,7 @@ def test_wordnet_ids_are_found_in_a_dataset_that_names_its_thousand_classes_othe
     names = [f"class {i}" for i in range(1000)]
     where = write(tmp_path / "data", names, [0, 1, 2, 3, 997, 999])
     source = Source(where, classes=str(S300))
-    found = {image.data for image in islice(ImageStream(source, window=1), 3)}
+    found = {image.data for image in islice(ImageStream(source, shuffle_buffer_size=1), 3)}
     assert found == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
 
 

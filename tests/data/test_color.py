@@ -1,4 +1,4 @@
-"""Colour operations against torchvision's own, value by value and in distribution."""
+"""Color operations against torchvision's own, value by value and in distribution."""
 
 import math
 
@@ -45,20 +45,20 @@ def test_jitters_equal_torchvision(name, textures):
     torch.testing.assert_close(ours(textures, strengths.view(-1, 1, 1, 1)), expected, atol=2e-6, rtol=0)
 
 
-def test_hue_keeps_grey_images():
-    grey = torch.rand(2, 1, 5, 5).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(color_torch.hue(grey, torch.full((2, 1, 1, 1), 0.3)), grey)
+def test_hue_keeps_gray_images():
+    gray = torch.rand(2, 1, 5, 5).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(color_torch.hue(gray, torch.full((2, 1, 1, 1), 0.3)), gray)
 
 
 def test_solarize_equals_torchvision(textures):
     pixels = (textures * 255).to(torch.uint8)
     drawn = torch.tensor([0.0, 1, 2, 3, 1, 1, 1, 0, 0, 0, 1]).expand(1, 6, -1)
     expected = torch.stack([reference.solarize(image, 128) for image in pixels]).float() / 255
-    torch.testing.assert_close(color_torch.colour(pixels[None], drawn, (0, 0, 0), (1, 1, 1))[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(color_torch.color(pixels[None], drawn, (0, 0, 0), (1, 1, 1))[0], expected, atol=1e-6, rtol=0)
 
 
-def test_grey_equals_torchvision(textures):
-    torch.testing.assert_close(color_torch.grey(textures), reference.rgb_to_grayscale(textures), atol=1e-6, rtol=0)
+def test_gray_equals_torchvision(textures):
+    torch.testing.assert_close(color_torch.gray(textures), reference.rgb_to_grayscale(textures), atol=1e-6, rtol=0)
 
 
 def test_blur_equals_torchvision_with_a_sigma_for_every_image(textures):
@@ -74,14 +74,14 @@ def test_blur_equals_torchvision_with_a_sigma_for_every_image(textures):
 
 def draw(config=None, blur=0.5, solarize=0.2, count=4000):
     chances = np.full(count, blur), np.full(count, solarize)
-    return torch.from_numpy(C.draw_colours(config or ViewConfig(), *chances, np.random.default_rng(0)))
+    return torch.from_numpy(C.draw_colors(config or ViewConfig(), *chances, np.random.default_rng(0)))
 
 
 def test_draws_have_the_stated_chances_and_ranges():
     drawn = draw()
     jittered = drawn[:, C.BRIGHTNESS] != 1
     assert jittered.float().mean() == pytest.approx(0.8, abs=0.02)
-    assert drawn[:, C.GREY].mean() == pytest.approx(0.2, abs=0.02)
+    assert drawn[:, C.GRAY].mean() == pytest.approx(0.2, abs=0.02)
     assert (drawn[:, C.SIGMA] > 0).float().mean() == pytest.approx(0.5, abs=0.025)
     assert drawn[:, C.SOLARIZE].mean() == pytest.approx(0.2, abs=0.02)
     sigma = drawn[:, C.SIGMA][drawn[:, C.SIGMA] > 0]
@@ -104,7 +104,7 @@ def test_every_operation_lands_on_its_own_image(textures):
     drawn = torch.zeros(6, C.WIDTH)
     drawn[:, C.ORDER] = torch.tensor([3.0, 1.0, 0.0, 2.0])
     drawn[:, [C.BRIGHTNESS, C.CONTRAST, C.SATURATION]] = 1.0
-    drawn[0, C.BRIGHTNESS], drawn[1, C.HUE], drawn[2, C.GREY] = 1.3, 0.05, 1
+    drawn[0, C.BRIGHTNESS], drawn[1, C.HUE], drawn[2, C.GRAY] = 1.3, 0.05, 1
     drawn[3, C.SIGMA], drawn[4, C.SOLARIZE] = 1.5, 1
     drawn[5, C.HUE], drawn[5, C.CONTRAST] = 0.1, 0.7
     clean = pixels.float() / 255
@@ -112,17 +112,17 @@ def test_every_operation_lands_on_its_own_image(textures):
     expected = clean.clone()
     expected[0:1] = color_torch.brightness(clean[0:1], 1.3 * one)
     expected[1:2] = color_torch.hue(clean[1:2], 0.05 * one)
-    expected[2:3] = color_torch.grey(clean[2:3]).expand(-1, 3, -1, -1)
+    expected[2:3] = color_torch.gray(clean[2:3]).expand(-1, 3, -1, -1)
     expected[3:4] = color_torch.blur(clean[3:4], 1.5 * one, radius=5)
     expected[4] = torch.where(clean[4] >= 0.5, 1 - clean[4], clean[4])
     expected[5:6] = color_torch.contrast(color_torch.hue(clean[5:6], 0.1 * one), 0.7 * one)
     expected = (expected - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    found = color_torch.colour(pixels[None], drawn[None], IMAGENET_MEAN, IMAGENET_STD)[0]
+    found = color_torch.color(pixels[None], drawn[None], IMAGENET_MEAN, IMAGENET_STD)[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def statistics(batch):
-    """Mean and spread of each channel, and of the differences between neighbouring pixels (sharpness)."""
+    """Mean and spread of each channel, and of the differences between neighboring pixels (sharpness)."""
     edges = (batch[..., 1:] - batch[..., :-1]).abs().mean((1, 2, 3))
     return torch.tensor([batch.mean(), batch.mean((2, 3)).std(), batch.std((2, 3)).mean(), edges.mean(), edges.std()])
 
@@ -131,9 +131,9 @@ def test_jitter_has_torchvisions_statistics_on_photographs(images):
     torch.manual_seed(0)
     jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
     theirs = torch.cat([torch.stack([jitter(image) for image in images]) for _ in range(60)])
-    drawn = draw(ViewConfig(grey_probability=0), blur=0, solarize=0, count=60 * len(images))
+    drawn = draw(ViewConfig(gray_probability=0), blur=0, solarize=0, count=60 * len(images))
     pixels = (images.repeat(60, 1, 1, 1) * 255).to(torch.uint8)
-    ours = color_torch.colour(pixels[None], drawn[None], (0, 0, 0), (1, 1, 1))[0]
+    ours = color_torch.color(pixels[None], drawn[None], (0, 0, 0), (1, 1, 1))[0]
     torch.testing.assert_close(statistics(ours), statistics(theirs), rtol=0.05, atol=0.003)
 
 
@@ -155,7 +155,7 @@ def test_blur_has_pillows_statistics_on_photographs(images):
 def test_embedded_images_survive_every_operation():
     rows = next(iter(load_source(Source(str(SAMPLE))).iter(batch_size=16)))["image"]
     pixels = torch.stack([decode(row["bytes"]) for row in rows])
-    found = color_torch.colour(pixels[None], draw(count=16)[None], IMAGENET_MEAN, IMAGENET_STD)
+    found = color_torch.color(pixels[None], draw(count=16)[None], IMAGENET_MEAN, IMAGENET_STD)
     assert found.shape == (1, 16, 3, 28, 28) and found.isfinite().all()
 
 
@@ -166,13 +166,13 @@ def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
     """
     pixels = (images * 255).to(torch.uint8).repeat(8, 1, 1, 1)[None]
     drawn = draw(count=pixels.shape[1])[None]
-    tolerances = {"brightness": 1, "contrast": 1.5, "saturation": 2, "hue": 12, "grey": 1, "blur": 1.5, "solarize": 1}
+    tolerances = {"brightness": 1, "contrast": 1.5, "saturation": 2, "hue": 12, "gray": 1, "blur": 1.5, "solarize": 1}
     columns = {
         "brightness": 4,
         "contrast": 5,
         "saturation": 6,
         "hue": 7,
-        "grey": C.GREY,
+        "gray": C.GRAY,
         "blur": C.SIGMA,
         "solarize": C.SOLARIZE,
     }
@@ -181,10 +181,10 @@ def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
         alone[..., C.ORDER] = drawn[..., C.ORDER]
         alone[..., C.STRENGTHS] = torch.tensor(C.NEUTRAL)
         alone[..., column] = drawn[..., column]
-        ours, theirs = (module.colour(pixels, alone, (0, 0, 0), (1, 1, 1)) for module in (color_opencv, color_torch))
+        ours, theirs = (module.color(pixels, alone, (0, 0, 0), (1, 1, 1)) for module in (color_opencv, color_torch))
         assert 255 * (ours - theirs).abs().max() <= tolerances[name], name
         assert 255 * (ours - theirs).mean().abs() < 0.3 and 255 * (ours - theirs).abs().mean() < 1, name
         assert (alone[..., column] == 0).all() or not torch.equal(ours, pixels.float() / 255), name
-    ours, theirs = (module.colour(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (color_opencv, color_torch))
+    ours, theirs = (module.color(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (color_opencv, color_torch))
     difference = 255 * 0.225 * (ours - theirs).abs()
     assert difference.mean() < 0.8 and difference.flatten()[::7].quantile(0.999) < 8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hssl_hf.data.decode import CorruptImageError, Picture, decode
+from hssl_hf.data.decode import CorruptImageError, LazyImage, decode
 from tests.data.test_stream import png
 
 
@@ -15,7 +15,7 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
 
 
 @pytest.fixture
-def colours() -> Image.Image:
+def colors() -> Image.Image:
     """Left half red, right half blue, upper quarter green."""
     array = np.zeros((32, 48, 3), np.uint8)
     array[:, :24, 0] = array[:, 24:, 2] = 200
@@ -27,15 +27,15 @@ def colours() -> Image.Image:
     ("form", "mode"),
     [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("GIF", "P")],
 )
-def test_decodes_every_mode_to_the_same_colours(colours, form, mode):
-    pixels = decode(encoded(colours.convert(mode), form)).int()
+def test_decodes_every_mode_to_the_same_colors(colors, form, mode):
+    pixels = decode(encoded(colors.convert(mode), form)).int()
     assert pixels.shape == (3, 32, 48)
     for place, expected in (((20, 8), (200, 0, 0)), ((20, 40), (0, 0, 200)), ((3, 24), (0, 200, 0))):
         np.testing.assert_allclose(pixels[:, place[0], place[1]], expected, atol=12)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_decodes_grey_images(form):
+def test_decodes_gray_images(form):
     pixels = decode(encoded(Image.fromarray(np.full((5, 4), 77, np.uint8)), form))
     assert pixels.shape == (3, 5, 4) and (pixels == 77).all()
 
@@ -47,13 +47,13 @@ def test_decodes_16_bits_by_scaling():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turns_images_upright(colours, form, orientation):
+def test_turns_images_upright(colors, form, orientation):
     """As Pillow's own `exif_transpose` does."""
     from PIL import ImageOps
 
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(colours, form, exif=exif)
+    data = encoded(colors, form, exif=exif)
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))).transpose(2, 0, 1)
     np.testing.assert_allclose(decode(data).int(), expected.astype(int), atol=12)
 
@@ -77,7 +77,7 @@ def test_large_jpegs_are_decoded_at_a_fraction(excess, divisor, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(np.stack([np.broadcast_to(ramp, (480, 640))] * 3, -1)), "JPEG", quality=95, exif=exif)
-    picture = Picture(data)
+    picture = LazyImage(data)
     assert picture.size == ((480, 640) if orientation == 1 else (640, 480))
     pixels = picture.decode(excess)
     assert pixels.shape == (3, picture.size[0] // divisor, picture.size[1] // divisor)
@@ -86,4 +86,4 @@ def test_large_jpegs_are_decoded_at_a_fraction(excess, divisor, orientation):
 
 
 def test_other_formats_are_decoded_whole():
-    assert Picture(png(3, 40)).decode(excess=100).shape == (3, 40, 40)
+    assert LazyImage(png(3, 40)).decode(excess=100).shape == (3, 40, 40)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hssl_hf.data.masking import block_mask, counted_block_mask, draw_ratio, random_mask
+from hssl_hf.data.masking import block_mask, draw_ratio, fixed_count_block_mask, random_mask
 
 GRIDS = st.tuples(st.integers(2, 20), st.integers(2, 20))
 
@@ -36,7 +36,7 @@ def test_block_masks_have_the_reference_statistics():
 
 
 def test_block_masks_are_as_clustered_as_the_reference(golden):
-    """Where blocks lie: how often neighbours are hidden together, against masks of the official loader."""
+    """Where blocks lie: how often neighbors are hidden together, against masks of the official loader."""
     reference = golden("base_methods")["mask/block_global"].reshape(-1, 14, 14)
     ours = draw(4000)
 
@@ -50,15 +50,15 @@ def test_block_masks_are_as_clustered_as_the_reference(golden):
 
 
 @given(GRIDS, st.floats(0, 1), st.integers(0, 999))
-def test_counted_block_mask_hides_exactly_its_share(grid, ratio, seed):
-    mask = counted_block_mask(grid, ratio, np.random.default_rng(seed))
+def test_fixed_count_block_mask_hides_exactly_its_share(grid, ratio, seed):
+    mask = fixed_count_block_mask(grid, ratio, np.random.default_rng(seed))
     assert mask.shape == grid and mask.dtype == bool and mask.sum() == round(ratio * grid[0] * grid[1])
 
 
-def test_counted_block_masks_have_the_reference_statistics(golden):
+def test_fixed_count_block_masks_have_the_reference_statistics(golden):
     """Where patches are hidden, and how ragged masks are, against 20,000 official masks of 118 of 196 patches."""
     data, rng = golden("siameseim"), np.random.default_rng(0)
-    masks = np.array([counted_block_mask((14, 14), 0.6, rng) for _ in range(8000)])
+    masks = np.array([fixed_count_block_mask((14, 14), 0.6, rng) for _ in range(8000)])
     assert (masks.sum((1, 2)) == 118).all()
     frequency = masks.mean(0)
     np.testing.assert_allclose(frequency, data["mask/freq_n118_20000"], atol=0.03)
@@ -68,7 +68,7 @@ def test_counted_block_masks_have_the_reference_statistics(golden):
     np.testing.assert_allclose(edges.std(1).mean(), data["mask/edges_std_n118"].mean(), rtol=0.05)
 
 
-def test_counted_block_masks_are_those_of_the_reference_before_single_patches_are_added(golden):
+def test_fixed_count_block_masks_are_those_of_the_reference_before_single_patches_are_added(golden):
     """How many patches blocks alone hide: mean, least, most, share of full counts, standard deviation."""
     reference, rng = golden("siameseim")["mask/count_without_fixing"], np.random.default_rng(1)
     counts = np.array([block_mask((14, 14), 118.5 / 196, rng).sum() for _ in range(4000)])

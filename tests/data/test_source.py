@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hssl_hf.data.source import Source, StreamError, expand
+from hssl_hf.data.source import Source, StreamError, expand_braces
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.evaluation.encoder import load_encoder
 from tests.data.test_stream import png, write_parquet
@@ -42,7 +42,7 @@ def source(server, form: str) -> Source:
 
 
 def stream(server, form: str) -> ImageStream:
-    return ImageStream(source(server, form), window=16, backoff_seconds=0)
+    return ImageStream(source(server, form), shuffle_buffer_size=16, backoff_seconds=0)
 
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])
@@ -69,7 +69,7 @@ def test_a_server_that_fails_for_a_while_loses_nothing(server, form, fault):
 @settings(max_examples=50)
 @given(st.integers(0, 300), st.integers(0, 30), st.integers(1, 5))
 def test_ranges_of_urls(first, count, digits):
-    urls = expand(f"https://host/a-{{{first:0{digits}d}..{first + count:0{digits}d}}}.tar")
+    urls = expand_braces(f"https://host/a-{{{first:0{digits}d}..{first + count:0{digits}d}}}.tar")
     assert urls == [f"https://host/a-{number:0{digits}d}.tar" for number in range(first, first + count + 1)]
 
 

@@ -46,14 +46,14 @@ def parquet(tmp_path_factory):
 
 
 def test_an_epoch_has_every_image_once_in_a_shuffled_order(parquet):
-    names = [image.name for image in first_epoch(parquet, seed=1, window=16)]
+    names = [image.name for image in first_epoch(parquet, seed=1, shuffle_buffer_size=16)]
     assert Counter(names) == Counter(f"{i}.png" for i in range(50))
-    assert names != [image.name for image in first_epoch(parquet, seed=2, window=16)]
-    assert names == [image.name for image in first_epoch(parquet, seed=1, window=16)]
+    assert names != [image.name for image in first_epoch(parquet, seed=2, shuffle_buffer_size=16)]
+    assert names == [image.name for image in first_epoch(parquet, seed=1, shuffle_buffer_size=16)]
 
 
 def test_epochs_differ_and_never_end(parquet):
-    images = list(islice(ImageStream(parquet, window=16), 150))
+    images = list(islice(ImageStream(parquet, shuffle_buffer_size=16), 150))
     epochs = [[i.name for i in images if i.epoch == epoch] for epoch in range(3)]
     assert [len(epoch) for epoch in epochs] == [50, 50, 50]
     assert epochs[0] != epochs[1] != epochs[2]
@@ -62,14 +62,14 @@ def test_epochs_differ_and_never_end(parquet):
 @pytest.mark.parametrize("readers", [1, 2, 3, 4, 7, 12])
 def test_readers_share_an_epoch_without_overlap(parquet, readers):
     """4 shards among up to 12 readers: dealt out where there are enough, else split by rows."""
-    names = [i.name for r in range(readers) for i in first_epoch(parquet, rank=r, world_size=readers, window=8)]
+    names = [i.name for r in range(readers) for i in first_epoch(parquet, rank=r, world_size=readers, shuffle_buffer_size=8)]
     assert Counter(names) == Counter(f"{i}.png" for i in range(50))
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 170), st.integers(1, 60), st.integers(1, 3))
 def test_resumes_exactly_at_any_image(parquet, stop, window, readers):
-    arguments = {"seed": 3, "window": window, "world_size": readers, "rank": readers - 1}
+    arguments = {"seed": 3, "shuffle_buffer_size": window, "world_size": readers, "rank": readers - 1}
     whole = list(islice(ImageStream(parquet, **arguments), stop + 70))
     stream = ImageStream(parquet, **arguments)
     iterator = iter(stream)
@@ -86,38 +86,38 @@ def test_other_numbers_of_readers_go_on_without_loss_or_repetition(parquet, data
     window, seen = data.draw(st.integers(1, 30)), []
     states, readers = None, data.draw(st.integers(1, 6))
     for _ in range(3):
-        streams = [ImageStream(parquet, seed=3, window=window, rank=r, world_size=readers) for r in range(readers)]
+        streams = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=readers) for r in range(readers)]
         for stream in streams:
             if states:
-                stream.inherit(states)
+                stream.reshard_from(states)
             seen += [(i.epoch, i.name) for i in islice(stream, data.draw(st.integers(0, 40)))]
-            copy = ImageStream(parquet, seed=3, window=window)
+            copy = ImageStream(parquet, seed=3, shuffle_buffer_size=window)
             copy.load_state_dict(stream.state_dict())
             assert copy.state_dict() == stream.state_dict()
         states, readers = [stream.state_dict() for stream in streams], data.draw(st.integers(1, 6))
-    final = [ImageStream(parquet, seed=3, window=window, rank=r, world_size=readers) for r in range(readers)]
+    final = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=readers) for r in range(readers)]
     last = max(epoch for epoch, _ in seen) if seen else 0
     for stream in final:
-        stream.inherit(states)
+        stream.reshard_from(states)
         seen += [(i.epoch, i.name) for i in takewhile(lambda i: i.epoch <= last + 1, stream)]
     complete = Counter((epoch, f"{i}.png") for epoch in range(last + 2) for i in range(50))
     assert Counter(seen) == complete
 
 
-def test_what_is_inherited_is_resumed_exactly(parquet):
-    before = [ImageStream(parquet, seed=3, window=8, rank=r, world_size=3) for r in range(3)]
+def test_what_is_resharded_is_resumed_exactly(parquet):
+    before = [ImageStream(parquet, seed=3, shuffle_buffer_size=8, rank=r, world_size=3) for r in range(3)]
     for count, stream in zip((5, 30, 12), before, strict=True):
         list(islice(stream, count))
     states = [stream.state_dict() for stream in before]
 
     def heir():
-        stream = ImageStream(parquet, seed=3, window=8, rank=1, world_size=2)
-        stream.inherit(states)
+        stream = ImageStream(parquet, seed=3, shuffle_buffer_size=8, rank=1, world_size=2)
+        stream.reshard_from(states)
         return stream
 
     whole = list(islice(heir(), 80))
     for stop in (0, 3, 9, 20, 50):
-        stopped, again = heir(), ImageStream(parquet, seed=3, window=8, rank=1, world_size=2)
+        stopped, again = heir(), ImageStream(parquet, seed=3, shuffle_buffer_size=8, rank=1, world_size=2)
         assert list(islice(stopped, stop)) == whole[:stop]
         again.load_state_dict(stopped.state_dict())
         assert list(islice(again, 80 - stop)) == whole[stop:]
@@ -127,7 +127,7 @@ def test_what_is_inherited_is_resumed_exactly(parquet):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumes_exactly_behind_a_loader(parquet, workers):
     def loader():
-        stream = ImageStream(parquet, seed=5, window=8)
+        stream = ImageStream(parquet, seed=5, shuffle_buffer_size=8)
         return StatefulDataLoader(stream, batch_size=4, num_workers=workers, collate_fn=lambda x: [i.name for i in x])
 
     whole, stopped, resumed = loader(), loader(), loader()
@@ -161,7 +161,7 @@ def test_reads_every_form(tmp_path, form):
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
     source = Source(str(path), streaming=streaming)
-    images = first_epoch(source, window=2)
+    images = first_epoch(source, shuffle_buffer_size=2)
     assert sorted(image.data for image in images) == sorted(png(i) for i in range(6))
     assert count_images(source) == 6
 
@@ -217,7 +217,7 @@ def test_damaged_shard_is_named(tmp_path):
 
 
 def test_a_broken_connection_is_opened_again_where_it_broke(parquet, monkeypatch):
-    stream, failures = ImageStream(parquet, window=1, backoff_seconds=0), []
+    stream, failures = ImageStream(parquet, shuffle_buffer_size=1, backoff_seconds=0), []
     stream.reopen_attempts = 5  # as for a source that is not on this machine
     plain = datasets.IterableDataset.iter
 

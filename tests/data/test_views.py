@@ -6,14 +6,14 @@ import torch
 from hssl_hf.data.augmentation import Augmentation, ViewConfig
 from hssl_hf.data.source import Source
 from hssl_hf.data.stream import EncodedImage, ImageStream
-from hssl_hf.data.views import CorruptShareError, ViewStream
+from hssl_hf.data.views import TooManyCorruptImagesError, ViewStream
 from tests.data.test_augmentation import SMALL
 from tests.data.test_stream import png, write_parquet
 
 
 def test_unequal_lists_of_views_are_refused():
     with pytest.raises(ValueError, match=r"one chance per global view, got 1 .* and 2"):
-        ViewConfig(global_blur=(1.0,))
+        ViewConfig(global_crop_blur=(1.0,))
 
 
 class Endless:
@@ -31,7 +31,7 @@ class Endless:
 
 
 def test_corrupt_images_are_skipped_and_named():
-    stream = ViewStream(Endless(5), Augmentation(SMALL), corrupt_share=0.5)
+    stream = ViewStream(Endless(5), Augmentation(SMALL), max_corrupt_fraction=0.5)
     samples = list(islice(stream, 10))
     assert [name for sample in samples for name in sample["corrupt"]] == ["image 4", "image 9"]
     assert stream.state_dict() == {"images": {}, "read": 12, "corrupt": 2}
@@ -42,11 +42,11 @@ def test_a_share_is_always_the_same_images():
     images = [EncodedImage(str(number).encode(), str(number), 0) for number in range(600)]
 
     class Kept(Augmentation):
-        def of(self, encoded):
+        def decode_and_augment(self, encoded):
             return {"name": encoded.name}
 
     def chosen(part, share):
-        return [sample["name"] for sample in ViewStream(part, Kept(SMALL), share=share)]
+        return [sample["name"] for sample in ViewStream(part, Kept(SMALL), fraction=share)]
 
     third = chosen(images, 1 / 3)
     assert 150 < len(third) < 250 and set(chosen(images[::2], 1 / 3)) == set(third) & {image.name for image in images[::2]}
@@ -54,18 +54,18 @@ def test_a_share_is_always_the_same_images():
 
 
 def test_too_many_corrupt_images_stop_the_stream_with_a_name():
-    with pytest.raises(CorruptShareError, match=r"20 of 100 .* data.corrupt_share=0.1.*'image 99'"):
-        list(islice(ViewStream(Endless(5), Augmentation(SMALL), corrupt_share=0.1), 500))
+    with pytest.raises(TooManyCorruptImagesError, match=r"20 of 100 .* data.max_corrupt_fraction=0.1.*'image 99'"):
+        list(islice(ViewStream(Endless(5), Augmentation(SMALL), max_corrupt_fraction=0.1), 500))
 
 
 def test_same_image_same_views_whatever_the_number_of_readers(tmp_path):
     source = Source(str(write_parquet(tmp_path, images=40, shards=4)))
 
     def views(rank, world_size, count):
-        arguments = {"rank": rank, "world_size": world_size, "window": 16}
+        arguments = {"rank": rank, "world_size": world_size, "shuffle_buffer_size": 16}
         names = [image.name for image in islice(ImageStream(source, **arguments), count)]
         samples = islice(ViewStream(ImageStream(source, **arguments), Augmentation(SMALL)), count)
-        return {name: sample["global_pixels"] for name, sample in zip(names, samples, strict=True)}
+        return {name: sample["pixel_values"] for name, sample in zip(names, samples, strict=True)}
 
     alone, second = views(0, 1, 40), views(1, 2, 20)
     assert len(second) == 20 and all(torch.equal(alone[name], pixels) for name, pixels in second.items())

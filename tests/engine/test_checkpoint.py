@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hssl_hf.engine.checkpoint import CheckpointError, Checkpoints
-from hssl_hf.runs.run_directory import RunFolder
+from hssl_hf.engine.checkpoint import CheckpointError, CheckpointManager
+from hssl_hf.runs.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def move(training):
 def test_everything_comes_back(training, tmp_path):
     accelerator, model, _ = training
     move(training)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointManager(tmp_path)
     path = checkpoints.save(accelerator, 7, {"position": 11}, {"corrupt": ["x"]})
     expected = []
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_everything_comes_back(training, tmp_path):
 
 
 def test_only_the_newest_stay_and_drafts_do_not_count(training, tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     for step in (1, 2, 10):
         checkpoints.save(training[0], step, {}, {})
     assert [path.name for path in checkpoints.all()] == ["step-00000002", "step-00000010"]
@@ -53,7 +53,7 @@ def test_only_the_newest_stay_and_drafts_do_not_count(training, tmp_path):
 
 
 def test_failure_keeps_the_last_good_one_and_says_so(training, tmp_path, monkeypatch):
-    accelerator, checkpoints = training[0], Checkpoints(tmp_path)
+    accelerator, checkpoints = training[0], CheckpointManager(tmp_path)
     good = checkpoints.save(accelerator, 1, {}, {})
     before = {path.name: path.read_bytes() for path in good.iterdir()}
 
@@ -61,40 +61,42 @@ def test_failure_keeps_the_last_good_one_and_says_so(training, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"step 2 .*MiB free\): .*No space left.*\n.*step-00000001.*resume=auto"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 .*MiB free\): .*No space left.*\n.*step-00000001.*resume_from_checkpoint=auto"
+    ):
         checkpoints.save(accelerator, 2, {}, {})
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_damage_is_reported_with_what_to_do(training, tmp_path):
-    path = Checkpoints(tmp_path).save(training[0], 1, {}, {})
+    path = CheckpointManager(tmp_path).save(training[0], 1, {}, {})
     (path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"is damaged.*\nRemove that folder"):
-        Checkpoints(tmp_path).load(training[0], path)
+        CheckpointManager(tmp_path).load(training[0], path)
 
 
 def test_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
-        RunFolder.open(tmp_path)
+        RunDirectory.open(tmp_path)
 
 
 def test_state_is_plain_json(training, tmp_path):
-    path = Checkpoints(tmp_path).save(training[0], 3, {}, {"processes": 1})
+    path = CheckpointManager(tmp_path).save(training[0], 3, {}, {"processes": 1})
     state = json.loads((path / "state.json").read_text())
     assert (state["step"], state["processes"]) == (3, 1) and {"model.safetensors", "loader-0.pt"} < set(state["files"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "state"])
-def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage, capsys):
-    checkpoints = Checkpoints(tmp_path)
+def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage, caplog):
+    checkpoints = CheckpointManager(tmp_path)
     good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
-    assert checkpoints.newest_intact() == bad
+    assert checkpoints.latest_valid() == bad
     file = bad / ("state.json" if damage == "state" else "optimizer.bin")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.unlink() if damage == "missing" else file.write_bytes(data[:-1] if damage in ("cut", "state") else data)
-    assert checkpoints.newest_intact() == good and "step-00000002 is damaged" in capsys.readouterr().err
+    assert checkpoints.latest_valid() == good and "step-00000002 is damaged" in caplog.text
     assert checkpoints.all() == [good] and (tmp_path / "damaged-step-00000002").is_dir()
 
 
@@ -110,7 +112,7 @@ class Harmful:
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "loader-0.pt"])
 def test_a_checkpoint_of_somebody_else_runs_nothing(training, tmp_path, name):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = CheckpointManager(tmp_path / "checkpoints")
     path = checkpoints.save(training[0], 1, {}, {})
     torch.save(Harmful(tmp_path / "harm"), path / name)
     with contextlib.suppress(CheckpointError):  # random states that cannot be read are left out by accelerate

@@ -61,8 +61,8 @@ def test_deepspeed_does_not_change_its_number_of_processes():
 
 
 def test_blocks_are_the_units_of_sharding():
-    assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["ConvNeXtBlock", "FrugalBlock"]
-    assert repeated_blocks(tiny_siamese().student) == ["Block", "FrugalBlock"]
+    assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["CheckpointedBlock", "ConvNeXtBlock"]
+    assert repeated_blocks(tiny_siamese().student) == ["Block", "CheckpointedBlock"]
     resnet = tiny_model(
         backbone="resnet26", backbone_kwargs=None, objective="dino", auxiliary=None, cls_supervision=["base->base"]
     )

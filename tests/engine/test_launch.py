@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from hssl_hf.engine import launch
 from hssl_hf.engine.launch import LaunchError, check_launch
-from hssl_hf.engine.signals import Interrupt
+from hssl_hf.engine.signals import SignalHandler
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_signals_are_remembered_not_obeyed():
     before = {number: signal.getsignal(number) for number in codes}
     try:
         for number, code in codes.items():
-            interrupt = Interrupt()
+            interrupt = SignalHandler()
             assert interrupt.number == 0
             os.kill(os.getpid(), number)
             assert (interrupt.number, interrupt.exit_code) == (number, code)

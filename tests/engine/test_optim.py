@@ -6,7 +6,7 @@ from tests.conftest import tiny_model, tiny_siamese, tiny_views
 
 
 def test_groups_partition_the_student():
-    model = tiny_model(objective="ibot", learned_prototype_length=True, auxiliary="swin")
+    model = tiny_model(objective="ibot", norm_last_layer=False, auxiliary="swin")
     groups = parameter_groups(model.student)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(model.student.parameters()))
@@ -14,10 +14,10 @@ def test_groups_partition_the_student():
 
 def test_decay_spares_biases_and_norms_alone():
     """DINO and iBOT: position table, class token, mask token and prototypes decay too."""
-    model = tiny_model(learned_prototype_length=True, auxiliary="swin")
+    model = tiny_model(norm_last_layer=False, auxiliary="swin")
     decayed = {id(p) for p in parameter_groups(model.student)[0]["params"]}
     names = {name for name, p in model.student.named_parameters() if id(p) in decayed}
-    assert {"base.model.pos_embed", "base.model.cls_token", "base.mask_token", "heads.prototypes.lengths"} <= names
+    assert {"base.model.pos_embed", "base.model.cls_token", "base.mask_token", "heads.prototypes.weight_g"} <= names
     assert not {name for name in names if name.endswith(".bias") or "norm" in name}
     assert {n for n, p in model.student.named_parameters() if id(p) not in decayed and p.ndim > 1} == set()
 
@@ -52,36 +52,36 @@ def test_siamese_tokens_decay_and_frozen_tables_take_no_part():
 
 
 def test_dropped_gradients_freeze_against_decay_too():
-    model = tiny_model(learned_prototype_length=True)
+    model = tiny_model(norm_last_layer=False)
     optimizer = build_optimizer(model.student, (0.9, 0.999))
     set_rates(optimizer, learning_rate=0.1, weight_decay=0.5)
-    before = [p.clone() for p in model.parts()["prototypes"]]
+    before = [p.clone() for p in model.freezable_parameters()["prototypes"]]
     assert len(before) == 2
     model(**tiny_views()).loss.backward()
-    drop_gradients(model.parts()["prototypes"])
+    drop_gradients(model.freezable_parameters()["prototypes"])
     optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parts()["prototypes"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.freezable_parameters()["prototypes"], strict=True))
     optimizer.zero_grad()
     model(**tiny_views()).loss.backward()
     optimizer.step()
-    assert not torch.equal(before[0], model.parts()["prototypes"][0])
+    assert not torch.equal(before[0], model.freezable_parameters()["prototypes"][0])
 
 
 def test_parts_stand_still_when_they_shall():
     """Prototypes and base are groups of their own, which move or not by name; every parameter is in one group."""
-    model = tiny_model(learned_prototype_length=True)
-    optimizer = build_optimizer(model.student, (0.9, 0.999), model.parts())
+    model = tiny_model(norm_last_layer=False)
+    optimizer = build_optimizer(model.student, (0.9, 0.999), model.freezable_parameters())
     groups = optimizer.param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.student.parameters()))
-    (still,) = [group for group in groups if group["part"] == "prototypes"]
-    assert [id(p) for p in still["params"]] == [id(p) for p in model.parts()["prototypes"]]
+    (frozen,) = [group for group in groups if group["part"] == "prototypes"]
+    assert [id(p) for p in frozen["params"]] == [id(p) for p in model.freezable_parameters()["prototypes"]]
     base = {id(p) for group in groups if group["part"] == "base" for p in group["params"]}
     assert base == {id(p) for p in model.student.base.parameters()}
-    set_rates(optimizer, 0.1, 0.5, still={"prototypes"})
-    assert (still["lr"], still["weight_decay"]) == (0.0, 0.0)
+    set_rates(optimizer, 0.1, 0.5, frozen={"prototypes"})
+    assert (frozen["lr"], frozen["weight_decay"]) == (0.0, 0.0)
     assert {group["lr"] for group in groups if group["part"] != "prototypes"} == {0.1}
     set_rates(optimizer, 0.1, 0.5)
-    assert (still["lr"], still["weight_decay"]) == (0.1, 0.5)
+    assert (frozen["lr"], frozen["weight_decay"]) == (0.1, 0.5)
 
 
 def test_rates_reach_their_groups():

@@ -53,9 +53,9 @@ def test_a_backbone_with_itself_gains_nothing():
 def test_through_the_command_line(tmp_path, unchecked, capsys):
     for seed, name in ((0, "a"), (1, "b")):
         export_backbone(tiny_model(seed, image_size=32), tmp_path / name)
-    data = [f"data.path={SAMPLE}", "data.bank_images=200", "data.query_images=100"]
+    data = [f"data.path={SAMPLE}", "data.train_images=200", "data.test_images=100"]
     command = [
-        "complement",
+        "complementarity",
         str(tmp_path / "a"),
         str(tmp_path / "b"),
         *data,

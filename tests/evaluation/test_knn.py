@@ -4,29 +4,29 @@ import torch
 from transformers import BitImageProcessor
 
 from hssl_hf.data.source import Source, StreamError
-from hssl_hf.evaluation.encoder import pixels_encoder
-from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.encoder import raw_pixel_encoder
+from hssl_hf.evaluation.features import LabeledImages, extract
 from hssl_hf.evaluation.knn import knn_accuracy, knn_scores
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
 
 
-@pytest.mark.parametrize("neighbours", [10, 20, 100])
-def test_equals_the_official_classifier(golden, neighbours):
+@pytest.mark.parametrize("num_neighbors", [10, 20, 100])
+def test_equals_the_official_classifier(golden, num_neighbors):
     """Weighted k-NN of iBOT's code, T = .07, 400 bank and 200 query features: top-1 and top-5 in percent."""
     arrays = golden("base_methods")
     load = lambda name: torch.from_numpy(arrays[f"knn/{name}"])  # noqa: E731
-    scores = knn_scores(load("train"), load("ytrain"), load("test"), neighbours, 0.07)
+    scores = knn_scores(load("train"), load("ytrain"), load("test"), num_neighbors, 0.07)
     accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=load("ytest").numpy())
-    np.testing.assert_allclose([accuracy["top1"], accuracy["top5"]], arrays[f"knn/top1_top5_k{neighbours}"])
+    np.testing.assert_allclose([accuracy["top1"], accuracy["top5"]], arrays[f"knn/top1_top5_k{num_neighbors}"])
 
 
 def test_nearest_wins_over_many_far_ones():
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    scores = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), neighbours=3, temperature=0.07)
+    scores = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=0.07)
     assert scores.argmax() == 1 and scores.shape == (1, 2)
-    flat = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), neighbours=3, temperature=100.0)
+    flat = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=100.0)
     assert flat.argmax() == 0, "without a temperature the two far ones outvote it"
 
 
@@ -49,15 +49,15 @@ def processor(size: int) -> BitImageProcessor:
 
 def test_raw_pixels_classify_the_embedded_images_well():
     """1,000 bank and 200 query images of the sample: far above the chance of 10 %."""
-    bank = LabelledImages(Source(str(SAMPLE)), limit=1000)
-    queries = LabelledImages(Source(str(SAMPLE), split="test"), limit=200)
-    found = knn_accuracy(pixels_encoder, processor(28), bank, queries)
+    bank = LabeledImages(Source(str(SAMPLE)), limit=1000)
+    queries = LabeledImages(Source(str(SAMPLE), split="test"), limit=200)
+    found = knn_accuracy(raw_pixel_encoder, processor(28), bank, queries)
     assert found["n"] == 200 and 65 < found["top1"] < 85 < found["top5"]
 
 
 def test_features_follow_the_order_of_the_images(tmp_path):
-    images = LabelledImages(Source(str(write_parquet(tmp_path, 9, 2))))
-    features, labels = extract(pixels_encoder, processor(4), images, batch_size=4)
+    images = LabeledImages(Source(str(write_parquet(tmp_path, 9, 2))))
+    features, labels = extract(raw_pixel_encoder, processor(4), images, batch_size=4)
     assert labels.tolist() == [i % 2 for i in range(9)] and features.shape == (9, 48)
     assert (features[1:, 0] > features[:-1, 0]).all()
 
@@ -65,6 +65,6 @@ def test_features_follow_the_order_of_the_images(tmp_path):
 def test_missing_labels_and_empty_splits_are_refused(tmp_path):
     source = Source(str(write_parquet(tmp_path, 3, 1)))
     with pytest.raises(StreamError, match=r"no column 'klass'; it has \['image', 'label'\]"):
-        list(LabelledImages(source, label_column="klass"))
+        list(LabeledImages(source, label_column="klass"))
     with pytest.raises(StreamError, match="no images to evaluate on"):
-        extract(pixels_encoder, processor(4), LabelledImages(source, limit=0))
+        extract(raw_pixel_encoder, processor(4), LabeledImages(source, limit=0))

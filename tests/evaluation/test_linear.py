@@ -3,8 +3,8 @@ import torch
 from transformers import BitImageProcessor
 
 from hssl_hf.data.source import Source
-from hssl_hf.evaluation.encoder import pixels_encoder
-from hssl_hf.evaluation.features import LabelledImages, image_features
+from hssl_hf.evaluation.encoder import raw_pixel_encoder
+from hssl_hf.evaluation.features import LabeledImages, image_features
 from hssl_hf.evaluation.linear import LinearClassifiers, LinearConfig, linear_accuracy
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
@@ -47,23 +47,23 @@ def test_learns_what_is_linear_whatever_the_scale_of_a_feature():
 
 def test_raw_pixels_are_linear_enough():
     """1,000 training and 200 test images of the sample, where chance is 10 %."""
-    train = LabelledImages(Source(str(SAMPLE)), limit=1000)
-    test = LabelledImages(Source(str(SAMPLE), split="test"), limit=200)
-    found = linear_accuracy(pixels_encoder, processor(28), train, test, config=SHORT)
+    train = LabeledImages(Source(str(SAMPLE)), limit=1000)
+    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=200)
+    found = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
     assert found["n"] == 200 and 70 < found["top1"] < 90 < found["top5"]
     assert found["learning_rate"] in (0.1, 1.0) and 60 < found["validation_top1"] < 95, "the small rate learns nothing"
-    assert linear_accuracy(pixels_encoder, processor(28), train, test, config=SHORT) == found
+    assert linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT) == found
 
 
 def test_test_images_choose_nothing(monkeypatch):
     """With test labels turned round, the chosen rate and its validation accuracy stay."""
-    train = LabelledImages(Source(str(SAMPLE)), limit=300)
-    test = LabelledImages(Source(str(SAMPLE), split="test"), limit=60)
-    before = linear_accuracy(pixels_encoder, processor(28), train, test, config=SHORT)
-    plain = LabelledImages.__iter__
+    train = LabeledImages(Source(str(SAMPLE)), limit=300)
+    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=60)
+    before = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
+    plain = LabeledImages.__iter__
     turned = lambda self: ((x, 9 - y if self is test else y) for x, y in plain(self))  # noqa: E731
-    monkeypatch.setattr(LabelledImages, "__iter__", turned)
-    after = linear_accuracy(pixels_encoder, processor(28), train, test, config=SHORT)
+    monkeypatch.setattr(LabeledImages, "__iter__", turned)
+    after = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
     assert after["top1"] < before["top1"] - 30
     assert all(after[name] == before[name] for name in ("learning_rate", "validation_top1"))
 
@@ -76,17 +76,17 @@ def test_kinds_of_features():
     torch.testing.assert_close(image_features(cls, patches, "patches"), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"learning_rates": ()}, {"validation_share": 1.0}, {"epochs": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("change", [{"learning_rates": ()}, {"validation_fraction": 1.0}, {"epochs": 0}, {"batch_size": 0}])
 def test_settings_that_train_nothing_are_refused(change):
     with pytest.raises(ValueError, match="expected at least one learning rate"):
         LinearConfig(**change)
 
 
 def test_too_few_images_and_foreign_labels_are_refused(tmp_path):
-    few = LabelledImages(Source(str(write_parquet(tmp_path / "few", 3, 1))), limit=1)
+    few = LabeledImages(Source(str(write_parquet(tmp_path / "few", 3, 1))), limit=1)
     with pytest.raises(ValueError, match="1 training images do not divide"):
-        linear_accuracy(pixels_encoder, processor(4), few, few, config=SHORT)
-    train = LabelledImages(Source(str(SAMPLE)), limit=4)
-    test = LabelledImages(Source(str(SAMPLE), split="test"), limit=60)
+        linear_accuracy(raw_pixel_encoder, processor(4), few, few, config=SHORT)
+    train = LabeledImages(Source(str(SAMPLE)), limit=4)
+    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=60)
     with pytest.raises(ValueError, match="the test images have label 9, the training images only 0 to"):
-        linear_accuracy(pixels_encoder, processor(28), train, test, config=LinearConfig(epochs=1, validation_share=0.3))
+        linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=LinearConfig(epochs=1, validation_fraction=0.3))

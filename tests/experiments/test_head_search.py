@@ -16,9 +16,9 @@ QUICKSTART = ROOT / "training" / "recipes" / "quickstart.yaml"
 
 
 def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
-    recipe = load_recipe(QUICKSTART, ["data.share=0.5"])
+    recipe = load_recipe(QUICKSTART, ["data.fraction=0.5"])
     found = search_recipe(recipe, ["vit", "swin"], 0.2)
-    assert found.model["candidates"] == ["vit", "swin"] and "auxiliary" not in found.model and found.data.share == 0.1
+    assert found.model["candidates"] == ["vit", "swin"] and "auxiliary" not in found.model and found.data.fraction == 0.1
     assert found.model["auxiliary_depth"] == 1 and search_recipe(recipe, None, 0.2, 3).model["auxiliary_depth"] == 3
     assert (found.optim, found.views, found.seed, found.probe.path) == (recipe.optim, recipe.views, recipe.seed, None)
     assert search_recipe(recipe, None, 1.0).model_config().candidates == (
@@ -29,7 +29,7 @@ def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
         "swin",
         "vit",
     )
-    assert recipe.run.log_every_steps == 10 and found.run.log_every_steps == 2, "as many lines as of the whole training"
+    assert recipe.run.logging_steps == 10 and found.run.logging_steps == 2, "as many lines as of the whole training"
     plain = search_recipe(load_recipe(QUICKSTART, ["model.auxiliary=null", "model.cls_supervision=[base->base]"]), None, 0.1)
     assert plain.model_config().cls_supervision == ("auxiliary->base", "auxiliary->auxiliary"), (
         "a base method gets HSSL's arrows"
@@ -50,7 +50,7 @@ def test_the_most_different_head_wins(tmp_path):
             "step": step,
             "discrepancy_convnext": 9.0 if step < 8 else 0.1,
             "discrepancy_vit": 0.2,
-            "discrepancy_raw_vit": 5.0,  # of prototypes without temperature and centre: no candidate
+            "discrepancy_raw_vit": 5.0,  # of prototypes without temperature and center: no candidate
             "discrepancy_swin": 0.15 + step / 1000,
         }
         for step in range(10)
@@ -77,9 +77,9 @@ def test_through_the_command_line_on_a_share_of_the_images(tmp_path):
         "search",
         *settings,
         f"run.output_dir={tmp_path}/search",
-        "data.workers=0",
+        "data.num_workers=0",
     ]
-    command += ["optim.epochs=0.3", "optim.warmup_epochs=0.1", "--candidates", "vit", "resmlp"]
+    command += ["optim.epochs=0.3", "optim.warmup_epochs=0.1", "--candidates", "vit", "--candidates", "resmlp"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "auxiliary head" in done.stdout and "winner   accelerate launch training/pretrain.py" in done.stdout
@@ -88,4 +88,4 @@ def test_through_the_command_line_on_a_share_of_the_images(tmp_path):
     manifest = json.loads((tmp_path / "search" / "manifest.json").read_text())
     assert manifest["data"]["images_per_epoch"] == 1000 and manifest["steps"] == round(0.3 * (1000 // 16))
     winner = yaml.safe_load((tmp_path / "search" / "winner.yaml").read_text())
-    assert winner["model"]["auxiliary"] == ranking[0]["family"] and winner["data"]["share"] == 1.0
+    assert winner["model"]["auxiliary"] == ranking[0]["family"] and winner["data"]["fraction"] == 1.0

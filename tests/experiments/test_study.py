@@ -1,4 +1,4 @@
-"""A study from its file to its records: every arm with every seed, measured once, going on where it stopped."""
+"""A study from its file to its records: every variant with every seed, measured once, going on where it stopped."""
 
 import json
 import subprocess
@@ -23,20 +23,20 @@ def write(folder, text: str):
     return path
 
 
-def test_arms_go_seed_by_seed_and_change_what_they_say():
+def test_variants_go_seed_by_seed_and_change_what_they_say():
     study = Study.read(CIFAR10)
     runs = list(study.runs())
-    assert len(runs) == 3 * (len(study.arms) + 2) and runs[len(study.arms)] == ("search", 0)
-    assert len({seed for _, seed in runs[: len(study.arms)]}) == 1
+    assert len(runs) == 3 * (len(study.variants) + 2) and runs[len(study.variants)] == ("search", 0)
+    assert len({seed for _, seed in runs[: len(study.variants)]}) == 1
     assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides("search", 1) == ["seed=1"]
 
 
-def test_arms_of_a_seed_start_from_one_base():
+def test_variants_of_a_seed_start_from_one_base():
     """Whatever differs in head, depth, shortcut and arrows: base and its projection are the same tensors."""
     study = Study.read(CIFAR10)
     states = []
-    for arm in study.arms:
-        recipe = load_recipe(CIFAR10.parent / study.recipe, study.overrides(arm, 1))
+    for variant in study.variants:
+        recipe = load_recipe(CIFAR10.parent / study.recipe, study.overrides(variant, 1))
         torch.manual_seed(recipe.seed)
         states.append(HSSLForPreTraining(recipe.model_config()).student.base.state_dict())
     assert all(torch.equal(value, state[name]) for state in states for name, value in states[0].items())
@@ -45,10 +45,13 @@ def test_arms_of_a_seed_start_from_one_base():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe: a.yaml\nbaseline: x\narms: {y: []}", r"\['x'\] are not among the arms"),
-        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nheads: [z]", r"\['z'\] are not among the arms"),
-        ("recipe: a.yaml\nbaseline: y\narms: {y: []}\nsearches: {y: 0.1}", r"\['y'\] are names of arms and of searches"),
-        ("recipe: a.yaml\nbaseline: y\narm: {y: []}", "Did you mean 'arms'"),
+        ("recipe: a.yaml\nbaseline: x\nvariants: {y: []}", r"\['x'\] are not among the variants"),
+        ("recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nheads: [z]", r"\['z'\] are not among the variants"),
+        (
+            "recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nsearches: {y: 0.1}",
+            r"\['y'\] are names of variants and of searches",
+        ),
+        ("recipe: a.yaml\nbaseline: y\nvariant: {y: []}", "Did you mean 'variants'"),
         ("recipe: [", "cannot read the study"),
     ],
 )
@@ -59,10 +62,13 @@ def test_studies_that_cannot_be_are_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("model.model_type=mae", "compares arms of HSSL, got model.model_type='mae'"), ("probe.path=null", "set probe.path")],
+    [
+        ("model.model_type=hssl_mae", "compares variants of HSSL, got model.model_type='hssl_mae'"),
+        ("probe.path=null", "set probe.path"),
+    ],
 )
 def test_recipes_that_cannot_be_studied_are_refused(override, message):
-    study = Study(recipe="../recipes/hssl_dino_cifar10.yaml", baseline="a", arms={"a": []})
+    study = Study(recipe="../recipes/hssl_dino_cifar10.yaml", baseline="a", variants={"a": []})
     dropped = ["model={backbone: vit_tiny_patch16_224}"] if "mae" in override else []
     with pytest.raises(RecipeError, match=message):
         study_recipe(CIFAR10, study, [*dropped, override])
@@ -74,17 +80,17 @@ class Fakes:
     def __init__(self, failing=()):
         self.records, self.trained, self.references, self.failing, self.stopped = set(), [], [], failing, False
 
-    def train(self, arm: str, seed: int) -> None:
-        if (arm, seed) in self.failing:
-            raise RuntimeError(f"{arm} with seed {seed} ended with code 1")
-        self.trained.append((arm, seed))
+    def train(self, variant: str, seed: int) -> None:
+        if (variant, seed) in self.failing:
+            raise RuntimeError(f"{variant} with seed {seed} ended with code 1")
+        self.trained.append((variant, seed))
 
-    def measure(self, arm: str, seed: int, folder) -> None:
-        assert (arm, seed) in self.trained and folder == f"{arm}-{seed}"
-        self.records.add((arm, seed))
+    def measure(self, variant: str, seed: int, folder) -> None:
+        assert (variant, seed) in self.trained and folder == f"{variant}-{seed}"
+        self.records.add((variant, seed))
 
-    def folder_of(self, arm: str, seed: int) -> str:
-        return f"{arm}-{seed}"
+    def folder_of(self, variant: str, seed: int) -> str:
+        return f"{variant}-{seed}"
 
     def measure_references(self, seed: int) -> None:
         self.references.append(seed)
@@ -112,17 +118,17 @@ def test_a_study_goes_on_with_what_has_no_record(jobs):
 
 @pytest.mark.slow
 def test_through_the_command_line_and_again(tmp_path):
-    """Two arms and a search: records of each, paired references, and a second call that trains nothing."""
-    tiny = [value for value in TINY if not value.startswith(("probe.", "data.workers"))]
+    """Two variants and a search: records of each, paired references, and a second call that trains nothing."""
+    tiny = [value for value in TINY if not value.startswith(("probe.", "data.num_workers"))]
     path = write(
         tmp_path,
         f"recipe: {ROOT}/training/recipes/quickstart.yaml\nseeds: [0]\nbaseline: plain\nheads: [vit, resmlp]\n"
-        "searches: {search: 0.2}\narms:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
+        "searches: {search: 0.2}\nvariants:\n  vit: [model.auxiliary=vit]\n  resmlp: [model.auxiliary=resmlp]\n"
         '  plain: [model.auxiliary=null, "model.cls_supervision=[base->base]"]\n',
     )
     results, folder = tmp_path / "records.jsonl", tmp_path / "runs"
-    command = [sys.executable, ROOT / "training" / "study.py", path, *tiny, "data.workers=0", "optim.epochs=0.1"]
-    command += ["model.objective=dino", "model.num_prototypes=32", "probe.bank_images=300", "probe.query_images=200"]
+    command = [sys.executable, ROOT / "training" / "study.py", path, *tiny, "data.num_workers=0", "optim.epochs=0.1"]
+    command += ["model.objective=dino", "model.num_prototypes=32", "probe.train_images=300", "probe.test_images=200"]
     command += ["optim.warmup_epochs=0.01", "--folder", folder, "--results", results]
     for _ in range(2):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -7,7 +7,7 @@ from hssl_hf.experiments.study_report import Findings, draw, rank_table, spearma
 
 HEADS = ("vit", "swin", "resmlp")
 STUDY = Study(
-    recipe="a.yaml", baseline="plain", arms={name: [] for name in ("plain", *HEADS)}, seeds=(0, 1), heads=HEADS,
+    recipe="a.yaml", baseline="plain", variants={name: [] for name in ("plain", *HEADS)}, seeds=(0, 1), heads=HEADS,
     searches={"search": 0.1, "long search": 0.5},
 )  # fmt: skip
 

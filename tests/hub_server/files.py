@@ -41,7 +41,7 @@ async def upload_part(request: Request, oid: str, number: int):
 
 
 @router.post("/_lfs/{oid}/complete")
-async def complete(request: Request, oid: str):
+async def _finish_init(request: Request, oid: str):
     store, sent = request.app.state.store, (await request.json())["parts"]
     store.blobs[oid] = b"".join(store.parts[oid][part["partNumber"]] for part in sent)
     return {}

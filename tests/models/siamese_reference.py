@@ -101,7 +101,7 @@ def stack(x, state, name, heads):
     return x
 
 
-def encode(images, kept, state, prefix, heads, decoder_heads):
+def encode(images, kept, state, prefix, heads, decoder_num_attention_heads):
     """Through encoder and projector; kept (B, K) positions or None for all."""
     weight = state[f"{prefix}patch_embed.proj.weight"]
     patches = torch.nn.functional.conv2d(images, weight, state[f"{prefix}patch_embed.proj.bias"], stride=weight.shape[-1])
@@ -110,27 +110,29 @@ def encode(images, kept, state, prefix, heads, decoder_heads):
         patches = torch.stack([row[index] for row, index in zip(patches, kept, strict=True)])
     x = torch.cat([state[f"{prefix}cls_token"].expand(len(images), -1, -1), patches], 1)
     x = linear(stack(x, state, f"{prefix}blocks", heads), state, f"{prefix}decoder_embed")
-    return stack(x, state, f"{prefix}projector_decoder_blocks", decoder_heads)
+    return stack(x, state, f"{prefix}projector_decoder_blocks", decoder_num_attention_heads)
 
 
-def loss_of(state, seen, asked, masks, geometry, heads, decoder_heads, weight=0.02):
-    """masks (B, h, w) bool, geometry (B, 6)."""
-    side, width = masks.shape[1], state["cls_token"].shape[-1]
-    kept = [(~mask.flatten()).nonzero().flatten() for mask in masks]
-    x = encode(seen, kept, state, "", heads, decoder_heads)
+def loss_of(state, seen, asked, bool_masked_pos, geometry, heads, decoder_num_attention_heads, weight=0.02):
+    """bool_masked_pos (B, h, w) bool, geometry (B, 6)."""
+    side, width = bool_masked_pos.shape[1], state["cls_token"].shape[-1]
+    kept = [(~mask.flatten()).nonzero().flatten() for mask in bool_masked_pos]
+    x = encode(seen, kept, state, "", heads, decoder_num_attention_heads)
     placed = torch.stack([row + state["decoder_pos_embed"][0, 1:][index] for row, index in zip(x[:, 1:], kept, strict=True)])
     asks = torch.stack([linear(relative(g, side, width), state, "decoder_pos_mlp") for g in geometry]) + state["mask_token"]
-    x = stack(torch.cat([x[:, :1], placed, asks], 1), state, "predictor_decoder_blocks", decoder_heads)
+    x = stack(torch.cat([x[:, :1], placed, asks], 1), state, "predictor_decoder_blocks", decoder_num_attention_heads)
     prediction = linear(x, state, "decoder_pred")[:, -side * side :].flatten(0, 1)
     with torch.no_grad():
-        target = encode(asked, None, state, "mm_", heads, decoder_heads)[:, 1:].flatten(0, 1)
+        target = encode(asked, None, state, "mm_", heads, decoder_num_attention_heads)[:, 1:].flatten(0, 1)
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     covariance = target.T @ target / len(target)
     negative = (prediction @ covariance @ prediction.T).diagonal().mean()
     return ((prediction - target).square().sum(1).mean() + weight * negative) / width
 
 
-def train(state, batches, momenta, heads, decoder_heads, lr=1e-3, decay=0.05, largest=1.0) -> tuple[dict, list[float]]:
+def train(
+    state, batches, momenta, heads, decoder_num_attention_heads, lr=1e-3, decay=0.05, largest=1.0
+) -> tuple[dict, list[float]]:
     """The teacher moves, then forward, backward, clipping of the global norm, and AdamW."""
     state = {name: value.clone() for name, value in state.items()}
     frozen = ("mm_", "patch_embed", "pos_embed", "decoder_pos_embed")
@@ -149,7 +151,7 @@ def train(state, batches, momenta, heads, decoder_heads, lr=1e-3, decay=0.05, la
             for name, value in state.items():
                 if name.startswith("mm_") and value.is_floating_point() and "running" not in name:
                     value.mul_(momentum).add_(state[name[3:]] * (1 - momentum))
-        loss = loss_of(state, *batch, heads, decoder_heads)
+        loss = loss_of(state, *batch, heads, decoder_num_attention_heads)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(learned.values()), largest)

@@ -21,8 +21,8 @@ class RotationConfig(PreTrainingConfig):
     model_type = "rotation"
     citation = "@inproceedings{gidaris2018rotation}"
 
-    train_patch_embed: bool = True
-    fixed_positions: bool = False
+    freeze_patch_embed: bool = False
+    sincos_position_embeddings: bool = False
 
     def describe(self):
         return "RotNet", "prediction of rotations (arXiv 1803.07728)"
@@ -35,13 +35,13 @@ import torch
 from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_rotation import RotationConfig
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.backbone import Backbone
 
 
-class RotationForPreTraining(StudentTeacherModel):
+class RotationForPreTraining(StudentTeacherPreTrainedModel):
     config_class = RotationConfig
-    num_views, masked_views, kept_network = 1, 0, "student"
+    num_views, masked_views, default_network = 1, 0, "student"
 
     def __init__(self, config):
         super().__init__(config)
@@ -49,14 +49,14 @@ class RotationForPreTraining(StudentTeacherModel):
         self.student.base = Backbone(config.backbone, config.image_size, config.backbone_kwargs)
         self.student.classifier = torch.nn.Linear(self.student.base.width, 4)
         self.teacher = None
-        self.complete()
+        self._finish_init()
 
-    def forward(self, global_pixels):
-        turned = torch.cat([global_pixels[0].rot90(k, (-2, -1)) for k in range(4)])
+    def forward(self, pixel_values):
+        turned = torch.cat([pixel_values[0].rot90(k, (-2, -1)) for k in range(4)])
         logits = self.student.classifier(self.student.base(turned)[0].cls)
-        labels = torch.arange(4).repeat_interleave(global_pixels.shape[1])
+        labels = torch.arange(4).repeat_interleave(pixel_values.shape[1])
         loss = torch.nn.functional.cross_entropy(logits, labels)
-        return ModelOutput(loss=loss, parts={"rotation": loss})
+        return ModelOutput(loss=loss, losses={"rotation": loss})
 """
 PROGRAM = """
 import sys, warnings
@@ -64,8 +64,8 @@ from pathlib import Path
 from hssl_hf import models
 models.__path__.append(sys.argv.pop(1))
 warnings.simplefilter("ignore")
-from hssl_hf.cli.programs import pretrain
-assert pretrain() == 0
+from hssl_hf.cli.programs import launch, pretrain
+assert launch(pretrain) == 0
 import hssl_hf
 from transformers import AutoModelForPreTraining
 assert hssl_hf.RotationForPreTraining.config_class is hssl_hf.RotationConfig
@@ -77,10 +77,10 @@ model:
   model_type: rotation
   backbone: vit_tiny_patch16_224
   backbone_kwargs: {{patch_size: 14, embed_dim: 32, depth: 1, num_heads: 1}}
-views: {{global_size: 28, local_number: 0, global_blur: [0.0], global_solarize: [0.0]}}
-data: {{path: {sample}, workers: 0}}
+views: {{global_crop_size: 28, num_local_crops: 0, global_crop_blur: [0.0], global_crop_solarize: [0.0]}}
+data: {{path: {sample}, num_workers: 0}}
 optim: {{epochs: 0.004, batch_size: 16, mixed_precision: no, warmup_epochs: 0}}
-run: {{output_dir: {folder}/run, log_every_steps: 1}}
+run: {{output_dir: {folder}/run, logging_steps: 1}}
 """
 
 

@@ -7,7 +7,7 @@ from tests.conftest import tiny_config
 
 def test_defaults_are_the_released_ones():
     config = HSSLConfig()
-    assert config.auxiliary == "convnext" and config.auxiliary_depth == 3 and not config.auxiliary_shortcut
+    assert config.auxiliary == "convnext" and config.auxiliary_depth == 3 and not config.auxiliary_first_shortcut
     assert parse_arrows(config.cls_supervision) == [("auxiliary", "base"), ("auxiliary", "auxiliary")]
     assert parse_arrows(config.patch_supervision) == [("base", "base")]
     assert config.num_prototypes == 8192 and config.reduction == "mean"

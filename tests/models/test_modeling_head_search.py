@@ -44,33 +44,33 @@ def test_equals_the_mean_of_every_candidate_alone(objective, patches):
     The patch level of the base alone is that of plain iBOT with the projection that the search keeps for it.
     """
     torch.manual_seed(0)
-    search = HeadSearchForPreTraining(config(objective, drop_path=0.0, patch_supervision=patches)).train()
+    search = HeadSearchForPreTraining(config(objective, drop_path_rate=0.0, patch_supervision=patches)).train()
     seen = views(objective)
     found = search(**seen)
     own = [] if patches == ["base->base"] else patches
     losses = []
     for name in CANDIDATES:
         alone = HSSLForPreTraining(
-            tiny_config(objective=objective, auxiliary=name, drop_path=0.0, patch_supervision=own)
+            tiny_config(objective=objective, auxiliary=name, drop_path_rate=0.0, patch_supervision=own)
         ).train()
         for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
             load_pair(ours, theirs, name)
-        if own != patches:  # the masks are the patch level's, but also hide patches from the student's class token
+        if own != patches:  # the bool_masked_pos are the patch level's, but also hide patches from the student's class token
             alone.student.base.mask_token = search.student.base.mask_token
         output = alone(**seen)
         losses.append(output.loss)
-        torch.testing.assert_close(found.parts[f"discrepancy_{name}"], output.discrepancy)
-        for key, value in output.parts.items():
-            torch.testing.assert_close(found.parts[f"{key}_{name}"], value)
+        torch.testing.assert_close(found.metrics[f"discrepancy_{name}"], output.discrepancy)
+        for key, value in output.losses.items():
+            torch.testing.assert_close(found.losses[f"{key}_{name}"], value)
     loss = torch.stack(losses).mean()
     if own != patches:
         plain = {"auxiliary": None, "cls_supervision": ["base->base"], "patch_supervision": patches}
-        alone = HSSLForPreTraining(tiny_config(objective=objective, drop_path=0.0, **plain)).train()
+        alone = HSSLForPreTraining(tiny_config(objective=objective, drop_path_rate=0.0, **plain)).train()
         for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
             load_pair(ours, theirs, "patches")
             theirs.heads.prototypes.load_state_dict(ours.heads["convnext"].prototypes.state_dict())
-        term = alone(**seen).parts["patch_base_to_base"]
-        torch.testing.assert_close(found.parts["patch_base_to_base"], term)
+        term = alone(**seen).losses["patch_base_to_base"]
+        torch.testing.assert_close(found.losses["patch_base_to_base"], term)
         loss = loss + term
     torch.testing.assert_close(found.loss, loss)
 
@@ -98,7 +98,9 @@ def test_prototypes_are_one_and_come_back_from_a_file(tmp_path):
         heads["vit"].prototypes is heads["convnext"].prototypes
         and heads["vit"].prototypes is not model.teacher.heads["vit"].prototypes
     )
-    assert sum("prototypes" in name for name, _ in model.student.named_parameters()) == len(model.parts()["prototypes"])
+    assert sum("prototypes" in name for name, _ in model.student.named_parameters()) == len(
+        model.freezable_parameters()["prototypes"]
+    )
     assert model.teacher.heads["vit"].prototypes is model.teacher.heads["convnext"].prototypes
     model.save_pretrained(tmp_path)
     again = HeadSearchForPreTraining.from_pretrained(tmp_path)

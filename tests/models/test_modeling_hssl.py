@@ -31,7 +31,7 @@ def test_teacher_starts_equal_and_gets_no_gradient():
 @pytest.mark.parametrize("auxiliary", [None, *BLOCKS])
 def test_every_student_parameter_moves_and_the_teacher_follows(objective, auxiliary):
     arrows = {} if auxiliary else {"cls_supervision": ["base->base"]}
-    model = tiny_model(objective=objective, auxiliary=auxiliary, drop_path=0.0, **arrows)
+    model = tiny_model(objective=objective, auxiliary=auxiliary, drop_path_rate=0.0, **arrows)
     before = {name: p.clone() for name, p in model.named_parameters()}
     for seed in range(2):
         step(model, tiny_views(seed, local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None))
@@ -53,7 +53,7 @@ def test_other_bases_take_every_kind_of_head(backbone):
     kwargs = {"swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1)}, "convnext_atto": {"depths": (1, 1, 1, 1)}}
     model = tiny_model(
         backbone=backbone, backbone_kwargs=kwargs.get(backbone), image_size=64, objective="dino",
-        auxiliary="resnet", auxiliary_depth=1, auxiliary_width=32,
+        auxiliary="resnet", auxiliary_depth=1, auxiliary_hidden_size=32,
     )  # fmt: skip
     output = model(**tiny_views(local=2, size=64, grid=None))
     output.loss.backward()
@@ -85,7 +85,7 @@ def test_saved_and_loaded_it_goes_on_identically(tmp_path, objective, auxiliary)
 
 @pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "resnet18"])
 def test_buffers_that_no_file_holds_come_back(tmp_path, backbone):
-    """timm's Swin keeps masks and indices in buffers that are not saved."""
+    """timm's Swin keeps bool_masked_pos and indices in buffers that are not saved."""
     kwargs = {"depths": (1, 2, 1, 1)} if "swin" in backbone else None
     model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=64, objective="dino", auxiliary="resnet").eval()
     model.save_pretrained(tmp_path)
@@ -118,7 +118,7 @@ def test_auto_classes_know_the_model(tmp_path):
     assert isinstance(AutoModelForPreTraining.from_config(tiny_config()), HSSLForPreTraining)
 
 
-def test_nothing_is_left_uninitialised():
+def test_nothing_is_left_uninitialized():
     """Every parameter is filled by its own module, never left as the memory was; built twice from a seed it is the same."""
     a, b = tiny_model(seed=5), tiny_model(seed=5)
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -126,7 +126,7 @@ def test_nothing_is_left_uninitialised():
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
-def test_timms_own_initialisation_survives(backbone):
+def test_timms_own_initialization_survives(backbone):
     torch.manual_seed(0)
     model = tiny_model(backbone=backbone, backbone_kwargs=None, image_size=64, objective="dino", auxiliary="resnet")
     name = "conv1.weight" if backbone == "resnet18" else "stem.0.weight"
@@ -138,7 +138,7 @@ def test_timms_own_initialisation_survives(backbone):
 
 
 def test_backbone_does_not_depend_on_the_head():
-    """Two arms of a comparison start from the same base, with the same projection of it."""
+    """Two variants of a comparison start from the same base, with the same projection of it."""
     plain = tiny_model(seed=1, auxiliary=None, cls_supervision=["base->base"])
     models = [tiny_model(seed=1, auxiliary=family) for family in BLOCKS]
     for model in models:
@@ -154,7 +154,7 @@ def test_backbone_does_not_depend_on_the_head():
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for enabled in (False, True):
-        model = tiny_model(drop_path=0.2).train()
+        model = tiny_model(drop_path_rate=0.2).train()
         if enabled:
             model.activation_checkpointing_enable()
             assert model.student.base.model.grad_checkpointing and model.student.auxiliary.grad_checkpointing
@@ -167,7 +167,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
 def test_bf16_stays_near_fp32(objective):
-    model = tiny_model(objective=objective, drop_path=0.0)
+    model = tiny_model(objective=objective, drop_path_rate=0.0)
     views = tiny_views(local=0, grid=4 if objective == "ibot" else None)
     full = model(**views).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -177,11 +177,11 @@ def test_bf16_stays_near_fp32(objective):
 
 
 def test_teacher_has_neither_masks_nor_drop_path():
-    model, views = tiny_model(drop_path=0.9).train(), tiny_views()
+    model, views = tiny_model(drop_path_rate=0.9).train(), tiny_views()
     assert model.teacher.base.mask_token is None
-    first, second = (model.teacher(views["global_pixels"]) for _ in range(2))
+    first, second = (model.teacher(views["pixel_values"]) for _ in range(2))
     assert torch.equal(first.base.cls, second.base.cls)
-    assert not torch.equal(*(model.student(views["global_pixels"]).base.cls for _ in range(2)))
+    assert not torch.equal(*(model.student(views["pixel_values"]).base.cls for _ in range(2)))
 
 
 def test_targets_come_from_the_teacher_and_from_whole_images():
@@ -189,12 +189,9 @@ def test_targets_come_from_the_teacher_and_from_whole_images():
     with torch.no_grad():
         model.teacher.base.model.pos_embed.add_(1.0)
 
-    def remember(_, arguments, keywords):
-        seen["student"], _, seen["teacher"] = arguments[:3]
-
-    model.objective.register_forward_pre_hook(remember, with_kwargs=True)
+    model.objective.register_forward_pre_hook(lambda _, arguments: seen.update(vars(arguments[0])))
     model(**views)
-    expected = model.teacher(views["global_pixels"])
+    expected = model.teacher(views["pixel_values"])
     assert torch.equal(seen["teacher"].base.patches, expected.base.patches)
     assert torch.equal(seen["teacher"].auxiliary.cls, expected.auxiliary.cls)
     assert not seen["teacher"].base.cls.requires_grad and seen["student"].base.cls.requires_grad
@@ -203,20 +200,21 @@ def test_targets_come_from_the_teacher_and_from_whole_images():
 def test_discrepancy_is_reported_with_a_head_alone():
     assert tiny_model()(**tiny_views()).discrepancy > 0
     plain = tiny_model(auxiliary=None, cls_supervision=["base->base"])(**tiny_views())
+    assert plain.discrepancy is None and set(plain.losses) == {"cls_base_to_base", "patch_base_to_base"}
     watched = {"teacher_entropy_base", "teacher_spread_base", "student_entropy_base", "agreement_base_to_base"}
-    assert plain.discrepancy is None and set(plain.to_tuple()[1]) == {"cls_base_to_base", "patch_base_to_base", *watched}
+    assert set(plain.metrics) == watched
 
 
 def test_images_do_not_mix():
     """Permuting the images of a batch leaves loss and gradients unchanged."""
-    model, views = tiny_model(drop_path=0.0), tiny_views()
+    model, views = tiny_model(drop_path_rate=0.0), tiny_views()
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(model(**{k: v[:, order] for k, v in views.items()}).loss, model(**views).loss)
 
 
 def test_accumulated_parts_equal_the_whole_batch():
-    """Two halves of a batch, accumulated, give the gradients and centres of the whole; the centre moves once."""
-    whole, parts = tiny_model(drop_path=0.0), tiny_model(drop_path=0.0)
+    """Two halves of a batch, accumulated, give the gradients and centers of the whole; the center moves once."""
+    whole, parts = tiny_model(drop_path_rate=0.0), tiny_model(drop_path_rate=0.0)
     views = tiny_views(images=6)
     whole(**views).loss.backward()
     for half in (slice(0, 3), slice(3, 6)):
@@ -229,14 +227,14 @@ def test_accumulated_parts_equal_the_whole_batch():
 
 
 @pytest.mark.parametrize(
-    ("objective", "changes"), [("ibot", {}), ("dino", {}), ("moco_v3", {}), ("moco_v3", {"contrastive_queue": 16})]
+    ("objective", "changes"), [("ibot", {}), ("dino", {}), ("moco_v3", {}), ("moco_v3", {"queue_size": 16})]
 )
 def test_nothing_in_a_step_waits_for_the_device(objective, changes):
     """Fake tensors have no values: a step that asked for one would fail. Clipping, optimizer and teacher included."""
     views = tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None)
     if objective == "ibot":
-        views["masked_indices"] = views["masks"].flatten().nonzero().flatten()
-    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path=0.0, **changes).train()
+        views["mask_indices"] = views["bool_masked_pos"].flatten().nonzero().flatten()
+    mode, model = FakeTensorMode(), tiny_model(objective=objective, drop_path_rate=0.0, **changes).train()
     with FakeCopyMode(mode):
         model, views = copy.deepcopy(model), copy.deepcopy(views)
     with mode:
@@ -247,4 +245,4 @@ def test_nothing_in_a_step_waits_for_the_device(objective, changes):
         model.update_teacher(0.9)
         if objective == "ibot":
             with pytest.raises(DynamicOutputShapeException):
-                model(**{**views, "masked_indices": None})
+                model(**{**views, "mask_indices": None})

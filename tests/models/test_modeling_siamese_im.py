@@ -6,28 +6,28 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyM
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
-from hssl_hf.modules.position_embeddings import fixed_positions
+from hssl_hf.modules.position_embeddings import sincos_position_embedding
 from tests.conftest import MAE, siamese_views, tiny_siamese
 
-ARMS = {
+VARIANTS = {
     "siamese_im": {},
-    "layer norm": {"norm": "layer"},
-    "moco normalisation": {"loss_normalization": "moco"},
+    "layer norm": {"decoder_norm": "layer"},
+    "moco normalization": {"loss_normalization": "l2"},
     "same view": {"views": "same"},
     "global": {"level": "global"},
     "global same view": {"level": "global", "views": "same"},
-    "moco v3 with a mask": {"level": "global", "loss_normalization": "moco"},
+    "moco v3 with a mask": {"level": "global", "loss_normalization": "l2"},
     "pixels of another view": {"target": "pixel"},
     "mae": MAE,
-    "predictions normalised": {"student_norm": True},
-    "patch embedding learned": {"train_patch_embed": True},
-    "narrow decoder": {"decoder_width": 32, "final_norm": True},
+    "predictions normalized": {"normalize_prediction": True},
+    "patch embedding learned": {"freeze_patch_embed": False},
+    "narrow decoder": {"decoder_hidden_size": 32, "final_norm": True},
 }
 
 
 def views_of(model, seed: int = 0, images: int = 4) -> dict:
     views = siamese_views(seed, images, model.num_views)
-    return views if model.num_views == 2 else {k: v for k, v in views.items() if k != "crops"}
+    return views if model.num_views == 2 else {k: v for k, v in views.items() if k != "crop_boxes"}
 
 
 def step(model, views) -> torch.Tensor:
@@ -40,22 +40,22 @@ def step(model, views) -> torch.Tensor:
     return loss
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_student_parameter_moves_and_the_teacher_follows(arm):
-    model = tiny_siamese(**ARMS[arm]).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_student_parameter_moves_and_the_teacher_follows(variant):
+    model = tiny_siamese(**VARIANTS[variant]).train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     for seed in range(2):
         step(model, views_of(model, seed))
-    fixed = ("base.model.pos_embed",) if model.config.train_patch_embed else ("base.model.pos_embed", "patch_embed")
+    fixed = ("base.model.pos_embed",) if not model.config.freeze_patch_embed else ("base.model.pos_embed", "patch_embed")
     still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
     assert still == {name for name in before if any(part in name for part in fixed)}
     assert all(p.grad is None and not p.requires_grad for n, p in model.named_parameters() if n.startswith("teacher"))
     assert (model.teacher is None) == (model.config.target == "pixel")
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_saved_and_loaded_it_goes_on_identically(tmp_path, arm):
-    model = tiny_siamese(**ARMS[arm]).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saved_and_loaded_it_goes_on_identically(tmp_path, variant):
+    model = tiny_siamese(**VARIANTS[variant]).train()
     step(model, views_of(model))
     model.save_pretrained(tmp_path)
     loaded, info = SiameseIMForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -81,48 +81,48 @@ def test_hidden_patches_never_enter_the_student():
     model = tiny_siamese().eval()
     views = siamese_views()
     expected = model(**views).prediction
-    hidden = views["masks"][0].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    hidden = views["bool_masked_pos"][0].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     for place, same in ((hidden, True), (~hidden, False)):
-        pixels = views["global_pixels"].clone()
+        pixels = views["pixel_values"].clone()
         pixels[0] = torch.where(place, torch.randn_like(pixels[0]), pixels[0])
-        found = model(**{**views, "global_pixels": pixels}).prediction
+        found = model(**{**views, "pixel_values": pixels}).prediction
         assert torch.allclose(found, expected, atol=1e-6) == same
 
 
 def test_visible_patches_are_encoded_as_by_cutting_the_whole():
     """Only the patches that are kept are embedded, and to the same values as by the convolution over all."""
-    model = tiny_siamese(train_patch_embed=True)
+    model = tiny_siamese(freeze_patch_embed=False)
     base, pixels, kept = model.student.base, torch.randn(2, 3, 32, 32), torch.tensor([[1, 6, 7], [0, 2, 15]])
     embedded = (base.model.patch_embed.proj(pixels).permute(0, 2, 3, 1) + base.positions((4, 4))).flatten(1, 2)
     chosen = torch.stack([row[index] for row, index in zip(embedded, kept, strict=True)])
     expected = base.norm(base.run_blocks(chosen))
-    found, _ = base.visible(pixels, kept)
+    found, _ = base.encode_visible(pixels, kept)
     torch.testing.assert_close(torch.cat([found.cls[:, None], found.patches], 1), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arm", ["siamese_im", "same view", "global"])
-def test_targets_come_from_the_teacher_and_the_second_view(arm):
-    model = tiny_siamese(**ARMS[arm]).eval()
+@pytest.mark.parametrize("variant", ["siamese_im", "same view", "global"])
+def test_targets_come_from_the_teacher_and_the_second_view(variant):
+    model = tiny_siamese(**VARIANTS[variant]).eval()
     with torch.no_grad():
         model.teacher.base.model.cls_token.add_(1.0)
     views = views_of(model)
-    tokens, _ = model.teacher.base(views["global_pixels"][-1])
+    tokens, _ = model.teacher.base(views["pixel_values"][-1])
     tokens = model.teacher.projector(torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 2)], 1))
     expected = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
-    expected = {"siamese_im": expected[:, 1:], "global": expected[:, :1]}.get(arm, expected[:, 1:])
-    if arm == "same view":
-        expected = torch.stack([row[mask.flatten()] for row, mask in zip(expected, views["masks"][0], strict=True)])
+    expected = {"siamese_im": expected[:, 1:], "global": expected[:, :1]}.get(variant, expected[:, 1:])
+    if variant == "same view":
+        expected = torch.stack([row[mask.flatten()] for row, mask in zip(expected, views["bool_masked_pos"][0], strict=True)])
     output = model(**views)
     torch.testing.assert_close(output.target, expected, atol=1e-5, rtol=1e-5)
     assert output.prediction.shape == output.target.shape and not output.target.requires_grad
 
 
 def test_mae_is_mae():
-    """The student answers the hidden patches of its own view with their normalised pixels; nothing else enters the loss."""
+    """The student predictions the hidden patches of its own view with their normalized pixels; nothing else enters the loss."""
     model, views = tiny_siamese(**MAE), siamese_views(views=1)
-    output = model(global_pixels=views["global_pixels"], masks=views["masks"])
-    pixels = views["global_pixels"][0].unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(4, 16, -1)
-    hidden = pixels[views["masks"][0].flatten(1)].view(4, 10, -1)
+    output = model(pixel_values=views["pixel_values"], bool_masked_pos=views["bool_masked_pos"])
+    pixels = views["pixel_values"][0].unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(4, 16, -1)
+    hidden = pixels[views["bool_masked_pos"][0].flatten(1)].view(4, 10, -1)
     expected = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(output.target, expected)
     torch.testing.assert_close(output.loss, (output.prediction - expected).square().mean())
@@ -136,7 +136,7 @@ def test_predictions_know_where_the_second_view_lies():
     model, views = tiny_siamese().eval(), siamese_views()
     elsewhere = {
         **views,
-        "crops": views["crops"] + torch.tensor([0.0, 15.0, 0.0, 0.0, 0.0]) * torch.tensor([0, 1]).view(2, 1, 1),
+        "crop_boxes": views["crop_boxes"] + torch.tensor([0.0, 15.0, 0.0, 0.0, 0.0]) * torch.tensor([0, 1]).view(2, 1, 1),
     }
     assert not torch.allclose(model(**views).prediction, model(**elsewhere).prediction, atol=1e-4)
 
@@ -148,7 +148,7 @@ def test_initial_values_are_the_released_ones():
     bound = (6 / (4 * 192)) ** 0.5
     qkv = base.blocks[0].attn.qkv
     assert 0.99 * bound < qkv.weight.abs().max() <= bound and not qkv.bias.any()
-    torch.testing.assert_close(base.pos_embed[0, 1:], fixed_positions((4, 4), 192).flatten(0, 1), atol=0, rtol=0)
+    torch.testing.assert_close(base.pos_embed[0, 1:], sincos_position_embedding((4, 4), 192).flatten(0, 1), atol=0, rtol=0)
     assert not base.pos_embed[0, 0].any() and not base.pos_embed.requires_grad
     projection, fan = base.patch_embed.proj, 3 * 8 * 8
     assert 0.99 * (6 / (192 + fan)) ** 0.5 < projection.weight.abs().max() <= (6 / (192 + fan)) ** 0.5
@@ -161,8 +161,8 @@ def test_initial_values_are_the_released_ones():
 
 
 def test_base_does_not_depend_on_what_stands_behind_it():
-    """Arms of a comparison start from the same base."""
-    states = [tiny_siamese(seed=3, **arm).student.base.model.state_dict() for arm in ARMS.values()]
+    """Variants of a comparison start from the same base."""
+    states = [tiny_siamese(seed=3, **variant).student.base.model.state_dict() for variant in VARIANTS.values()]
     assert all(torch.equal(state[name], value) for state in states for name, value in states[0].items())
 
 
@@ -175,58 +175,58 @@ def test_projector_and_decoder_do_not_depend_on_the_base():
     assert torch.equal(longer.student.decoder.prediction.weight, shallow.student.decoder.prediction.weight)
 
 
-def test_predictions_are_normalised_where_the_arm_says_so():
+def test_predictions_are_normalized_where_the_arm_says_so():
     """Layer norm without scale and shift, or squared length D; by default not at all."""
     lengths = {}
-    for arm in ("siamese_im", "predictions normalised", "moco normalisation"):
-        output = tiny_siamese(**ARMS[arm])(**siamese_views())
+    for variant in ("siamese_im", "predictions normalized", "moco normalization"):
+        output = tiny_siamese(**VARIANTS[variant])(**siamese_views())
         prediction = output.prediction.flatten(0, 1)
-        lengths[arm] = prediction.square().sum(1)
+        lengths[variant] = prediction.square().sum(1)
         covariance = output.target.flatten(0, 1).T @ output.target.flatten(0, 1) / 64
         by_hand = (prediction - output.target.flatten(0, 1)).square().sum(1) + 0.02 * (
             prediction @ covariance * prediction
         ).sum(1)
         torch.testing.assert_close(output.loss, by_hand.mean() / 64, rtol=1e-4, atol=1e-5)
-        assert (prediction.mean(1).abs().max() < 1e-5) == (arm == "predictions normalised")
-    torch.testing.assert_close(lengths["moco normalisation"], torch.full((64,), 64.0), rtol=1e-4, atol=0)
+        assert (prediction.mean(1).abs().max() < 1e-5) == (variant == "predictions normalized")
+    torch.testing.assert_close(lengths["moco normalization"], torch.full((64,), 64.0), rtol=1e-4, atol=0)
     assert lengths["siamese_im"].std() > 1
 
 
 def test_any_resolution_patch_and_size():
     kwargs = {"patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 4}
-    model = tiny_siamese(backbone_kwargs=kwargs, image_size=60, decoder_heads=2)
-    masks = (torch.rand(3, 25).argsort(1) < 11).view(1, 3, 5, 5)
-    output = model(torch.randn(2, 3, 3, 60, 60), masks, crops=siamese_views(images=3)["crops"])
+    model = tiny_siamese(backbone_kwargs=kwargs, image_size=60, decoder_num_attention_heads=2)
+    bool_masked_pos = (torch.rand(3, 25).argsort(1) < 11).view(1, 3, 5, 5)
+    output = model(torch.randn(2, 3, 3, 60, 60), bool_masked_pos, crop_boxes=siamese_views(images=3)["crop_boxes"])
     assert output.prediction.shape == (3, 25, 32) and output.loss.isfinite()
 
 
 def test_nothing_in_a_step_waits_for_the_device():
     """Fake tensors have no values: a step that asked for one would fail."""
     mode, views = FakeTensorMode(), siamese_views()
-    views["masked_indices"] = views["masks"].flatten().nonzero().flatten()
+    views["mask_indices"] = views["bool_masked_pos"].flatten().nonzero().flatten()
     with FakeCopyMode(mode):
         model, views = copy.deepcopy(tiny_siamese().train()), copy.deepcopy(views)
     with mode:
         model(**views).loss.backward()
         model.update_teacher(0.9)
         with pytest.raises(DynamicOutputShapeException):
-            model(**{**views, "masked_indices": None})
+            model(**{**views, "mask_indices": None})
 
 
 def test_positions_from_the_loader_equal_those_found_here():
     model, views = tiny_siamese(), siamese_views()
-    indices = views["masks"].flatten().nonzero().flatten()
-    assert torch.equal(model.eval()(**views).loss, model(**views, masked_indices=indices).loss)
+    indices = views["bool_masked_pos"].flatten().nonzero().flatten()
+    assert torch.equal(model.eval()(**views).loss, model(**views, mask_indices=indices).loss)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crops": None}, "two views need crops"),
-        ({"global_pixels": torch.randn(1, 4, 3, 32, 32)}, "takes 2 global views, got 1"),
-        ({"masks": torch.arange(64).view(1, 4, 4, 4) < 21}, "every image must hide equally many patches"),
-        ({"masked_indices": torch.arange(9)}, "9 hidden patches do not spread evenly over 4 images"),
-        ({"global_pixels": torch.randn(2, 4, 3, 30, 30)}, "do not divide into patches"),
+        ({"crop_boxes": None}, "two views need crop_boxes"),
+        ({"pixel_values": torch.randn(1, 4, 3, 32, 32)}, "takes 2 global views, got 1"),
+        ({"bool_masked_pos": torch.arange(64).view(1, 4, 4, 4) < 21}, "as many masked patches in every image, got"),
+        ({"mask_indices": torch.arange(9)}, "in each of 4 images, got 9 altogether"),
+        ({"pixel_values": torch.randn(2, 4, 3, 30, 30)}, "do not divide into patches"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
@@ -239,9 +239,9 @@ def test_what_cannot_be_is_refused(change, message):
     [
         ({"backbone": "resnet18", "backbone_kwargs": None}, "needs a vision transformer with a class token, got 'resnet18'"),
         ({"target": "pixel", "level": "global"}, "pixels are predicted patch by patch"),
-        ({"decoder_depth": 0}, "decoder_depth must be at least 1"),
-        ({"decoder_heads": 7}, "set decoder_heads"),
-        ({"decoder_width": 18, "decoder_heads": 2}, "a width that 4 divides"),
+        ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers must be at least 1"),
+        ({"decoder_num_attention_heads": 7}, "set decoder_num_attention_heads"),
+        ({"decoder_hidden_size": 18, "decoder_num_attention_heads": 2}, "a width that 4 divides"),
     ],
 )
 def test_configurations_that_do_not_exist_are_refused(arguments, message):
@@ -252,7 +252,7 @@ def test_configurations_that_do_not_exist_are_refused(arguments, message):
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for enabled in (False, True):
-        model = tiny_siamese(drop_path=0.2).train()
+        model = tiny_siamese(drop_path_rate=0.2).train()
         if enabled:
             model.activation_checkpointing_enable()
             assert model.student.decoder.grad_checkpointing and model.student.projector.grad_checkpointing
@@ -263,9 +263,9 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(checkpointed, plain)
 
 
-@pytest.mark.parametrize("arm", ["siamese_im", "mae", "global"])
-def test_bf16_stays_near_fp32(arm):
-    model = tiny_siamese(**ARMS[arm])
+@pytest.mark.parametrize("variant", ["siamese_im", "mae", "global"])
+def test_bf16_stays_near_fp32(variant):
+    model = tiny_siamese(**VARIANTS[variant])
     full = model(**views_of(model)).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = model(**views_of(model)).loss
@@ -273,7 +273,7 @@ def test_bf16_stays_near_fp32(arm):
     torch.testing.assert_close(half, full, rtol=0.03, atol=0.03)
 
 
-def test_teacher_normalises_with_its_own_batch():
+def test_teacher_normalizes_with_its_own_batch():
     """In training the teacher's batch norms use its own batch and keep statistics of their own."""
     model = tiny_siamese().train()
     views = siamese_views()
@@ -309,7 +309,7 @@ def test_sizes_are_those_of_the_released_models():
     """Parameters of SiameseIM's and MAE's ViT-B/16, counted in the released code, without any storage."""
     with torch.device("meta"):
         siamese = SiameseIMForPreTraining(SiameseIMConfig())
-        mae = SiameseIMForPreTraining(SiameseIMConfig(**{**MAE, "decoder_width": 512, "decoder_depth": 8}))
+        mae = SiameseIMForPreTraining(SiameseIMConfig(**{**MAE, "decoder_hidden_size": 512, "decoder_num_hidden_layers": 8}))
     count = lambda module, trained=(True, False): sum(p.numel() for p in module.parameters() if p.requires_grad in trained)  # noqa: E731
     positions = siamese.student.base.model.pos_embed.numel()
     assert count(siamese.student, (True,)) == 129_944_832

@@ -7,14 +7,14 @@ from hssl_hf import HSSLConfig, HSSLForPreTraining
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 PARALLEL = {"auxiliary": "convnext_atto", "auxiliary_connection": "parallel", "objective": "dino", "image_size": 64}
-ARMS = {
+VARIANTS = {
     "several heads": {"auxiliary": ["convnext", "vit"]},
     "three heads on dino": {"auxiliary": ["convnext", "resmlp", "swin"], "objective": "dino"},
     "several heads on moco": {"auxiliary": ["resnet", "poolformer"], "objective": "moco_v3"},
-    "mixer alone": {"auxiliary_parts": ["mixer"]},
-    "mlp alone": {"auxiliary_parts": ["mlp"], "auxiliary": "swin"},
-    "first shortcut kept": {"auxiliary_shortcut": True},
-    "deep to shallow": {"auxiliary": "vit", "auxiliary_shortcut": True, "auxiliary_depth": 2},
+    "mixer alone": {"auxiliary_sublayers": ["token_mixer"]},
+    "mlp alone": {"auxiliary_sublayers": ["mlp"], "auxiliary": "swin"},
+    "first shortcut kept": {"auxiliary_first_shortcut": True},
+    "deep to shallow": {"auxiliary": "vit", "auxiliary_first_shortcut": True, "auxiliary_depth": 2},
     "shared projection": {"shared_projection": True},
     "patch level": {"patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
     "patch level of two": {"auxiliary": ["vit", "resmlp"], "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
@@ -32,10 +32,10 @@ ARMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_of_the_ablations_trains_all_that_it_has(arm):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_arm_of_the_ablations_trains_all_that_it_has(variant):
     """Two steps: every trainable parameter moves, but those that A->A alone cannot reach."""
-    changes = {"drop_path": 0.0, **ARMS[arm]}
+    changes = {"drop_path_rate": 0.0, **VARIANTS[variant]}
     model = tiny_model(**changes).train()
     size = changes.get("image_size", 32)
     local = 0 if changes.get("objective") == "moco_v3" else 2
@@ -52,13 +52,13 @@ def test_every_arm_of_the_ablations_trains_all_that_it_has(arm):
     assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
-@pytest.mark.parametrize("arm", ["several heads", "a network beside the base"])
-def test_it_comes_back_from_a_file_with_all_its_parts(tmp_path, arm):
-    model = tiny_model(**ARMS[arm]).eval()
+@pytest.mark.parametrize("variant", ["several heads", "a network beside the base"])
+def test_it_comes_back_from_a_file_with_all_its_parts(tmp_path, variant):
+    model = tiny_model(**VARIANTS[variant]).eval()
     model.save_pretrained(tmp_path)
     again, info = HSSLForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()) and again.config.families == model.config.families
-    views = tiny_views(local=0, size=model.config.image_size, grid=4 if arm == "several heads" else None)
+    views = tiny_views(local=0, size=model.config.image_size, grid=4 if variant == "several heads" else None)
     assert torch.equal(again.eval()(**views).loss, model(**views).loss)
 
 
@@ -87,7 +87,7 @@ def test_a_network_beside_the_base_sees_the_image_and_not_the_base():
 
 
 def test_positions_and_patch_embedding_of_moco_v3_stand_still():
-    model = tiny_model(objective="moco_v3", fixed_positions=True, train_patch_embed=False)
+    model = tiny_model(objective="moco_v3", sincos_position_embeddings=True, freeze_patch_embed=True)
     base = model.student.base.model
     assert not base.pos_embed.requires_grad and not any(p.requires_grad for p in base.patch_embed.parameters())
     assert base.pos_embed[0, 1:].square().sum(-1).allclose(torch.tensor(32.0)), "sines and cosines of 16 frequencies per axis"
@@ -103,9 +103,9 @@ def test_positions_and_patch_embedding_of_moco_v3_stand_still():
         ({"auxiliary": []}, "several different ones"),
         ({"auxiliary": ["vit", "convnet"]}, "Did you mean 'convnext'"),
         ({"auxiliary": ["vit", "swin"], "auxiliary_connection": "parallel"}, "the name of one timm model"),
-        ({"auxiliary_parts": ["mixr"]}, "auxiliary_parts: expected"),
-        ({"auxiliary_parts": []}, "auxiliary_parts: expected"),
-        ({"contrastive_queue": 64}, "only moco_v3 has a queue"),
+        ({"auxiliary_sublayers": ["mixr"]}, "auxiliary_sublayers: expected"),
+        ({"auxiliary_sublayers": []}, "auxiliary_sublayers: expected"),
+        ({"queue_size": 64}, "only moco_v3 has a queue"),
     ],
 )
 def test_configurations_that_do_not_exist_are_refused(changes, message):
@@ -120,7 +120,13 @@ def test_configurations_that_do_not_exist_are_refused(changes, message):
         ({**PARALLEL, "auxiliary": "convnext_ato"}, "Did you mean convnext_atto"),
         ({**PARALLEL, "objective": "ibot", "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]}, "needs one grid"),
         (
-            {"backbone": "resnet18", "backbone_kwargs": None, "objective": "dino", "image_size": 64, "fixed_positions": True},
+            {
+                "backbone": "resnet18",
+                "backbone_kwargs": None,
+                "objective": "dino",
+                "image_size": 64,
+                "sincos_position_embeddings": True,
+            },
             "for vision transformers",
         ),
     ],
@@ -130,7 +136,11 @@ def test_parts_that_do_not_fit_are_refused(changes, message):
         tiny_model(**changes)
 
 
-def test_the_default_is_the_released_arm():
+def test_the_default_is_the_released_variant():
     config = HSSLConfig()
-    assert (config.auxiliary, config.auxiliary_connection, config.auxiliary_parts) == ("convnext", "serial", ("mixer", "mlp"))
-    assert (config.auxiliary_depth, config.auxiliary_shortcut, config.families) == (3, False, ("convnext",))
+    assert (config.auxiliary, config.auxiliary_connection, config.auxiliary_sublayers) == (
+        "convnext",
+        "serial",
+        ("token_mixer", "mlp"),
+    )
+    assert (config.auxiliary_depth, config.auxiliary_first_shortcut, config.families) == (3, False, ("convnext",))

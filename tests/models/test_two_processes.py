@@ -1,4 +1,4 @@
-"""Two processes are one: the same images in two halves give the same loss, gradients, centres and teacher."""
+"""Two processes are one: the same images in two halves give the same loss, gradients, centers and teacher."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ CASES = {
     "moco_v3": {"objective": "moco_v3", "auxiliary": "resnet"},
     "head alone": {"objective": "dino", "cls_supervision": ["auxiliary->auxiliary"]},
     "siamese_im": {},
-    "siamese_im global": {"level": "global", "loss_normalization": "moco"},
+    "siamese_im global": {"level": "global", "loss_normalization": "l2"},
     "mae": MAE,
 }
 
 
 def model_of(case: str):
-    return (tiny_siamese if case.startswith(("siamese", "mae")) else tiny_model)(drop_path=0.0, **CASES[case])
+    return (tiny_siamese if case.startswith(("siamese", "mae")) else tiny_model)(drop_path_rate=0.0, **CASES[case])
 
 
 def views_of(case: str) -> dict:
     if case.startswith(("siamese", "mae")):
         views = siamese_views(images=8, views=1 if case == "mae" else 2)
-        return {name: value for name, value in views.items() if case != "mae" or name != "crops"}
+        return {name: value for name, value in views.items() if case != "mae" or name != "crop_boxes"}
     return tiny_views(images=8, local=0 if case == "moco_v3" else 2, grid=4 if case == "ibot" else None)
 
 

@@ -54,9 +54,9 @@ def test_families_take_small_images_and_return_to_large_ones(name, size):
 
 def test_gradients_reach_every_parameter():
     backbone = tiny(mask_token=True)
-    masks = torch.zeros(2, 4, 4, dtype=torch.bool)
-    masks[0, 1, 2] = True
-    tokens, _ = backbone(torch.randn(2, 3, 32, 32), masks)
+    bool_masked_pos = torch.zeros(2, 4, 4, dtype=torch.bool)
+    bool_masked_pos[0, 1, 2] = True
+    tokens, _ = backbone(torch.randn(2, 3, 32, 32), bool_masked_pos)
     (tokens.cls.square().sum() + tokens.patches.square().sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in backbone.named_parameters() if "bias" not in n)
 
@@ -64,21 +64,21 @@ def test_gradients_reach_every_parameter():
 def test_hidden_patches_have_no_influence():
     """Changing the pixels under the mask changes no output; changing others does."""
     backbone = tiny(mask_token=True)
-    pixels, masks = torch.randn(1, 3, 32, 32), torch.zeros(1, 4, 4, dtype=torch.bool)
-    masks[0, 1, 2] = True
+    pixels, bool_masked_pos = torch.randn(1, 3, 32, 32), torch.zeros(1, 4, 4, dtype=torch.bool)
+    bool_masked_pos[0, 1, 2] = True
     changed = pixels.clone()
     changed[..., 8:16, 16:24] += 5
     with torch.no_grad():
-        torch.testing.assert_close(backbone(changed, masks)[0].patches, backbone(pixels, masks)[0].patches)
+        torch.testing.assert_close(backbone(changed, bool_masked_pos)[0].patches, backbone(pixels, bool_masked_pos)[0].patches)
         assert (backbone(changed)[0].patches - backbone(pixels)[0].patches).abs().max() > 1e-2
-        assert (backbone(pixels, masks)[0].patches - backbone(pixels)[0].patches).abs().max() > 1e-3
+        assert (backbone(pixels, bool_masked_pos)[0].patches - backbone(pixels)[0].patches).abs().max() > 1e-3
 
 
 def test_visible_only_equals_the_whole_when_nothing_is_left_out():
     backbone, pixels = tiny(), torch.randn(2, 3, 32, 32)
     tokens, _ = backbone(pixels)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).expand(2, -1)
-    visible, features = backbone.visible(pixels, order)
+    visible, features = backbone.encode_visible(pixels, order)
     torch.testing.assert_close(backbone.norm(features), visible.patches)
     torch.testing.assert_close(visible.cls, tokens.cls)
     torch.testing.assert_close(visible.patches, tokens.patches.flatten(1, 2)[:, order[0]])
@@ -89,15 +89,17 @@ def test_patches_left_out_have_no_influence():
     kept = torch.tensor([[0, 3, 9, 15]])
     changed = pixels.clone()
     changed[..., 8:16, 16:24] += 5  # patch 6
-    torch.testing.assert_close(backbone.visible(changed, kept)[0].patches, backbone.visible(pixels, kept)[0].patches)
-    assert backbone.visible(pixels, kept)[0].patches.shape == (1, 4, 64)
+    torch.testing.assert_close(
+        backbone.encode_visible(changed, kept)[0].patches, backbone.encode_visible(pixels, kept)[0].patches
+    )
+    assert backbone.encode_visible(pixels, kept)[0].patches.shape == (1, 4, 64)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "poolformer_s12"])
 def test_drop_path_rises_over_base_and_head_together(name):
     """Released HSSL code: one linspace over depth + D values; 12 + 3 at .1 gives the base 0 to .0786, the head up to .1."""
     kwargs = {"swin_tiny_patch4_window7_224": {"depths": (2, 2, 6, 2)}, "convnext_atto": {"depths": (3, 3, 3, 3)}}.get(name, {})
-    backbone = Backbone(name, 224, kwargs, drop_path=0.1, following_blocks=3)
+    backbone = Backbone(name, 224, kwargs, drop_path_rate=0.1, following_blocks=3)
     expected = torch.linspace(0, 0.1, 15)
     rates = [module.drop_prob for module in backbone.modules() if isinstance(module, DropPath)]
     assert sorted(set(rates)) == pytest.approx(sorted(expected[1:12].tolist()))
@@ -117,9 +119,9 @@ def test_sizes_that_patches_do_not_divide_are_refused():
 
 
 def test_masks_need_a_transformer_and_a_mask_token():
-    with pytest.raises(ValueError, match=r"masks need a vision transformer.*'resnet18'"):
+    with pytest.raises(ValueError, match=r"masking patches needs a vision transformer.*'resnet18'"):
         Backbone("resnet18", 64, mask_token=True)
-    with pytest.raises(ValueError, match="without a mask token"):
+    with pytest.raises(ValueError, match="has no mask token"):
         tiny()(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 4, dtype=torch.bool))
 
 

@@ -9,7 +9,7 @@ from tests.conftest import siamese_views
 
 def decoder(seed: int = 0, **changes) -> Decoder:
     torch.manual_seed(seed)
-    arguments = {"relative": True, "asks": True, "final_norm": False, "norm": "batch", **changes}
+    arguments = {"relative": True, "predict_positions": True, "final_norm": False, "norm": "batch", **changes}
     norm = arguments.pop("norm")
     made = Decoder((4, 4), 16, 2, 2, norm, 24, **arguments)
     if made.mask_token is not None:
@@ -19,7 +19,7 @@ def decoder(seed: int = 0, **changes) -> Decoder:
 
 @pytest.fixture
 def geometry() -> torch.Tensor:
-    return relative_geometry(*siamese_views()["crops"])
+    return relative_geometry(*siamese_views()["crop_boxes"])
 
 
 def test_positions_in_parts_equal_the_linear_map_of_the_whole(geometry):
@@ -27,7 +27,7 @@ def test_positions_in_parts_equal_the_linear_map_of_the_whole(geometry):
     rows, columns, scale = relative_positions(geometry, (4, 4), 16)
     parts = rows[:, :, None].expand(-1, -1, 4, -1), columns[:, None].expand(-1, 4, -1, -1)
     whole = torch.cat([*parts, scale[:, None, None].expand(-1, 4, 4, -1)], dim=-1).flatten(1, 2)
-    torch.testing.assert_close(made.project(geometry), made.position_projection(whole), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.project_positions(geometry), made.position_projection(whole), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
@@ -35,23 +35,25 @@ def test_answers_equal_those_of_whole_blocks(geometry, norm):
     """The last block leaves out tokens that nobody reads; its statistics are still those of all."""
     made = decoder(norm=norm).train()
     tokens, kept = torch.randn(4, 7, 16), torch.arange(6).expand(4, -1)
-    stream = torch.cat([tokens[:, :1], tokens[:, 1:] + made.positions[kept], made.mask_token + made.project(geometry)], dim=1)
+    stream = torch.cat(
+        [tokens[:, :1], tokens[:, 1:] + made.positions[kept], made.mask_token + made.project_positions(geometry)], dim=1
+    )
     for block in made.blocks:
         stream = block(stream)
     torch.testing.assert_close(made(tokens, kept, None, geometry), made.prediction(stream[:, 7:]), atol=1e-5, rtol=1e-5)
 
 
 def test_same_view_questions_have_the_fixed_positions():
-    """Asked about patches 3 and 9, the decoder answers in that order."""
+    """Asked about patches 3 and 9, the decoder predictions in that order."""
     made = decoder(relative=False).eval()
     tokens, kept = torch.randn(2, 4, 16), torch.tensor([[0, 5, 7]]).expand(2, -1)
-    answers = [made(tokens, kept, torch.tensor([order]).expand(2, -1)) for order in ([3, 9], [9, 3])]
-    torch.testing.assert_close(answers[0], answers[1].flip(1), atol=1e-5, rtol=1e-5)
-    assert made.position_projection is None and not torch.allclose(answers[0][:, 0], answers[0][:, 1])
+    predictions = [made(tokens, kept, torch.tensor([order]).expand(2, -1)) for order in ([3, 9], [9, 3])]
+    torch.testing.assert_close(predictions[0], predictions[1].flip(1), atol=1e-5, rtol=1e-5)
+    assert made.position_projection is None and not torch.allclose(predictions[0][:, 0], predictions[0][:, 1])
 
 
 def test_without_questions_the_class_token_is_answered():
-    made = decoder(asks=False)
+    made = decoder(predict_positions=False)
     assert made.mask_token is None and made.position_projection is None
     assert made(torch.randn(3, 5, 16), torch.arange(4).expand(3, -1)).shape == (3, 1, 24)
 
@@ -69,5 +71,5 @@ def test_projector_without_blocks_is_linear():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="5 attention heads do not divide a width of 16; set decoder_heads"):
+    with pytest.raises(ValueError, match="to divide the width 16 of the decoder, got 5; set decoder_num_attention_heads"):
         make_blocks(16, 1, 5, "batch")

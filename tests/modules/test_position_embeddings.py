@@ -5,22 +5,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hssl_hf.modules.position_embeddings import (
-    fixed_positions,
+    interpolate_position_embedding,
     relative_coordinates,
     relative_geometry,
     relative_positions,
-    resample_positions,
+    sincos_position_embedding,
 )
 
 
 def test_own_grid_is_left_alone():
     table = torch.randn(4, 4, 3)
-    assert resample_positions(table, (4, 4)) is table
+    assert interpolate_position_embedding(table, (4, 4)) is table
 
 
 def test_a_smooth_table_keeps_its_values():
     ramp = torch.linspace(0, 1, 14)[:, None, None].expand(14, 14, 2)
-    small = resample_positions(ramp, (7, 9))
+    small = interpolate_position_embedding(ramp, (7, 9))
     assert small.shape == (7, 9, 2)
     torch.testing.assert_close(small[:, 0, 0], small[:, 8, 1])
     assert small[3, 4, 0] == pytest.approx(0.5, abs=1e-3)
@@ -32,7 +32,7 @@ def test_distance_to_the_official_rule_is_the_known_one(golden, size, rms):
     arrays = golden("base_methods")
     table = torch.from_numpy(arrays["pos/in"])[0, 1:].unflatten(0, (14, 14))
     official = arrays[f"pos/official_{size}"][0, 1:]
-    ours = resample_positions(table, (size // 16, size // 16)).flatten(0, 1).numpy()
+    ours = interpolate_position_embedding(table, (size // 16, size // 16)).flatten(0, 1).numpy()
     ratio = np.sqrt(((ours - official) ** 2).mean() / (official**2).mean())
     assert ratio == pytest.approx(rms, rel=0.2)
 
@@ -52,9 +52,9 @@ def unmirrored(frame: torch.Tensor, mirrored: torch.Tensor, image_width: float) 
 
 def test_relative_positions_equal_the_official_ones(golden):
     data = golden("siameseim")
-    crops = torch.from_numpy(data["pos/crops_i1j1h1w1_i2j2h2w2_flip"]).float()
-    seen = unmirrored(crops[:, :4], torch.zeros(8), 0)
-    asked = unmirrored(crops[:, 4:8], crops[:, 8], float(data["pos/image_width"]))
+    crop_boxes = torch.from_numpy(data["pos/crops_i1j1h1w1_i2j2h2w2_flip"]).float()
+    seen = unmirrored(crop_boxes[:, :4], torch.zeros(8), 0)
+    asked = unmirrored(crop_boxes[:, 4:8], crop_boxes[:, 8], float(data["pos/image_width"]))
     geometry = relative_geometry(seen, asked)
     for width, side in ((16, 14), (32, 4)):
         expected = torch.from_numpy(data[f"pos/embed_dim{width}_grid{side}"])
@@ -67,12 +67,15 @@ def test_relative_positions_equal_the_official_ones(golden):
 def test_fixed_positions_equal_the_official_ones(golden):
     data = golden("siameseim")
     torch.testing.assert_close(
-        fixed_positions((14, 14), 16).flatten(0, 1), torch.from_numpy(data["pos/fixed_dim16_grid14_cls"])[1:], atol=1e-6, rtol=0
+        sincos_position_embedding((14, 14), 16).flatten(0, 1),
+        torch.from_numpy(data["pos/fixed_dim16_grid14_cls"])[1:],
+        atol=1e-6,
+        rtol=0,
     )
 
 
 def test_geometry_equals_the_official_crops(golden):
-    """i1 j1 h1 w1 i2 j2 h2 w2 f1 f2 W -> di dj dh dw flip fj of 16 crops that the official transform drew."""
+    """i1 j1 h1 w1 i2 j2 h2 w2 f1 f2 W -> di dj dh dw flip fj of 16 crop_boxes that the official transform drew."""
     rows = torch.from_numpy(golden("siameseim")["aug/seed0_15_i1j1h1w1_i2j2h2w2_f1_f2_W_di_dj_dh_dw_relflip_flipdj"]).float()
     seen = unmirrored(rows[:, :4], rows[:, 8], 500.0)
     asked = unmirrored(rows[:, 4:8], rows[:, 9], 500.0)
@@ -87,7 +90,7 @@ def test_geometry_equals_the_official_crops(golden):
 def test_a_crop_in_its_own_frame_has_the_fixed_positions():
     crop = torch.tensor([[10.0, 20.0, 50.0, 70.0, 1.0]])
     embedded = whole(relative_geometry(crop, crop), 5, 16)
-    torch.testing.assert_close(embedded[0, :, :16], fixed_positions((5, 5), 16).flatten(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedded[0, :, :16], sincos_position_embedding((5, 5), 16).flatten(0, 1), atol=1e-5, rtol=0)
     torch.testing.assert_close(embedded[..., 16:], torch.tensor([0.0] * 4 + [1.0] * 4).repeat(2).expand(1, 25, 16))
 
 
@@ -96,7 +99,7 @@ CROPS = st.tuples(st.floats(0, 300), st.floats(0, 300), st.floats(8, 300), st.fl
 
 @given(CROPS, CROPS, st.integers(1, 14), st.integers(1, 14))
 def test_coordinates_are_where_the_patches_lie_in_the_image(seen, asked, rows, columns):
-    """Every patch centre of one crop, found in the image and looked up in the other, by hand."""
+    """Every patch center of one crop, found in the image and looked up in the other, by hand."""
     y, x = relative_coordinates(relative_geometry(torch.tensor(seen), torch.tensor(asked)), (rows, columns))
 
     def column_in_image(crop, share):
@@ -115,4 +118,4 @@ def test_coordinates_are_where_the_patches_lie_in_the_image(seen, asked, rows, c
 
 def test_fixed_positions_need_a_width_that_four_divides():
     with pytest.raises(ValueError, match="a width that 4 divides, got 10"):
-        fixed_positions((2, 2), 10)
+        sincos_position_embedding((2, 2), 10)

@@ -5,37 +5,39 @@ from torch import nn
 
 from hssl_hf.modules.projection_heads import (
     BatchNorm,
-    Projection,
+    DINOProjectionHead,
     Prototypes,
     contrastive_predictor,
     contrastive_projector,
-    similarity,
+    prototype_logits,
 )
 
 
 def test_projections_have_length_one():
-    projected = Projection(8, 16, 4)(torch.randn(3, 5, 8))
+    projected = DINOProjectionHead(8, 16, 4)(torch.randn(3, 5, 8))
     torch.testing.assert_close(projected.norm(dim=-1), torch.ones(3, 5))
 
 
 def test_prototypes_are_cosines_and_ignore_their_own_length():
     prototypes, x = Prototypes(4, 6), torch.nn.functional.normalize(torch.randn(5, 4), dim=-1)
-    before = similarity(x, prototypes())
+    before = prototype_logits(x, prototypes())
     assert before.abs().max() <= 1 + 1e-6
     with torch.no_grad():
-        prototypes.directions.mul_(3)
-    torch.testing.assert_close(similarity(x, prototypes()), before)
-    learned = Prototypes(4, 6, learned_length=True)
+        prototypes.weight_v.mul_(3)
+    torch.testing.assert_close(prototype_logits(x, prototypes()), before)
+    learned = Prototypes(4, 6, norm_last_layer=False)
     with torch.no_grad():
-        learned.directions.copy_(prototypes.directions)
-        learned.lengths.fill_(2.0)
-    torch.testing.assert_close(similarity(x, learned()), 2 * before)
+        learned.weight_v.copy_(prototypes.weight_v)
+        learned.weight_g.fill_(2.0)
+    torch.testing.assert_close(prototype_logits(x, learned()), 2 * before)
 
 
 def test_prototypes_are_linear_in_the_mean():
-    """What makes the centre exact from one vector."""
-    prototypes, x = Prototypes(16, 32, learned_length=True), torch.randn(40, 16)
-    torch.testing.assert_close(similarity(x.mean(0), prototypes()), similarity(x, prototypes()).mean(0), atol=1e-6, rtol=1e-5)
+    """What makes the center exact from one vector."""
+    prototypes, x = Prototypes(16, 32, norm_last_layer=False), torch.randn(40, 16)
+    torch.testing.assert_close(
+        prototype_logits(x.mean(0), prototypes()), prototype_logits(x, prototypes()).mean(0), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_contrastive_heads_end_in_an_unscaled_norm():
@@ -48,7 +50,7 @@ def test_contrastive_heads_end_in_an_unscaled_norm():
     torch.testing.assert_close(out.var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
 
 
-def _normalise(rank: int, port: int, shape: tuple, results) -> None:
+def _normalize(rank: int, port: int, shape: tuple, results) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     x, norm = _input(shape)
     mine = x[rank::2].clone().requires_grad_()
@@ -75,7 +77,7 @@ def test_batch_norm_over_two_processes_equals_one(shape, free_port):
     """Outputs, gradients and running statistics; gradients of weights add up over the processes."""
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
-        mp.spawn(_normalise, args=(free_port, shape, results), nprocs=2)
+        mp.spawn(_normalize, args=(free_port, shape, results), nprocs=2)
         first, second = results[0], results[1]
     x, norm = _input(shape)
     plain = nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)

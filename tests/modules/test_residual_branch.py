@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from hssl_hf.auxiliary import BLOCKS
-from hssl_hf.modules.residual_branch import FrugalBlock, add_branch, make_frugal, recomputed
+from hssl_hf.modules.residual_branch import CheckpointedBlock, checkpointed, residual_add, use_checkpointed_blocks
 
 
 def pair(**kwargs):
@@ -17,7 +17,7 @@ def pair(**kwargs):
     torch.manual_seed(0)
     plain = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=64, num_heads=2, **kwargs)
     frugal = copy.deepcopy(plain)
-    make_frugal(frugal)
+    use_checkpointed_blocks(frugal)
     return plain.blocks, frugal.blocks
 
 
@@ -30,7 +30,7 @@ def test_same_result_and_gradients_as_timm(precision, fused):
         plain, frugal = pair()
     finally:
         timm.layers.set_fused_attn(bool(before))
-    assert all(type(block) is FrugalBlock for block in frugal)
+    assert all(type(block) is CheckpointedBlock for block in frugal)
     x = torch.randn(3, 17, 64)
     gradients = []
     for blocks in (plain, frugal):
@@ -76,7 +76,7 @@ def test_a_linear_layer_at_the_end_is_not_worked_out_again():
             return y
 
     layer, norm = Counting(8, 8), nn.LayerNorm(8)
-    recomputed(lambda x: layer(norm(x)), torch.randn(2, 8, requires_grad=True)).sum().backward()
+    checkpointed(lambda x: layer(norm(x)), torch.randn(2, 8, requires_grad=True)).sum().backward()
     assert Counting.calls == 3
 
 
@@ -92,10 +92,10 @@ def test_dropped_samples_are_not_computed_and_the_mean_stays():
     torch.manual_seed(1)
     drop_path, seen = DropPath(0.4).train(), []
     x = torch.zeros(20_000, 1)
-    y = add_branch(x, lambda part: seen.append(len(part)) or part + 1, drop_path)
+    y = residual_add(x, lambda part: seen.append(len(part)) or part + 1, drop_path)
     assert sorted(set(y.flatten().tolist())) == [0.0, pytest.approx(1 / 0.6)]
     assert (y > 0).sum() == seen[0] and y.mean().item() == pytest.approx(1, abs=0.03)
-    assert torch.equal(add_branch(x, lambda part: part + 1, drop_path.eval()), x + 1)
+    assert torch.equal(residual_add(x, lambda part: part + 1, drop_path.eval()), x + 1)
 
 
 def test_a_batch_of_which_nothing_is_kept():

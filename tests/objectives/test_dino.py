@@ -5,7 +5,7 @@ from torch import nn
 
 from hssl_hf.modules.tokens import Branches, Tokens
 from hssl_hf.objectives.dino import DINO, cross_view_loss
-from hssl_hf.objectives.supervision import Center
+from hssl_hf.objectives.supervision import Center, ObjectiveInputs
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
@@ -43,7 +43,7 @@ def test_cross_view_loss_equals_the_double_loop():
 
 @pytest.mark.parametrize("call", [0, 1])
 def test_equals_official_dino(golden, call):
-    """Official DINO loss: 32 prototypes, 2 global and 3 local views of 4 images, epochs 1 and 5, centre carried over."""
+    """Official DINO loss: 32 prototypes, 2 global and 3 local views of 4 images, epochs 1 and 5, center carried over."""
     arrays = golden("base_methods")
     config = tiny_config(
         objective="dino", auxiliary=None, cls_supervision=["base->base"], num_prototypes=32, student_temperature=0.1
@@ -55,9 +55,8 @@ def test_equals_official_dino(golden, call):
     student = load("student").view(5, 4, 32).requires_grad_()
     teacher = Branches(Tokens(load("teacher").view(2, 4, 32)))
     temperature = teacher_temperature(arrays, int(load("epoch")))
-    output = objective(
-        Branches(Tokens(student[:2])), Branches(Tokens(student[2:])), teacher, Bare(32), Bare(32), temperature=temperature
-    )
+    views = (Branches(Tokens(student[:2])), teacher, Bare(32), Bare(32), Branches(Tokens(student[2:])))
+    output = objective(ObjectiveInputs(*views, teacher_temperature=temperature))
     np.testing.assert_allclose(output.loss.item(), load("loss"), rtol=1e-5)
     (gradient,) = torch.autograd.grad(output.loss, student)
     np.testing.assert_allclose(gradient.view(20, 32), load("grad"), atol=1e-6)
@@ -69,12 +68,12 @@ def teacher_temperature(arrays, epoch):
     return float(arrays["ibot/temp_schedule"][epoch])
 
 
-def test_centre_moves_once_per_update_and_averages_the_collected_batches():
+def test_center_moves_once_per_update_and_averages_the_collected_batches():
     center = Center(3, momentum=0.9)
     first, second = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
     center.collect(first)
     center.collect(second)
-    assert torch.equal(center.value, torch.zeros(3)), "a centre must not move while gradients accumulate"
+    assert torch.equal(center.value, torch.zeros(3)), "a center must not move while gradients accumulate"
     center.update()
     torch.testing.assert_close(center.value, torch.full((3,), 0.2))
     center.update()
@@ -90,13 +89,13 @@ def test_centre_moves_once_per_update_and_averages_the_collected_batches():
     ],
 )
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
-def test_arms_of_supervision_are_values(objective, arrows, terms):
+def test_variants_of_supervision_are_values(objective, arrows, terms):
     """HSSL, Table 14: A->A, A->A + B->B, A->A + A->B."""
     model = tiny_model(objective=objective, cls_supervision=arrows, patch_supervision=["base->base"] * (objective == "ibot"))
     output = model(**tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None))
-    assert {name for name in output.parts if name.startswith("cls_")} == terms
-    mean = torch.stack([output.parts[name] for name in terms]).mean()
-    patch = output.parts.get("patch_base_to_base", torch.zeros(()))
+    assert {name for name in output.losses if name.startswith("cls_")} == terms
+    mean = torch.stack([output.losses[name] for name in terms]).mean()
+    patch = output.losses.get("patch_base_to_base", torch.zeros(()))
     torch.testing.assert_close(output.loss, mean + patch)
 
 

@@ -28,7 +28,7 @@ def test_shapes_must_agree():
         discrepancy(torch.zeros(2, 3), torch.zeros(3, 2))
 
 
-def test_metric_equals_the_function_and_can_centre():
+def test_metric_equals_the_function_and_can_center():
     a, b = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
     metric = Discrepancy(keep_in_memory=True)
     plain = metric.compute(predictions=a.numpy(), references=b.numpy(), temperature=0.3, center=False)["D"]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from hssl_hf.modules.projection_heads import similarity
+from hssl_hf.modules.projection_heads import prototype_logits
 from hssl_hf.modules.tokens import Branches, Tokens
 from hssl_hf.objectives.ibot import IBOT
+from hssl_hf.objectives.supervision import ObjectiveInputs
 from tests.conftest import tiny_config, tiny_model, tiny_views
 from tests.objectives.test_dino import Bare, naive_cross_view, teacher_temperature
 
@@ -27,12 +28,12 @@ def test_equals_official_ibot(golden, call):
     local = load("local_cls").requires_grad_()
     student = Branches(Tokens(cls.view(2, 4, 32), patch.view(2, 4, 4, 4, 32)))
     teacher = Branches(Tokens(load("teacher_cls").view(2, 4, 32), load("teacher_patch").view(2, 4, 4, 4, 32)))
-    output = objective(
-        student, Branches(Tokens(local.view(3, 4, 32))), teacher, Bare(32), Bare(32),
-        masks=torch.from_numpy(arrays["ibot/masks"]), temperature=teacher_temperature(arrays, int(load("epoch"))),
-    )  # fmt: skip
-    np.testing.assert_allclose(output.parts["cls_base_to_base"].item(), load("loss_cls"), rtol=1e-5)
-    np.testing.assert_allclose(output.parts["patch_base_to_base"].item(), load("loss_patch"), rtol=1e-5)
+    views = (student, teacher, Bare(32), Bare(32), Branches(Tokens(local.view(3, 4, 32))))
+    temperature = teacher_temperature(arrays, int(load("epoch")))
+    mask = torch.from_numpy(arrays["ibot/masks"])
+    output = objective(ObjectiveInputs(*views, bool_masked_pos=mask, teacher_temperature=temperature))
+    np.testing.assert_allclose(output.losses["cls_base_to_base"].item(), load("loss_cls"), rtol=1e-5)
+    np.testing.assert_allclose(output.losses["patch_base_to_base"].item(), load("loss_patch"), rtol=1e-5)
     np.testing.assert_allclose(output.loss.item(), load("loss"), rtol=1e-5)
     gradients = torch.autograd.grad(output.loss, [cls, patch, local])
     for gradient, name in zip(gradients, ("grad_cls", "grad_patch", "grad_local"), strict=True):
@@ -59,11 +60,12 @@ def test_equals_released_hssl(golden, call):
         Tokens(torch.zeros(2, 2, 64), load("t_base_patch").view(2, 2, 4, 4, 64)),
         Tokens(load("t_aux_cls").view(2, 2, 64)),
     )
-    output = objective(
-        student, local, teacher, Bare(64), Bare(64),
-        masks=torch.from_numpy(arrays["hssl_loss/masks"]), temperature=released_temperature(int(load("epoch"))),
-    )  # fmt: skip
-    ours = [output.parts[name].item() for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")]
+    mask, temperature = torch.from_numpy(arrays["hssl_loss/masks"]), released_temperature(int(load("epoch")))
+    inputs = ObjectiveInputs(student, teacher, Bare(64), Bare(64), local, mask, teacher_temperature=temperature)
+    output = objective(inputs)
+    ours = [
+        output.losses[name].item() for name in ("cls_auxiliary_to_base", "patch_base_to_base", "cls_auxiliary_to_auxiliary")
+    ]
     np.testing.assert_allclose([*ours, output.loss.item()], load("cls1_patch1_cls2_loss"), rtol=1e-5)
     for gradient, name in zip(torch.autograd.grad(output.loss, leaves), names, strict=True):
         np.testing.assert_allclose(gradient, load(f"grad_{name}"), atol=1e-6)
@@ -77,26 +79,26 @@ def released_temperature(epoch):
 
 
 def test_masked_only_equals_projecting_every_token():
-    """The loss and the centre of the patches are those of an implementation that projects all tokens."""
-    model = tiny_model(auxiliary=None, cls_supervision=["base->base"], drop_path=0.0)
+    """The loss and the center of the patches are those of an implementation that projects all tokens."""
+    model = tiny_model(auxiliary=None, cls_supervision=["base->base"], drop_path_rate=0.0)
     views, objective = tiny_views(), model.objective
     torch.manual_seed(1)
     objective.cls_centers["base"].value.normal_(std=0.1)
     objective.patch_centers["base"].value.normal_(std=0.1)
-    views["masks"][0, 1] = False
+    views["bool_masked_pos"][0, 1] = False
     output = model(**views, teacher_temperature=0.05)
 
     heads, teacher_heads = model.student.heads, model.teacher.heads
-    student = model.student(views["global_pixels"], views["masks"]).base
-    local, teacher = model.student(views["local_pixels"]).base, model.teacher(views["global_pixels"]).base
-    score = lambda h, x: similarity(h.project("base", x), h.prototypes())  # noqa: E731
+    student = model.student(views["pixel_values"], views["bool_masked_pos"]).base
+    local, teacher = model.student(views["local_pixel_values"]).base, model.teacher(views["pixel_values"]).base
+    score = lambda h, x: prototype_logits(h.project("base", x), h.prototypes())  # noqa: E731
     cls = torch.cat([score(heads, student.cls), score(heads, local.cls)]) / 0.1
     t_cls = torch.softmax((score(teacher_heads, teacher.cls) - objective.cls_centers["base"].value) / 0.05, -1)
     t_logits = score(teacher_heads, teacher.patches)
     t_patch = torch.softmax((t_logits - objective.patch_centers["base"].value) / 0.05, -1)
     entropy = -(t_patch * torch.log_softmax(score(heads, student.patches) / 0.1, -1)).sum(-1)
-    masks = views["masks"]
-    patch = ((entropy * masks).sum((-1, -2)) / masks.sum((-1, -2)).clamp(min=1)).mean()
+    bool_masked_pos = views["bool_masked_pos"]
+    patch = ((entropy * bool_masked_pos).sum((-1, -2)) / bool_masked_pos.sum((-1, -2)).clamp(min=1)).mean()
     torch.testing.assert_close(output.loss, naive_cross_view(t_cls, cls) + patch)
     before = objective.patch_centers["base"].value.clone()
     objective.update()
@@ -106,22 +108,22 @@ def test_masked_only_equals_projecting_every_token():
 
 def test_batch_without_any_mask_has_a_loss_and_gradients():
     model, views = tiny_model(), tiny_views()
-    views["masks"][:] = False
+    views["bool_masked_pos"][:] = False
     output = model(**views)
     output.loss.backward()
-    assert output.parts["patch_base_to_base"] == 0
+    assert output.losses["patch_base_to_base"] == 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.student.parameters())
 
 
 def test_patch_level_supervision_is_a_value():
     """HSSL, Table 18: the head's patches teach the patches of both branches."""
     model = tiny_model(patch_supervision=["auxiliary->base", "auxiliary->auxiliary"])
-    parts = model(**tiny_views()).parts
+    parts = model(**tiny_views()).losses
     assert {n for n in parts if n.startswith("patch_")} == {"patch_auxiliary_to_base", "patch_auxiliary_to_auxiliary"}
 
 
 def test_masks_are_asked_for():
     views = tiny_views()
-    del views["masks"]
-    with pytest.raises(ValueError, match="needs masks"):
+    del views["bool_masked_pos"]
+    with pytest.raises(ValueError, match="needs bool_masked_pos"):
         tiny_model()(**views)

@@ -34,7 +34,7 @@ def test_local_views_are_refused():
 
 
 def queued(length: int = 12) -> MoCoV3:
-    return MoCoV3(tiny_config(objective="moco_v3", contrastive_queue=length))
+    return MoCoV3(tiny_config(objective="moco_v3", queue_size=length))
 
 
 def test_with_a_queue_it_is_equation_11():
@@ -70,11 +70,11 @@ def test_the_queue_holds_the_newest_keys_first_in_first_out():
 
 def test_training_fills_the_queue_with_the_teachers_keys():
     """Both views of every image, those of the auxiliary teacher; the base start alike with and without a queue."""
-    model, plain = tiny_model(objective="moco_v3", contrastive_queue=16), tiny_model(objective="moco_v3")
+    model, plain = tiny_model(objective="moco_v3", queue_size=16), tiny_model(objective="moco_v3")
     assert torch.equal(model.student.base.model.pos_embed, plain.student.base.model.pos_embed)
     views = tiny_views(local=0, grid=None)
     before = model.objective.queues["auxiliary"].keys.clone()
-    assert list(model.objective.queues) == ["auxiliary"] and not model.in_batch and plain.in_batch
+    assert list(model.objective.queues) == ["auxiliary"] and not model.in_batch_negatives and plain.in_batch_negatives
     model(**views).loss.backward()
     model.update_teacher(0.9)
     after = model.objective.queues["auxiliary"].keys

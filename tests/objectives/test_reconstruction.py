@@ -14,7 +14,7 @@ def test_patches_are_cut_row_by_row_with_channels_last():
         assert torch.equal(target[1, patch], expected)
 
 
-def test_normalised_patches_have_mean_0_and_unbiased_variance_1():
+def test_normalized_patches_have_mean_0_and_unbiased_variance_1():
     target = pixel_targets(torch.randn(2, 3, 8, 8) * 4 + 1, (4, 4), normalize=True)
     np.testing.assert_allclose(target.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(target.var(-1), 1, atol=1e-4)
@@ -22,12 +22,12 @@ def test_normalised_patches_have_mean_0_and_unbiased_variance_1():
 
 def test_reconstruction_is_the_mean_squared_error():
     output = reconstruction(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[0.0, 1.0]]]))
-    assert output.loss.item() == pytest.approx(2.5) and output.parts["reconstruction"] is output.loss
+    assert output.loss.item() == pytest.approx(2.5) and output.losses["reconstruction"] is output.loss
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equals_the_official_loss(golden, normalize):
-    """MAE's own code on images of 64 pixels and patches of 16: over the hidden patches, with and without normalised pixels."""
+    """MAE's own code on images of 64 pixels and patches of 16: over the hidden patches, with and without normalized pixels."""
     data = golden("base_methods")
     target = pixel_targets(torch.from_numpy(data["mae/imgs"]), (16, 16), normalize)
     if not normalize:

@@ -15,7 +15,7 @@ def one(prediction, target, weight: float, norm: bool):
     """Loss and gradient as the model computes them from raw outputs (B, n, D)."""
     raw = prediction.clone().requires_grad_()
     said = F.layer_norm(raw, raw.shape[-1:]) if norm else raw
-    loss = unigrad(said.flatten(0, 1), normalize_targets(target, "mae").flatten(0, 1), weight).loss
+    loss = unigrad(said.flatten(0, 1), normalize_targets(target, "layer_norm").flatten(0, 1), weight).loss
     loss.backward()
     return loss.detach(), raw.grad
 
@@ -76,17 +76,17 @@ def test_known_values(prediction, target, expected):
 
 def test_collapse_is_the_share_that_all_targets_have_in_common():
     generator = torch.Generator().manual_seed(0)
-    spread = normalize_targets(torch.randn(4000, 16, generator=generator), "mae")
-    same = normalize_targets(torch.randn(1, 16, generator=generator), "mae").expand(4000, -1)
-    assert unigrad(spread, spread, 0.02).parts["collapse"] < 0.01
-    assert unigrad(same, same, 0.02).parts["collapse"].item() == pytest.approx(1, rel=1e-4)
+    spread = normalize_targets(torch.randn(4000, 16, generator=generator), "layer_norm")
+    same = normalize_targets(torch.randn(1, 16, generator=generator), "layer_norm").expand(4000, -1)
+    assert unigrad(spread, spread, 0.02).metrics["collapse"] < 0.01
+    assert unigrad(same, same, 0.02).metrics["collapse"].item() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize("rule", ["mae", "moco"])
-def test_normalised_targets_have_squared_length_d(rule):
+@pytest.mark.parametrize("rule", ["layer_norm", "l2"])
+def test_normalized_targets_have_squared_length_d(rule):
     target = normalize_targets(5 + 3 * torch.randn(6, 48), rule)
     torch.testing.assert_close(target.square().sum(1), torch.full((6,), 48.0), rtol=1e-3, atol=0)
-    assert (target.mean(1).abs().max() < 1e-5) == (rule == "mae")
+    assert (target.mean(1).abs().max() < 1e-5) == (rule == "layer_norm")
 
 
 def test_targets_get_no_gradient():

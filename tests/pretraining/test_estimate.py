@@ -1,6 +1,7 @@
 """Foretelling memory and time: exact where it is counted, and linear in what is measured."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,15 +9,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
 from hssl_hf.engine.memory import GIB, held_by
-from hssl_hf.pretraining import estimate
-from hssl_hf.pretraining.estimate import ENGINES, FORECAST, Step, _convolution_backward, foresee, measure_step, write_forecast
-from hssl_hf.runs.manifest import foretold
+from hssl_hf.pretraining import estimate as estimate_module
+from hssl_hf.pretraining.estimate import (
+    ENGINES,
+    ESTIMATE,
+    StepCost,
+    _convolution_backward,
+    estimate,
+    measure_step,
+    write_estimate,
+)
+from hssl_hf.runs.manifest import read_estimate
 from tests.conftest import SAMPLE
 from tests.launches import TINY
 
-RECIPE = ["views.global_size=28", "views.local_number=0", f"data.path={SAMPLE}", "data.images_per_epoch=1600"]
+RECIPE = ["views.global_crop_size=28", "views.num_local_crops=0", f"data.path={SAMPLE}", "data.images_per_epoch=1600"]
 TINY_MODEL = [value for value in TINY if value.startswith("model.")]
-STEP = Step(fixed=0.0, per_image=GIB / 16, logits_per_image=0.0, flops_per_image=1e9, seconds_per_image=0.01)
+STEP = StepCost(fixed=0.0, per_image=GIB / 16, logits_per_image=0.0, flops_per_image=1e9, seconds_per_image=0.01)
 
 
 def recipe(*more: str):
@@ -34,40 +43,40 @@ def recipe(*more: str):
 
 @pytest.fixture
 def measured(monkeypatch):
-    monkeypatch.setattr(estimate, "measure_step", lambda *_, **__: STEP)
+    monkeypatch.setattr(estimate_module, "measure_step", lambda *_, **__: STEP)
 
 
 def test_engines_share_what_they_say(measured):
     """Of P trained parameters of 4 bytes: AdamW holds 2 P more, ZeRO's whole copy 1 more, divided among the processes."""
-    found = {engine: foresee(recipe(), engine, 2 if engine != "single" else 1, memory=80.0) for engine in ENGINES}
+    found = {engine: estimate(recipe(), engine, 2 if engine != "single" else 1, memory=80.0) for engine in ENGINES}
     trained = 4 * found["ddp"].parameters["all that is trained"]
-    held = {engine: item.parts["optimizer"] / trained for engine, item in found.items()}
+    held = {engine: item.memory_items["optimizer"] / trained for engine, item in found.items()}
     assert held == {"single": 2, "ddp": 2, "fsdp2": 1, "zero1": 1.5, "zero2": 1.5}
-    weights = {engine: item.parts["student"] for engine, item in found.items()}
+    weights = {engine: item.memory_items["student"] for engine, item in found.items()}
     assert weights["fsdp2"] * 2 == weights["ddp"] == weights["zero2"] and weights["single"] == weights["ddp"]
-    exchange = {engine for engine, item in found.items() if item.parts["exchange of gradients"]}
+    exchange = {engine for engine, item in found.items() if item.memory_items["exchange of gradients"]}
     assert exchange == {"ddp", "zero1", "zero2"}
-    assert found["zero1"].parts["step"] - found["zero2"].parts["step"] == pytest.approx(trained / 2)
+    assert found["zero1"].memory_items["step"] - found["zero2"].memory_items["step"] == pytest.approx(trained / 2)
 
 
 def test_time_and_verdict(measured):
     """25 steps an epoch; at 1 TFLOPS and 1 GFLOP an image a device sees a thousand images a second."""
-    found = foresee(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
+    found = estimate(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
     assert (found.steps, found.images, found.images_per_second) == (100, 32, 2000.0)
-    assert found.hours == pytest.approx(6400 / 2000 / 3600) and found.parts["step"] == pytest.approx(2 * GIB)
-    assert "DOES NOT FIT" in found.table() and "optim.accumulate" in found.table()
+    assert found.hours == pytest.approx(6400 / 2000 / 3600) and found.memory_items["step"] == pytest.approx(2 * GIB)
+    assert "DOES NOT FIT" in found.table() and "optim.gradient_accumulation_steps" in found.table()
     assert "speed of this machine" not in found.table()
-    assert "fits" in foresee(recipe(), "ddp", 2, memory=80.0).table()
-    assert "speed of this machine" in foresee(recipe(), "ddp", 2, memory=80.0).table()
-    assert foresee(recipe("data.share=0.5", "optim.epochs=4"), memory=80.0).steps == 48, "800 images are 12 whole batches"
-    assert foresee(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
+    assert "fits" in estimate(recipe(), "ddp", 2, memory=80.0).table()
+    assert "speed of this machine" in estimate(recipe(), "ddp", 2, memory=80.0).table()
+    assert estimate(recipe("data.fraction=0.5", "optim.epochs=4"), memory=80.0).steps == 48, "800 images are 12 whole batches"
+    assert estimate(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
 
 
 def test_a_step_is_measured_as_it_is():
     """What the line through two small steps says of a larger one is what that holds."""
     step = measure_step(recipe(), 64, device_like=True)
-    model = estimate._build(recipe()).train()
-    call = estimate.partial(estimate._step, model, recipe(), estimate._samples(recipe(), model, 48))
+    model = estimate_module._build(recipe()).train()
+    call = partial(estimate_module._step, model, recipe(), estimate_module._samples(recipe(), model, 48))
     call()
     assert step.fixed + 48 * step.per_image == pytest.approx(held_by(call), rel=0.05)
     assert step.flops_per_image > 1e6 and step.seconds_per_image > 0
@@ -81,23 +90,26 @@ def test_logits_are_counted_where_there_are_prototypes():
 
 
 def test_a_forecast_waits_for_its_run(measured, tmp_path):
-    found = foresee(recipe(), "ddp", 2, memory=80.0)
-    write_forecast(tmp_path / "run", found)
-    told = json.loads((tmp_path / "run" / FORECAST).read_text())
-    assert told["needed_gib"] == pytest.approx(found.needed / GIB, abs=1e-3) and told["parts"]["step"] == found.parts["step"]
-    assert foretold(tmp_path / "run")["processes"] == 2 and foretold(tmp_path) is None
+    found = estimate(recipe(), "ddp", 2, memory=80.0)
+    write_estimate(tmp_path / "run", found)
+    told = json.loads((tmp_path / "run" / ESTIMATE).read_text())
+    assert (
+        told["needed_gib"] == pytest.approx(found.needed / GIB, abs=1e-3)
+        and told["memory_items"]["step"] == found.memory_items["step"]
+    )
+    assert read_estimate(tmp_path / "run")["processes"] == 2 and read_estimate(tmp_path) is None
 
 
 def test_what_cannot_be_launched_is_refused(measured):
     with pytest.raises(RecipeError, match="does not divide into 3 processes"):
-        foresee(recipe(), "ddp", processes=3)
+        estimate(recipe(), "ddp", processes=3)
     with pytest.raises(RecipeError, match="no auxiliary head 'convnet'"):
-        foresee(recipe("model.auxiliary=convnet"))
+        estimate(recipe("model.auxiliary=convnet"))
 
 
 def test_the_model_on_the_meta_device_takes_no_memory():
     with torch.device("meta"):
-        model = estimate._build(recipe())
+        model = estimate_module._build(recipe())
     assert all(p.is_meta for p in model.parameters())
 
 

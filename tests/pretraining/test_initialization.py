@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hssl_hf.pretraining.initialization import start_from
+from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import export_backbone, export_model
 from tests.conftest import MAE, tiny_model, tiny_siamese
@@ -22,10 +22,10 @@ def moved(model):
     return model
 
 
-def test_a_whole_model_gives_student_teacher_heads_and_centres(tmp_path):
+def test_a_whole_model_gives_student_teacher_heads_and_centers(tmp_path):
     source, model = moved(tiny_model()), tiny_model()
     export_model(source, tmp_path / "whole")
-    assert start_from(model, str(tmp_path / "whole")) is False
+    assert load_initial_weights(model, str(tmp_path / "whole")) is False
     found, expected = model.state_dict(), source.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert not any(p.requires_grad for p in model.teacher.parameters())
@@ -37,8 +37,8 @@ def test_a_backbone_gives_the_base_to_student_and_teacher(tmp_path, kind, make):
     source, model = moved(make()), make()
     heads = {name: value.clone() for name, value in model.state_dict().items() if "base." not in name}
     export_backbone(source, tmp_path / "base", kind=kind)
-    assert start_from(model, str(tmp_path / "base")) is True
-    kept = source.network().base.timm_state_dict()
+    assert load_initial_weights(model, str(tmp_path / "base")) is True
+    kept = source.get_network().base.timm_state_dict()
     networks = [model.student] if model.teacher is None else [model.student, model.teacher]
     for network in networks:
         found = network.base.timm_state_dict()
@@ -64,7 +64,7 @@ def test_other_architectures_come_from_stock_models(tmp_path, kind, backbone, kw
 
     source, model = moved(make()), make()
     export_backbone(source, tmp_path / "base", kind=kind)
-    assert start_from(model, str(tmp_path / "base")) is True
+    assert load_initial_weights(model, str(tmp_path / "base")) is True
     kept, found = source.teacher.base.timm_state_dict(), model.student.base.timm_state_dict()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
 
@@ -75,10 +75,10 @@ def test_what_does_not_fit_is_refused_with_its_shape(tmp_path):
     with pytest.raises(
         ValueError, match=r"(?s)does not fit the base.*\n  patch_embed.proj.weight: expected .*4, 4.*got .*8, 8"
     ):
-        start_from(
+        load_initial_weights(
             tiny_model(backbone_kwargs={"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}), str(tmp_path / "base")
         )
     with pytest.raises(ValueError, match=r"does not fit student, teacher and heads.*\n  missing: student.auxiliary"):
-        start_from(tiny_model(auxiliary="resnet"), str(tmp_path / "whole"))
+        load_initial_weights(tiny_model(auxiliary="resnet"), str(tmp_path / "whole"))
     with pytest.raises(ValueError, match="is neither a folder nor a Hub repository with a model"):
-        start_from(tiny_model(), str(tmp_path / "nothing"))
+        load_initial_weights(tiny_model(), str(tmp_path / "nothing"))

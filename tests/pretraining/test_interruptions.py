@@ -21,7 +21,7 @@ from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_st
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
-    arguments = [f"data.workers={workers}", "model.drop_path=0.3", f"seed={workers}"]
+    arguments = [f"data.num_workers={workers}", "model.drop_path_rate=0.3", f"seed={workers}"]
     whole = start(tmp_path / "whole", *arguments, method=method)
     killed = start(tmp_path / "killed", *arguments, method=method)
     wait_for_step(killed, 6 + os.getpid() % 14)
@@ -30,7 +30,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     whole.communicate()
     assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "export").exists()
-    resumed = start(tmp_path / "killed", *arguments, "resume=auto", method=method)
+    resumed = start(tmp_path / "killed", *arguments, "resume_from_checkpoint=auto", method=method)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
@@ -40,13 +40,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_save_and_leave(tmp_path, number):
-    process = start(tmp_path / "run", "data.workers=1", "run.save_every_steps=1000")
+    process = start(tmp_path / "run", "data.num_workers=1", "run.save_steps=1000")
     wait_for_step(process, 3)
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else 75), errors
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume=auto" in errors
+    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume_from_checkpoint=auto" in errors
     assert "Traceback" not in errors
 
 
@@ -58,7 +58,7 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
     def launch(folder, *arguments):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
         command += ["--config_file", str(SCRIPT.parent / "accelerate" / "cpu.yaml"), "--num_processes", "2"]
-        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.workers=1", *arguments]
+        command += [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", "data.num_workers=1", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -71,14 +71,14 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
     ranks[0].kill()
     killed.communicate()
     assert killed.returncode != 0 and not (part / "export").exists()
-    resumed = launch(part, "resume=auto")
+    resumed = launch(part, "resume_from_checkpoint=auto")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert losses(part) == losses(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
 
     shutil.rmtree(part / "checkpoints" / "step-00000024")
-    alone = start(part, "resume=auto", "data.workers=1", method=method)
+    alone = start(part, "resume_from_checkpoint=auto", "data.num_workers=1", method=method)
     errors = alone.communicate()[1]
     assert alone.returncode == 0 and "resuming with 1 processes what 2 began" in errors, errors
     assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "whole")[:20]
@@ -94,13 +94,13 @@ def test_launch_that_would_run_one_process_is_refused(tmp_path):
 def test_a_reader_that_dies_is_reported(tmp_path):
     """As when the system kills it for want of memory; the run can be resumed."""
     folder = tmp_path / "run"
-    process = start(folder, "data.workers=1")
+    process = start(folder, "data.num_workers=1")
     wait_for_step(process, 7)
     (reader,) = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
     reader.kill()
     _, errors = process.communicate()
-    assert process.returncode == 2 and "error: a reader process died" in errors and "Traceback" not in errors, errors
-    resumed = start(folder, "data.workers=1", "resume=auto")
+    assert process.returncode == 2 and "error: a data loader worker died" in errors and "Traceback" not in errors, errors
+    resumed = start(folder, "data.num_workers=1", "resume_from_checkpoint=auto")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0 and len(losses(folder)) == 24, errors
 
@@ -108,13 +108,13 @@ def test_a_reader_that_dies_is_reported(tmp_path):
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     """Files of more than 64 KiB cannot be written from step 10 on: the checkpoint of step 5 stays and is named."""
     folder = tmp_path / "run"
-    first = start(folder, "data.workers=0")
+    first = start(folder, "data.num_workers=0")
     wait_for_step(first, 6)
     first.kill()
     first.communicate()
     before = {path.name for path in (folder / "checkpoints").glob("step-*")}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
-    full = start(folder, "data.workers=0", "resume=auto", preexec_fn=limit)
+    full = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto", preexec_fn=limit)
     _, errors = full.communicate()
     assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
     assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
@@ -124,12 +124,12 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
 def test_a_damaged_checkpoint_is_put_aside(tmp_path):
     """The newest checkpoint cut short, as by a full disk or a broken copy: the one before it is resumed, to the same bits."""
     folder = tmp_path / "run"
-    whole = start(folder, "data.workers=0")
+    whole = start(folder, "data.num_workers=0")
     whole.communicate()
     expected = losses(folder), weights(folder)
     newest = folder / "checkpoints" / "step-00000024" / "optimizer.bin"
     newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = start(folder, "data.workers=0", "resume=auto")
+    resumed = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert "step-00000024 is damaged (optimizer.bin missing, cut short or changed)" in errors and "Traceback" not in errors
@@ -142,12 +142,12 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_twenty_five_kills_change_nothing(tmp_path, workers):
     """kill -9 again and again, after some steps or in the middle of a checkpoint: the same bits as without."""
-    settings = [f"data.workers={workers}", "optim.epochs=0.1", "run.save_every_steps=3", "model.drop_path=0.2"]
+    settings = [f"data.num_workers={workers}", "optim.epochs=0.1", "run.save_steps=3", "model.drop_path_rate=0.2"]
     whole = start(tmp_path / "whole", *settings)
     whole.communicate()
     folder, dice, saving = tmp_path / "killed", random.Random(workers), 0
     for _ in range(25):
-        process = start(folder, *settings, "resume=auto")
+        process = start(folder, *settings, "resume_from_checkpoint=auto")
         done = wait_for_step(process, 0)
         if dice.random() < 0.5:
             wait_for_step(process, done + dice.randrange(4))
@@ -159,7 +159,7 @@ def test_twenty_five_kills_change_nothing(tmp_path, workers):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    last = start(folder, *settings, "resume=auto")
+    last = start(folder, *settings, "resume_from_checkpoint=auto")
     _, errors = last.communicate()
     assert last.returncode == 0 and saving > 5, errors
     assert losses(folder) == losses(tmp_path / "whole") and len(losses(folder)) == 62
@@ -173,11 +173,11 @@ def test_memory_stays_flat_over_two_thousand_steps_and_twenty_resumes(tmp_path):
     """Interrupted every hundred steps: neither within a process nor from process to process does memory grow."""
     folder, settings = (
         tmp_path / "run",
-        ["data.workers=0", "optim.epochs=3.3", "run.save_every_steps=50", "run.log_every_steps=10"],
+        ["data.num_workers=0", "optim.epochs=3.3", "run.save_steps=50", "run.logging_steps=10"],
     )
     early, late, done = [], [], 0
     for _ in range(20):
-        process = start(folder, *settings, "resume=auto")
+        process = start(folder, *settings, "resume_from_checkpoint=auto")
         memory = psutil.Process(process.pid).memory_info
         wait_for_step(process, done + 30)
         early.append(memory().rss / 2**20)

@@ -10,7 +10,7 @@ from hssl_hf.data.views import collate
 from hssl_hf.engine.checkpoint import CheckpointError
 from hssl_hf.engine.distributed import Engine
 from hssl_hf.engine.optim import build_optimizer, set_rates
-from hssl_hf.pretraining.replay import Recorder, replay
+from hssl_hf.pretraining.replay import BatchRecorder, replay
 from tests.conftest import ROOT
 
 
@@ -21,9 +21,9 @@ def training(tmp_path):
         ROOT / "training" / "recipes" / "quickstart.yaml",
         [
             "model.backbone_kwargs={patch_size: 14, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
-            "model.projection_hidden=16",
+            "model.projection_hidden_size=16",
             "model.projection_size=8",
-            "model.drop_path=0.5",
+            "model.drop_path_rate=0.5",
             "optim.mixed_precision=no",
         ],
     )
@@ -45,16 +45,16 @@ def batch(recipe, seed: int):
 
 def train_step(training, recorder, number: int, views):
     recipe, _, engine = training
-    recorder.note(number, views, 0.07)
-    output = engine.forward(global_pixels=views.coloured(recipe.views).global_pixels)
+    recorder.record(number, views, 0.07)
+    output = engine.forward(pixel_values=views.augment_and_normalize(recipe.views).pixel_values)
     loss = output.loss * float("inf") if number == 2 else output.loss  # as an overflow would
     engine.backward(loss)
-    engine.step(number, [], 3.0, "each")
+    engine.clip_and_step(number, [], 3.0, "per_parameter")
 
 
 def test_nothing_moves_from_the_first_bad_step_on(training):
     recipe, method, engine = training
-    recorder = Recorder(1)
+    recorder = BatchRecorder(1)
     for number in range(2):
         train_step(training, recorder, number, batch(recipe, number))
     before = {
@@ -68,28 +68,28 @@ def test_nothing_moves_from_the_first_bad_step_on(training):
 
 def test_a_capture_holds_the_step_and_breaks_again(training, tmp_path):
     recipe, method, engine = training
-    recorder = Recorder(2)
+    recorder = BatchRecorder(2)
     for number in range(2):
         train_step(training, recorder, number, batch(recipe, number))
     healthy = recorder.save(engine.accelerator, method, tmp_path, 1)
     (report,) = replay(healthy)
-    assert report["not_finite"] == [] and report["losses"]["loss"] > 0
-    recorder.note(2, batch(recipe, 5), 0.07)
+    assert report.not_finite == [] and report.losses["loss"] > 0
+    recorder.record(2, batch(recipe, 5), 0.07)
     with torch.no_grad():
         method.student.base.model.blocks[0].mlp.fc2.weight[0, 0] = float("inf")
     (report,) = replay(recorder.save(engine.accelerator, method, tmp_path, 2))
-    assert "student.base.model.patch_embed.proj.weight" in report["not_finite"]
+    assert "student.base.model.patch_embed.proj.weight" in report.not_finite
 
 
 def test_the_same_step_gives_the_same_loss(training, tmp_path):
     """The batch, the weights and the random state are those of the step."""
     recipe, method, engine = training
-    recorder, views = Recorder(1), batch(recipe, 7)
-    recorder.note(0, views, 0.07)
-    loss = engine.forward(global_pixels=views.coloured(recipe.views).global_pixels).loss.item()
+    recorder, views = BatchRecorder(1), batch(recipe, 7)
+    recorder.record(0, views, 0.07)
+    loss = engine.forward(pixel_values=views.augment_and_normalize(recipe.views).pixel_values).loss.item()
     torch.rand(10)
     (report,) = replay(recorder.save(engine.accelerator, method, tmp_path, 0))
-    assert report["losses"]["loss"] == loss
+    assert report.losses["loss"] == loss
 
 
 def test_a_folder_without_capture_is_refused(tmp_path):

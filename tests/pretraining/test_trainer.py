@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hssl_hf.cli import main as cli
-from hssl_hf.cli import programs
+from hssl_hf.cli.programs import launch
+from hssl_hf.cli.programs import pretrain as pretrain_program
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
@@ -24,15 +25,14 @@ from tests.launches import SCRIPT, TINY, losses, settings_of, weights
 
 
 @pytest.fixture
-def pretrain(monkeypatch, tmp_path):
+def pretrain(tmp_path):
     """Run the program in this process with tiny settings; returns its exit code."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*arguments: str, method: str = "hssl") -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
-        fixed = [*settings_of(method), f"run.output_dir={tmp_path}/run", "data.workers=0"]
-        monkeypatch.setattr(sys, "argv", ["pretrain.py", *fixed, *arguments])
-        return programs.pretrain()
+        fixed = [*settings_of(method), f"run.output_dir={tmp_path}/run", "data.num_workers=0"]
+        return launch(pretrain_program, [*fixed, *arguments])
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -44,8 +44,8 @@ def test_whole_story_through_accelerate_launch(tmp_path):
     """Train, probe, export, evaluate, report; then export once more from the checkpoint and load it as anybody would."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", str(SCRIPT)]
-    command += [*TINY, f"run.output_dir={folder}", f"probe.path={SAMPLE}", "probe.bank_images=500", "probe.query_images=100"]
-    command += ["probe.every_epochs=0.016", "optim.mixed_precision=bf16", "run.trackers=[tensorboard]"]
+    command += [*TINY, f"run.output_dir={folder}", f"probe.path={SAMPLE}", "probe.train_images=500", "probe.test_images=100"]
+    command += ["probe.every_epochs=0.016", "optim.mixed_precision=bf16", "run.report_to=[tensorboard]"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pre-trained backbone" in done.stdout and "raw pixels" in done.stdout and "AutoModel.from_pretrained" in done.stdout
@@ -66,14 +66,14 @@ def test_whole_story_through_accelerate_launch(tmp_path):
 
 
 def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
-    assert pretrain("optim.learning_rate_per_256=1e38", "optim.clip=null", "optim.warmup_epochs=0") == 2
+    assert pretrain("optim.base_learning_rate=1e38", "optim.max_grad_norm=null", "optim.warmup_epochs=0") == 2
     errors = capsys.readouterr().err
-    assert "the gradients of step 2 are not finite" in errors and "Lower optim.learning_rate_per_256" in errors
+    assert "the gradients of step 2 are not finite" in errors and "Lower optim.base_learning_rate" in errors
     place = tmp_path / "run" / "captures" / "step-00000001"
     assert f"hssl-hf replay {place}" in errors
     assert cli.main(["replay", str(place)]) == 0
     shown = capsys.readouterr().out
-    assert "parts-0  loss nan" in shown and "base.model.patch_embed.proj.weight" in shown
+    assert "micro-batches-0  loss nan" in shown and "base.model.patch_embed.proj.weight" in shown
 
 
 def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):
@@ -83,10 +83,10 @@ def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):
         "optim.teacher_temperature=[9.0, 9.0]",
         "optim.epochs=0.0192",
     ]
-    assert pretrain(*arguments, "optim.freeze_prototypes_epochs=0", "optim.warmup_epochs=0.003") == 0
+    assert pretrain(*arguments, "optim.freeze_last_layer_epochs=0", "optim.warmup_epochs=0.003") == 0
     assert "alarm at step 4: the teacher says nothing" in capsys.readouterr().err
     assert "optim.teacher_temperature" in (tmp_path / "run" / "alarms.jsonl").read_text()
-    assert {"rank_me", "share_cls_auxiliary_to_base", "student_entropy_base"} <= set(
+    assert {"rank_me", "loss_fraction_cls_auxiliary_to_base", "student_entropy_base"} <= set(
         read_log(tmp_path / "run" / "log.jsonl")[-1]
     )
 
@@ -109,19 +109,25 @@ def empty(folder):
         ),
         (["data.image_column=picture"], "has no column 'picture'; it has ['image', 'label']"),
         (["data.path={tmp}/empty", "data.images_per_epoch=null"], "only 0 images"),
-        (["views.global_size=30"], "30 pixels do not divide into patches of 14"),
-        (["model.objective=dino", "views.local_number=1", "views.local_size=16"], "(16, 16) pixels do not divide into patches"),
-        (["run.trackers=[nonesuch]"], "['nonesuch'] are not installed"),
+        (["views.global_crop_size=30"], "30 pixels do not divide into patches of 14"),
+        (
+            ["model.objective=dino", "views.num_local_crops=1", "views.local_crop_size=16"],
+            "(16, 16) pixels do not divide into patches",
+        ),
+        (["run.report_to=[nonesuch]"], "['nonesuch'] are not installed"),
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
         (["data.path={tmp}/few", "data.images_per_epoch=10000"], "only 9 images in a pass, but a batch needs 16"),
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
-        (["views.local_number=2"], "takes no local views, got 2; set views.local_number=0"),
-        (["optim.accumulate=2"], "compares the images of a batch, so optim.accumulate must be 1"),
+        (["views.num_local_crops=2"], "takes no local views, got 2; set views.num_local_crops=0"),
+        (
+            ["optim.gradient_accumulation_steps=2"],
+            "compares the images of a batch, so optim.gradient_accumulation_steps must be 1",
+        ),
         (
             ["model.model_type=moco"],
-            "model.model_type: expected one of ['hssl', 'hssl_search', 'mae', 'siamese_im'], got 'moco'",
+            "model.model_type: expected one of ['hssl', 'hssl_mae', 'hssl_search', 'siamese_im'], got 'moco'",
         ),
-        (["views.global_blur=[0.0]", "views.global_solarize=[0.0]"], "this method takes 2 global views, got 1"),
+        (["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"], "this method takes 2 global views, got 1"),
         (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
         (["other.yaml", "another.yaml"], "expected one recipe"),
         (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
@@ -140,12 +146,14 @@ def test_resuming_asks_for_the_same_recipe(pretrain, tmp_path, capsys):
     assert pretrain("optim.epochs=0.008") == 0
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert pretrain("optim.epochs=0.008") == 2
-    assert "holds a run already; continue it with resume=auto" in capsys.readouterr().err
-    assert pretrain("optim.epochs=0.008", "resume=auto", "optim.clip=1.0", "seed=4") == 2
+    assert "already holds a run; continue it with resume_from_checkpoint=auto" in capsys.readouterr().err
+    assert pretrain("optim.epochs=0.008", "resume_from_checkpoint=auto", "optim.max_grad_norm=1.0", "seed=4") == 2
     errors = capsys.readouterr().err
-    assert "optim.clip: 3.0 -> 1.0" in errors and "seed: 0 -> 4" in errors
+    assert "optim.max_grad_norm: 3.0 -> 1.0" in errors and "seed: 0 -> 4" in errors
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
-    assert pretrain("optim.epochs=0.008", "resume=auto", "run.log_every_steps=3") == 0, "what has no effect may change"
+    assert pretrain("optim.epochs=0.008", "resume_from_checkpoint=auto", "run.logging_steps=3") == 0, (
+        "what has no effect may change"
+    )
 
 
 def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
@@ -155,10 +163,10 @@ def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet")
     arguments = [f"data.path={folder}", "data.images_per_epoch=198", "optim.epochs=1"]
-    assert pretrain(*arguments, "data.corrupt_share=0.05") == 0
+    assert pretrain(*arguments, "data.max_corrupt_fraction=0.05") == 0
     assert "2 images could not be decoded: " in capsys.readouterr().out
-    assert pretrain(*arguments, "data.corrupt_share=0.001", f"run.output_dir={tmp_path}/other", "optim.epochs=2") == 2
-    assert "more than data.corrupt_share=0.001" in capsys.readouterr().err
+    assert pretrain(*arguments, "data.max_corrupt_fraction=0.001", f"run.output_dir={tmp_path}/other", "optim.epochs=2") == 2
+    assert "more than data.max_corrupt_fraction=0.001" in capsys.readouterr().err
 
 
 @cache
@@ -167,25 +175,31 @@ def _real() -> list[bytes]:
     return [row["image"]["bytes"] for row in rows.cast_column("image", datasets.Image(decode=False)).take(200)]
 
 
-ARMS = {
-    "mae": ["model.target=pixel", "model.views=same", "model.norm=layer", "model.projector_depth=0", "model.final_norm=true"],
+VARIANTS = {
+    "mae": [
+        "model.target=pixel",
+        "model.views=same",
+        "model.decoder_norm=layer",
+        "model.projector_depth=0",
+        "model.final_norm=true",
+    ],
     "pixels of another view": ["model.target=pixel"],
     "global": ["model.level=global"],
-    "random masks, moco": ["model.loss_normalization=moco", "masks.shape=random", "model.norm=layer"],
+    "random masks, moco": ["model.loss_normalization=l2", "masks.shape=random", "model.decoder_norm=layer"],
 }
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_siamese_arms_train_and_export(pretrain, tmp_path, arm, capsys):
-    """Six steps of every kind of arm through the program; the export loads, its card says how to read it."""
-    one_view = ["views.global_blur=[0.0]", "views.global_solarize=[0.0]"] if arm == "mae" else []
-    assert pretrain("optim.epochs=0.0096", *ARMS[arm], *one_view, method="siamese_im") == 0
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_siamese_variants_train_and_export(pretrain, tmp_path, variant, capsys):
+    """Six steps of every kind of variant through the program; the export loads, its card says how to read it."""
+    one_view = ["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"] if variant == "mae" else []
+    assert pretrain("optim.epochs=0.0096", *VARIANTS[variant], *one_view, method="siamese_im") == 0
     log = read_log(tmp_path / "run" / "log.jsonl")
-    assert len(log) == 6 and ("reconstruction" if "pixel" in " ".join(ARMS[arm]) else "collapse") in log[-1]
+    assert len(log) == 6 and ("reconstruction" if "pixel" in " ".join(VARIANTS[variant]) else "collapse") in log[-1]
     assert AutoModel.from_pretrained(tmp_path / "run" / "export").config.model_type == "vit"
     card = (tmp_path / "run" / "export" / "README.md").read_text()
-    assert ("hidden_states[-1]" in card) == (arm != "mae") and "The student's base" in card
-    if arm == "global":
+    assert ("hidden_states[-1]" in card) == (variant != "mae") and "The student's base" in card
+    if variant == "global":
         assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
         pair = [load_file(folder / "model.safetensors") for folder in (tmp_path / "run" / "export", tmp_path / "again")]
         assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
@@ -194,7 +208,7 @@ def test_siamese_arms_train_and_export(pretrain, tmp_path, arm, capsys):
 def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
     """Momentum 0, 1/2 and 1 for the steps 0, 1 and 2: after step 0 the teacher moves by half, then stands still."""
     settings = ["optim.epochs=0.0032", "optim.teacher_momentum=[0.0, 1.0]", "optim.warmup_epochs=0"]
-    assert pretrain(*settings, "run.save_every_steps=1", "model.drop_path=0.0", method="siamese_im") == 0
+    assert pretrain(*settings, "run.save_steps=1", "model.drop_path_rate=0.0", method="siamese_im") == 0
     name = "base.model.blocks.0.mlp.fc1.weight"
     first, second = (
         load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (1, 2)
@@ -208,13 +222,13 @@ def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
     [
         (["run.export_network=teacher", "model.target=pixel"], "this method has no teacher"),
         (["model.views=same"], "this method takes 1 global views, got 2"),
-        (["masks.shape=block"], "set masks.shape to counted_block or random"),
-        (["masks.spreads=[0.1]"], "and masks.spreads=[0.0]"),
-        (["masks.ratios=[0.2, 0.6]", "masks.spreads=[0.0, 0.0]"], "one ratio in masks.ratios"),
-        (["model.decoder_heads=5"], "set decoder_heads"),
+        (["masks.shape=block"], "set masks.shape to fixed_count_block or random"),
+        (["masks.ratio_jitter=[0.1]"], "and masks.ratio_jitter=[0.0]"),
+        (["masks.ratios=[0.2, 0.6]", "masks.ratio_jitter=[0.0, 0.0]"], "one ratio in masks.ratios"),
+        (["model.decoder_num_attention_heads=5"], "set decoder_num_attention_heads"),
         (["model.objective=dino"], "unknown key 'model.objective'"),
         (["model.backbone=resnet18", "model.backbone_kwargs=null"], "needs a vision transformer"),
-        (["views.local_number=1"], "takes no local views, got 1"),
+        (["views.num_local_crops=1"], "takes no local views, got 1"),
     ],
 )
 def test_siamese_mistakes_end_in_one_clear_line(pretrain, capsys, arguments, message):
@@ -228,25 +242,30 @@ def test_accumulation_and_frozen_prototypes(pretrain, tmp_path, objective, froze
     """Six steps of two parts each; prototypes that stand still throughout are still those of the teacher."""
     patch = "[base->base]" if objective == "ibot" else "[]"
     arguments = [f"model.objective={objective}", f"model.patch_supervision={patch}", "model.num_prototypes=32"]
-    arguments += ["views.local_number=2", "views.local_size=14", "optim.accumulate=2", "optim.epochs=0.0096"]
-    arguments += [f"optim.freeze_prototypes_epochs={frozen_epochs}", "run.activation_checkpointing=true"]
+    arguments += [
+        "views.num_local_crops=2",
+        "views.local_crop_size=14",
+        "optim.gradient_accumulation_steps=2",
+        "optim.epochs=0.0096",
+    ]
+    arguments += [f"optim.freeze_last_layer_epochs={frozen_epochs}", "run.activation_checkpointing=true"]
     assert pretrain(*arguments) == 0
     assert len(losses(tmp_path / "run")) == 6
     state = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
-    student, teacher = (state[f"{network}.heads.prototypes.directions"] for network in ("student", "teacher"))
+    student, teacher = (state[f"{network}.heads.prototypes.weight_v"] for network in ("student", "teacher"))
     assert torch.equal(student, teacher) == (frozen_epochs > 0)
 
 
 @pytest.mark.parametrize("method", ["mae", "queue"])
-def test_other_arms_run_to_their_end_and_resume_to_the_same_bits(pretrain, tmp_path, method):
-    """Taken up at step 10 from the checkpoint alone: what queue, centres and teacher hold is in it."""
-    assert pretrain("run.keep_checkpoints=9", method=method) == 0
+def test_other_variants_run_to_their_end_and_resume_to_the_same_bits(pretrain, tmp_path, method):
+    """Taken up at step 10 from the checkpoint alone: what queue, centers and teacher hold is in it."""
+    assert pretrain("run.save_total_limit=9", method=method) == 0
     model, report = AutoModel.from_pretrained(tmp_path / "run" / "export", output_loading_info=True)
     assert not any(report.values()) and not [name for name in model.state_dict() if "auxiliary" in name or "decoder" in name]
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "run", again, ignore=shutil.ignore_patterns("step-*[!0]", "step-*[2-9]?", "step-*15", "export"))
     assert [path.name for path in (again / "checkpoints").iterdir()] == ["step-00000010"]
-    assert pretrain(f"run.output_dir={again}", "resume=auto", "run.export=false", method=method) == 0
+    assert pretrain(f"run.output_dir={again}", "resume_from_checkpoint=auto", "run.export=false", method=method) == 0
     first, second = weights(tmp_path / "run"), weights(again)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert ("objective.queues.auxiliary.keys" in first) == (method == "queue")

@@ -171,15 +171,15 @@ def test_vision_transformers_for_timm_and_onnx(make, tmp_path):
     assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
 
 
-def test_processor_crops_and_normalises(moved, tmp_path, unchecked):
-    processor = image_processor(32, crop_share=0.5, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+def test_processor_crops_and_normalizes(moved, tmp_path, unchecked):
+    processor = image_processor(32, crop_pct=0.5, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     export_backbone(moved, tmp_path / "export", processor=processor)
     loaded = AutoImageProcessor.from_pretrained(tmp_path / "export")
     image = torch.zeros(3, 64, 128, dtype=torch.uint8)
     image[:, 16:48, 48:80] = 255
     pixels = loaded([image], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
-    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "the white centre alone, at (1 - .5) / .25"
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "the white center alone, at (1 - .5) / .25"
 
 
 def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 
 from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
-from hssl_hf.publish.export import Story
+from hssl_hf.publish.export import CardContext
 from hssl_hf.publish.hub import PushError, push, stage, staged_files
 from hssl_hf.publish.model_card import branch
 from tests.conftest import tiny_model
@@ -35,8 +35,8 @@ def staged(tmp_path_factory):
     """A tiny model, staged once; the comparison in a fresh process has tests of its own."""
     patch = pytest.MonkeyPatch()
     patch.setattr(parity, "compare", lambda *_, **__: {"pooler_output": 1e-7})
-    story = Story({"recipe": {"seed": 0}}, repository="user/name")
-    yield stage(tiny_model(), tmp_path_factory.mktemp("push"), story=story)
+    context = CardContext({"recipe": {"seed": 0}}, repository="user/name")
+    yield stage(tiny_model(), tmp_path_factory.mktemp("push"), context=context)
     patch.undo()
 
 
@@ -146,7 +146,7 @@ def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
 def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
     patch = pytest.MonkeyPatch()
     patch.setattr(parity, "compare", lambda *_, **__: {})
-    other = stage(tiny_model(), tmp_path / "push", story=Story(repository="user/name"))
+    other = stage(tiny_model(), tmp_path / "push", context=CardContext(repository="user/name"))
     patch.undo()
     failures = []
 
@@ -226,8 +226,8 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
         return done.stdout
 
     def pretrain(name: str, *arguments: str) -> None:
-        fixed = ["data.path=user/images", "data.images_per_epoch=10000", "probe.path=user/images", "data.workers=0"]
-        fixed += ["probe.bank_images=200", "probe.query_images=50", f"run.output_dir={tmp_path}/{name}"]
+        fixed = ["data.path=user/images", "data.images_per_epoch=10000", "probe.path=user/images", "data.num_workers=0"]
+        fixed += ["probe.train_images=200", "probe.test_images=50", f"run.output_dir={tmp_path}/{name}"]
         run(str(Path(__file__).parents[1] / "training" / "pretrain.py"), *settings_of("hssl"), *fixed, *arguments)
 
     hub.faults += [Fault("GET", "/datasets/user/images/resolve", status) for status in (503, 429)]
@@ -243,7 +243,7 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
     assert {
         "curves.png",
         "pictures/views.png",
-        "pictures/neighbours.png",
+        "pictures/neighbors.png",
         "onnx/model.onnx",
         ".eval_results/hssl_hf.yaml",
     } <= set(found)
@@ -264,7 +264,7 @@ torch.testing.assert_close(model.eval()(pixels).pooler_output, other(pixels), at
 """
     run("-c", code)
     pretrain("second", "init_from=user/name@training", "model.auxiliary_depth=1")
-    pretrain("third", "init_from=user/name", "optim.freeze_base_epochs=0.0384")
+    pretrain("third", "init_from=user/name", "optim.freeze_backbone_epochs=0.0384")
     run("-m", "hssl_hf.cli.main", "push", str(tmp_path / "second"), "user/name")
     assert "base_model: user/name" in contents(hub, "main")["README.md"].decode()
     from safetensors.torch import load_file

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hssl_hf import MAEConfig
+from hssl_hf import HSSLMAEConfig
 from hssl_hf.publish import model_card
 from tests.conftest import ROOT, tiny_config
 from tests.runs.test_manifest import MANIFEST
@@ -17,7 +17,7 @@ from tests.runs.test_manifest import MANIFEST
 CARDS = ROOT / "model_cards"
 RECORD = {
     "metric": "knn_top1", "value": 61.234, "unit": "percent", "subject": "pre-trained backbone", "dataset": "user/images",
-    "revision": "0" * 40, "split": "test", "n": 100, "settings": {"neighbours": 20, "bank_images": None}, "seed": 0,
+    "revision": "0" * 40, "split": "test", "n": 100, "settings": {"num_neighbors": 20, "train_images": None}, "seed": 0,
     "command": "pretrain.py", "commit": "", "date": "2026-01-01T00:00:00+00:00",
 }  # fmt: skip
 
@@ -63,14 +63,14 @@ def test_results_on_the_hub_are_entries_of_their_benchmark():
 
 
 def test_differences_are_those_of_what_was_used():
-    from hssl_hf.publish.paper_differences import differences
+    from hssl_hf.publish.paper_differences import paper_differences
 
     swin, convnext = (
-        {file for file, _, _ in differences(tiny_config(auxiliary=name, objective="dino").described_in())}
+        {file for file, _, _ in paper_differences(tiny_config(auxiliary=name, objective="dino").described_in())}
         for name in ("swin", "convnext")
     )
     assert "auxiliary/convnext.py" in convnext - swin and "models/modeling_siamese_im.py" not in convnext
-    assert swin < {file for file, _, _ in differences()}
+    assert swin < {file for file, _, _ in paper_differences()}
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("facts/*.yaml")), ids=lambda path: path.stem)
@@ -97,4 +97,4 @@ def test_a_card_names_all_that_stood_beside_the_base(changes, sentence):
     ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a swin head")]
 )
 def test_a_card_of_masked_autoencoding(auxiliary, sentence):
-    assert sentence in model_card.render(model_card.facts(MAEConfig(auxiliary=auxiliary), "student", without_norm=False))
+    assert sentence in model_card.render(model_card.facts(HSSLMAEConfig(auxiliary=auxiliary), "student", without_norm=False))

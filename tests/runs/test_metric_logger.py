@@ -6,28 +6,28 @@ from accelerate import Accelerator
 
 from hssl_hf.data.decode import decode
 from hssl_hf.pretraining.diagnostics import NonFiniteError, require_finite
-from hssl_hf.runs.metric_logger import Meter, Track, progress_figures, read_log
+from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_figures, read_log
 from hssl_hf.visualization.curves import draw_curves, scale
 
 
 def test_log_continues_after_a_crash_without_repeating(tmp_path):
     accelerator = Accelerator(cpu=True)
-    track = Track(tmp_path, accelerator)
+    track = MetricLogger(tmp_path, accelerator)
     for step in (10, 20, 30):
         track.log(step, {"loss": 1.0 / step})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
-    resumed = Track(tmp_path, accelerator, first_step=20)
+    resumed = MetricLogger(tmp_path, accelerator, first_step=20)
     assert [line["step"] for line in read_log(resumed.path)] == [10, 20]
     resumed.log(30, {"loss": 0.5})
     assert read_log(resumed.path)[-1] == {"step": 30, "loss": 0.5}
     assert resumed.has(30, "loss") and not resumed.has(30, "knn_top1")
-    Track(tmp_path, accelerator)
+    MetricLogger(tmp_path, accelerator)
     assert read_log(resumed.path) == []
 
 
 def test_meter_averages_and_lets_nothing_infinite_pass():
-    accelerator, meter = Accelerator(cpu=True), Meter()
+    accelerator, meter = Accelerator(cpu=True), MetricAccumulator()
     for value in (1.0, 3.0):
         meter.add({"loss": torch.tensor(value), "discrepancy": None}, images=4)
     values, (flag,) = meter.read(accelerator, [1.0])

@@ -9,7 +9,7 @@ from PIL import Image
 from hssl_hf.data.augmentation import ViewConfig
 from hssl_hf.data.source import Source
 from hssl_hf.data.views import Views
-from hssl_hf.evaluation.features import LabelledImages
+from hssl_hf.evaluation.features import LabeledImages
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import export_backbone
 from hssl_hf.publish.image_processor import image_processor
@@ -19,7 +19,7 @@ from tests.conftest import SAMPLE, tiny_model
 
 @pytest.fixture
 def splits():
-    return [LabelledImages(Source(str(SAMPLE), split=split), limit=40) for split in ("train", "test")]
+    return [LabeledImages(Source(str(SAMPLE), split=split), limit=40) for split in ("train", "test")]
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path)
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"components.png", "attention.png", "neighbours.png"}
+    assert names == {"components.png", "attention.png", "neighbors.png"}
     for path in (tmp_path / "pictures").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500 and picture.convert("L").getextrema()[0] < 50
     model = tiny_model(backbone="resnet18", backbone_kwargs={}, image_size=32, objective="dino", auxiliary="convnext")
     (tmp_path / "other").mkdir()
     figures.draw_export(export_backbone(model, tmp_path / "resnet"), image_processor(32), *splits, tmp_path / "other")
-    assert {path.name for path in (tmp_path / "other" / "pictures").iterdir()} == {"components.png", "neighbours.png"}
+    assert {path.name for path in (tmp_path / "other" / "pictures").iterdir()} == {"components.png", "neighbors.png"}
 
 
 def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monkeypatch, drawn):
@@ -55,17 +55,17 @@ def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monke
     assert np.std(rows[1], axis=(0, 1, 2)).min() > 0.05, "the three components vary"
 
 
-def test_neighbours_of_an_image_in_the_bank_begin_with_itself(tmp_path, monkeypatch, drawn):
+def test_neighbors_of_an_image_in_the_bank_begin_with_itself(tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
-    same = [LabelledImages(Source(str(SAMPLE), split="test"), limit=40)] * 2
+    same = [LabeledImages(Source(str(SAMPLE), split="test"), limit=40)] * 2
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *same, tmp_path)
-    rows, names = drawn["neighbours.png"]
-    assert names[:2] == ["image", "neighbour 1"] and len(rows) == 6
+    rows, names = drawn["neighbors.png"]
+    assert names[:2] == ["image", "neighbor 1"] and len(rows) == 6
     np.testing.assert_array_equal(rows[0], rows[1])
 
 
-def test_views_show_hidden_patches_in_grey(tmp_path, drawn):
-    config = ViewConfig(global_size=32)
+def test_views_show_hidden_patches_in_gray(tmp_path, drawn):
+    config = ViewConfig(global_crop_size=32)
     pixels = (torch.ones(2, 3, 3, 32, 32) - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
     masks = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
     masks[0, 1, 2, 3] = True
@@ -83,6 +83,6 @@ def test_nothing_but_images_is_needed(tmp_path, drawn, monkeypatch):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     images = [Image.fromarray(np.full((20 + 7 * n, 50, 3), 20 * n, np.uint8)) for n in range(9)]
     datasets.Dataset.from_dict({"image": images, "label": [0] * 9}, features=features).to_parquet(tmp_path / "train.parquet")
-    split = LabelledImages(Source(str(tmp_path / "train.parquet")))
+    split = LabeledImages(Source(str(tmp_path / "train.parquet")))
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), split, split, tmp_path)
-    assert set(drawn) == {"components.png", "attention.png", "neighbours.png"}
+    assert set(drawn) == {"components.png", "attention.png", "neighbors.png"}

@@ -1,9 +1,9 @@
-"""Images per core-second from encoded bytes to normalised views, against the usual pipeline on Pillow images.
+"""Images per core-second from encoded bytes to normalized views, against the usual pipeline on Pillow images.
 
     python -m training.benchmarks.augmentation --folder PHOTOGRAPHS [--batch 16] [--images 240]
 
 2×224 and 10×96 pixels per image with the operations and chances of DINO. All work is counted on one thread: what workers do
-(decoding, crops) and what the device does (colour operations, normalisation), here a CPU too.
+(decoding, crops) and what the device does (color operations, normalization), here a CPU too.
 """
 
 import io
@@ -22,13 +22,13 @@ from hssl_hf.data.augmentation import Augmentation, MaskConfig, ViewConfig
 from hssl_hf.data.source import Source
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.data.views import collate
-from training.benchmarks.harness import parse, run_arm
+from training.benchmarks.harness import parse, run_variant
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def encoded_images(folder: str, count: int) -> list:
-    return list(islice(ImageStream(Source(folder), window=1), count))
+    return list(islice(ImageStream(Source(folder), shuffle_buffer_size=1), count))
 
 
 def ours(images: list, batch: int) -> dict[str, float]:
@@ -38,9 +38,9 @@ def ours(images: list, batch: int) -> dict[str, float]:
     seconds = {"workers": 0.0, "device": 0.0}
     for first in range(0, len(images), batch):
         started = process_time()
-        views = collate([augmentation.of(image) for image in images[first : first + batch]])
+        views = collate([augmentation.decode_and_augment(image) for image in images[first : first + batch]])
         prepared = process_time()
-        views.coloured(config)
+        views.augment_and_normalize(config)
         seconds["workers"] += prepared - started
         seconds["device"] += process_time() - prepared
     return seconds
@@ -48,7 +48,7 @@ def ours(images: list, batch: int) -> dict[str, float]:
 
 def pillow(images: list, batch: int) -> dict[str, float]:
     """The reference recipe of DINO: torchvision's operations on Pillow images, one view after the other."""
-    flip_and_colour = [
+    flip_and_color = [
         t.RandomHorizontalFlip(0.5),
         t.RandomApply([t.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
         t.RandomGrayscale(0.2),
@@ -58,7 +58,7 @@ def pillow(images: list, batch: int) -> dict[str, float]:
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float):
         crop = t.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC)
         blurred = t.RandomApply([t.Lambda(_pillow_blur)], p=blur)
-        return t.Compose([crop, *flip_and_colour, blurred, t.RandomSolarize(128, solarize), *finish])
+        return t.Compose([crop, *flip_and_color, blurred, t.RandomSolarize(128, solarize), *finish])
 
     views = [view(224, (0.14, 1.0), 1.0, 0.0), view(224, (0.14, 1.0), 0.1, 0.2)] + [view(96, (0.05, 0.4), 0.5, 0.0)] * 10
     started = process_time()
@@ -76,29 +76,29 @@ def _pillow_blur(image):
     return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-ARMS = {"ours": ours, "pillow": pillow}
+VARIANTS = {"ours": ours, "pillow": pillow}
 
 
 def main() -> None:
-    more = {"batch": (16, "images coloured together"), "images": (240, "images per measurement")}
+    more = {"batch": (16, "images colored together"), "images": (240, "images per measurement")}
     options = parse(__doc__, repeats=3, folder=("", "photographs, in any form that data.path takes"), **more)
-    if options.arm:
-        arm, folder, batch, count = options.arm
+    if options.variant:
+        variant, folder, batch, count = options.variant
         torch.manual_seed(0)
         images = encoded_images(folder, int(count))
-        ARMS[arm](images[: int(batch)], int(batch))
-        found = [ARMS[arm](images, int(batch)) for _ in range(options.repeats)]
+        VARIANTS[variant](images[: int(batch)], int(batch))
+        found = [VARIANTS[variant](images, int(batch)) for _ in range(options.repeats)]
         print(json.dumps({**min(found, key=lambda s: sum(s.values())), "images": len(images)}))
         return
     folder = str(Path(options.folder).resolve())
     rates = {}
     print(f"{'pipeline':10}{'workers ms':>12}{'device ms':>12}{'images per core-second':>24}")
-    for arm in ARMS:
-        found = run_arm(__file__, [arm, folder, options.batch, options.images], options.repeats)
+    for variant in VARIANTS:
+        found = run_variant(__file__, [variant, folder, options.batch, options.images], options.repeats)
         count, total = found["images"], found["workers"] + found["device"]
-        rates[arm] = count / total
+        rates[variant] = count / total
         workers, device = (1000 * found[part] / count for part in ("workers", "device"))
-        print(f"{arm:10}{workers:12.2f}{device:12.2f}{rates[arm]:24.1f}")
+        print(f"{variant:10}{workers:12.2f}{device:12.2f}{rates[variant]:24.1f}")
     print(f"ours / pillow {rates['ours'] / rates['pillow']:.2f}×")
 
 

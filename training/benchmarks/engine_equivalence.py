@@ -2,10 +2,10 @@
 
     python -m training.benchmarks.engine_equivalence [--engines one accumulated ddp ...] [--methods ibot moco_v3]
 
-Every arm runs training/pretrain.py for six steps on batches that hold the whole data, so that all arms see the same images, is
-run once more up to its third step and resumed, and is compared with the arm of one process. Everything is in fp32 on CPUs. The
-table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether resuming gave the same
-bits; the program fails if a difference exceeds its tolerance.
+Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
+images. Each is run once more up to its third step and resumed, and is compared with the variant of one process. Everything is in
+fp32 on CPUs. The table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether
+resuming gave the same bits; the program fails if a difference exceeds its tolerance.
 """
 
 import argparse
@@ -27,43 +27,43 @@ IMAGES, STEPS = 16, 6
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-5, 1e-4  # six steps of AdamW, which makes much of the rounding of small gradients
 ENGINES = {
     "one": (None, []),
-    "accumulated": (None, ["optim.accumulate=2"]),
+    "accumulated": (None, ["optim.gradient_accumulation_steps=2"]),
     "ddp": ("cpu", []),
     "fsdp2": ("fsdp2", []),
     "zero1": ("deepspeed_zero1", []),
     "zero2": ("deepspeed_zero2", []),
-    "zero2 in parts": ("deepspeed_zero2", ["optim.accumulate=2"]),
+    "zero2 in parts": ("deepspeed_zero2", ["optim.gradient_accumulation_steps=2"]),
 }
 COMMON = [
     "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
     "model.auxiliary_depth=2",
-    "model.projection_hidden=16",
+    "model.projection_hidden_size=16",
     "model.projection_size=8",
     "model.num_prototypes=24",
     f"optim.batch_size={IMAGES}",
     f"optim.epochs={STEPS}",
-    "optim.learning_rate_per_256=0.01",
+    "optim.base_learning_rate=0.01",
     "optim.mixed_precision=no",
     "optim.warmup_epochs=1",
-    "data.workers=0",
+    "data.num_workers=0",
     "data.images_per_epoch=null",
-    "run.log_every_steps=1",
-    "run.save_every_steps=3",
+    "run.logging_steps=1",
+    "run.save_steps=3",
     "probe.path=null",
 ]
 METHODS = {
     "ibot": [  # heads, masks, local crops; prototypes that stand still at first
         "model.objective=ibot",
         "model.patch_supervision=[base->base]",
-        "views.local_number=2",
-        "views.local_size=14",
-        "optim.freeze_prototypes_epochs=2",
+        "views.num_local_crops=2",
+        "views.local_crop_size=14",
+        "optim.freeze_last_layer_epochs=2",
     ],
     "moco_v3": [  # statistics and negatives of the batch
         "model.auxiliary=resnet",
-        "optim.clip_norm=all",
-        "optim.clip=1.0",
-        "optim.learning_rate_per_256=0.002",
+        "optim.grad_clip=global",
+        "optim.max_grad_norm=1.0",
+        "optim.base_learning_rate=0.002",
     ],
 }
 
@@ -111,7 +111,7 @@ def resumes_exactly(engine: str, method: str, images: Path, folder: Path) -> boo
     expected_losses, expected = losses(folder), weights(folder)
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     shutil.rmtree(folder / "export")
-    train(engine, method, images, folder, "resume=auto")
+    train(engine, method, images, folder, "resume_from_checkpoint=auto")
     found = weights(folder)
     same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     return same and torch.equal(losses(folder), expected_losses)
@@ -144,7 +144,7 @@ def compare(method: str, engines: list[str], work: Path) -> bool:
         write_images(images)
     passed = True
     for engine in dict.fromkeys(["one", *engines]):
-        if "optim.accumulate=2" in ENGINES[engine][1] and method == "moco_v3":
+        if "optim.gradient_accumulation_steps=2" in ENGINES[engine][1] and method == "moco_v3":
             continue  # refused: the batch is the set of its negatives
         folder = work / f"{method}-{engine}"
         train(engine, method, images, folder)

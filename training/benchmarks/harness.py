@@ -1,4 +1,4 @@
-"""Arms of a benchmark: each runs in a process of its own, one thread, and says what a step costs there."""
+"""Variants of a benchmark: each runs in a process of its own, one thread, and says what a step costs there."""
 
 import argparse
 import json
@@ -37,14 +37,14 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
     return median(found)
 
 
-def run_arm(benchmark: str, arguments: list, repeats: int, python: str = sys.executable) -> dict[str, float]:
-    """Run one arm of a benchmark, `python -m benchmark --arm ARGUMENT ...`, in a process of its own.
+def run_variant(benchmark: str, arguments: list, repeats: int, python: str = sys.executable) -> dict[str, float]:
+    """Run one variant of a benchmark, `python -m benchmark --variant ARGUMENT ...`, in a process of its own.
 
     Args:
         benchmark: the file of the benchmark.
     """
     name = f"training.benchmarks.{Path(benchmark).stem}"
-    command = [python, "-m", name, "--repeats", str(repeats), "--arm", *map(str, arguments)]
+    command = [python, "-m", name, "--repeats", str(repeats), "--variant", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as elsewhere:
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # for an environment that this package is not installed in
         done = subprocess.run(
@@ -56,16 +56,16 @@ def run_arm(benchmark: str, arguments: list, repeats: int, python: str = sys.exe
 
 
 def parse(description: str, repeats: int, **more) -> argparse.Namespace:
-    """Command line of a benchmark: `--repeats`, the hidden `--arm`, and further options with their defaults."""
+    """Command line of a benchmark: `--repeats`, the hidden `--variant`, and further options with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--arm", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", nargs="+", help=argparse.SUPPRESS)
     for name, (default, help_text) in more.items():
         if isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true", help=help_text)
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default, help=help_text)
     options = parser.parse_args()
-    if options.arm:
+    if options.variant:
         torch.set_num_threads(1)
     return options

@@ -11,18 +11,18 @@ import json
 import torch
 
 from hssl_hf import HeadSearchConfig, HeadSearchForPreTraining, HSSLConfig, HSSLForPreTraining
-from training.benchmarks.harness import measure, parse, run_arm
+from training.benchmarks.harness import measure, parse, run_variant
 from training.benchmarks.reference_ibot import make_views
 
-ARMS = {
+VARIANTS = {
     "one head": lambda depth: HSSLForPreTraining(HSSLConfig(auxiliary_depth=depth)),
     "six heads": lambda depth: HeadSearchForPreTraining(HeadSearchConfig(auxiliary_depth=depth)),
 }
 
 
-def make_step(arm: str, depth: int, images: int):
+def make_step(variant: str, depth: int, images: int):
     torch.manual_seed(0)
-    model = ARMS[arm](depth).train()
+    model = VARIANTS[variant](depth).train()
     globals_, locals_, masks = make_views(images)
 
     def step() -> None:
@@ -35,15 +35,15 @@ def make_step(arm: str, depth: int, images: int):
 
 def main() -> None:
     options = parse(__doc__, repeats=2, batch=(12, "images"))
-    if options.arm:
-        arm, depth, images = options.arm
-        print(json.dumps(measure(make_step(arm, int(depth), int(images)), options.repeats)))
+    if options.variant:
+        variant, depth, images = options.variant
+        print(json.dumps(measure(make_step(variant, int(depth), int(images)), options.repeats)))
         return
     print(f"{options.batch} images\n{'':22}{'seconds':>10}{'MiB':>9}")
     for depth in (1, 3):
-        found = {arm: run_arm(__file__, [arm, depth, options.batch], options.repeats) for arm in ARMS}
-        for arm, result in found.items():
-            print(f"{arm + f', depth {depth}':22}{result['seconds']:10.2f}{result['mebibytes']:9.0f}")
+        found = {variant: run_variant(__file__, [variant, depth, options.batch], options.repeats) for variant in VARIANTS}
+        for variant, result in found.items():
+            print(f"{variant + f', depth {depth}':22}{result['seconds']:10.2f}{result['mebibytes']:9.0f}")
         one, six = found.values()
         print(f"{'ratio':22}{six['seconds'] / one['seconds']:9.2f}×{six['mebibytes'] / one['mebibytes']:8.2f}×")
 

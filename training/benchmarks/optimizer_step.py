@@ -34,7 +34,7 @@ def main() -> None:
     options = parse(__doc__, repeats=9, batch=(8, "images of the step whose share is shown"))
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = HSSLForPreTraining(HSSLConfig(learned_prototype_length=True)).train()
+    model = HSSLForPreTraining(HSSLConfig(norm_last_layer=False)).train()
     globals_, locals_, masks = make_views(options.batch)
 
     def forward_and_backward() -> None:

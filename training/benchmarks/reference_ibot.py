@@ -1,6 +1,6 @@
 """iBOT as others write it, for comparison: straight from the paper in plain PyTorch, and of lightly's modules.
 
-Nothing of hssl_hf is imported here, so that an environment without it can run these arms.
+Nothing of hssl_hf is imported here, so that an environment without it can run these variants.
 """
 
 import timm
@@ -23,7 +23,7 @@ def make_views(images: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Head(nn.Module):
-    """DINO's projection head: three layers, then weight-normalised prototypes."""
+    """DINO's projection head: three layers, then weight-normalized prototypes."""
 
     def __init__(self, width: int):
         super().__init__()

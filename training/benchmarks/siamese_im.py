@@ -14,7 +14,7 @@ from torch import Tensor
 from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
 from hssl_hf.models import modeling_siamese_im
 from hssl_hf.objectives import ObjectiveOutput, unigrad
-from training.benchmarks.harness import measure, parse, run_arm
+from training.benchmarks.harness import measure, parse, run_variant
 
 BATCHES = (8, 16, 32, 64)
 SIDE, WIDTH, LAMBDA = 14, 96, 0.02
@@ -41,7 +41,9 @@ def make_step(what: str, form: str, batch: int):
         return lambda: LOSSES[form](prediction, target, LAMBDA).loss.backward()
     modeling_siamese_im.unigrad = LOSSES[form]
     kwargs = {"embed_dim": WIDTH, "depth": 4, "num_heads": 3}
-    config = SiameseIMConfig(backbone_kwargs=kwargs, decoder_heads=3, projector_depth=1, decoder_depth=2)
+    config = SiameseIMConfig(
+        backbone_kwargs=kwargs, decoder_num_attention_heads=3, projector_depth=1, decoder_num_hidden_layers=2
+    )
     model = SiameseIMForPreTraining(config).train()
     masks = (torch.rand(batch, SIDE**2).argsort(1) < 118).view(1, batch, SIDE, SIDE)
     indices = masks.flatten().nonzero().flatten()
@@ -51,14 +53,14 @@ def make_step(what: str, form: str, batch: int):
 
 def main() -> None:
     options = parse(__doc__, repeats=5)
-    if options.arm:
-        what, form, batch = options.arm
+    if options.variant:
+        what, form, batch = options.variant
         print(json.dumps(measure(make_step(what, form, int(batch)), options.repeats)))
         return
     print(f"{'':6}{'batch':>6}{'rows s':>10}{'square s':>10}{'rows MiB':>10}{'square MiB':>12}{'time':>8}{'memory':>8}")
     for what in ("loss", "step"):
         for batch in BATCHES:
-            found = {form: run_arm(__file__, [what, form, batch], options.repeats) for form in LOSSES}
+            found = {form: run_variant(__file__, [what, form, batch], options.repeats) for form in LOSSES}
             rows, whole = found["rows"], found["square"]
             ratios = rows["seconds"] / whole["seconds"], rows["mebibytes"] / whole["mebibytes"]
             print(

@@ -17,7 +17,7 @@ from pathlib import Path
 import timm
 import torch
 
-from training.benchmarks.harness import measure, parse, run_arm
+from training.benchmarks.harness import measure, parse, run_variant
 from training.benchmarks.reference_ibot import lightly_step, make_views, straightforward_step
 
 DROP_PATH = 0.1
@@ -25,12 +25,12 @@ LIGHTLY = "lightly==1.6.0"
 RATIOS = (("hssl", "straightforward"), ("hssl", "base"), ("base", "straightforward"), ("hssl", "lightly"), ("base", "lightly"))
 
 
-def our_step(images: int, drop_path: float, autocast, auxiliary: str | None):
+def our_step(images: int, drop_path_rate: float, autocast, auxiliary: str | None):
     from hssl_hf import HSSLConfig, HSSLForPreTraining
     from hssl_hf.engine.optim import build_optimizer, clip_each_gradient, set_rates
 
     arrows = {} if auxiliary else {"cls_supervision": ["base->base"]}
-    config = HSSLConfig(auxiliary=auxiliary, learned_prototype_length=True, drop_path=drop_path, **arrows)
+    config = HSSLConfig(auxiliary=auxiliary, norm_last_layer=False, drop_path_rate=drop_path_rate, **arrows)
     model = HSSLForPreTraining(config).train()
     optimizer = build_optimizer(model.student, (0.9, 0.999))
     set_rates(optimizer, 1e-4, 0.04)
@@ -48,7 +48,7 @@ def our_step(images: int, drop_path: float, autocast, auxiliary: str | None):
     return step
 
 
-ARMS = {
+VARIANTS = {
     "hssl": partial(our_step, auxiliary="convnext"),
     "base": partial(our_step, auxiliary=None),
     "straightforward": straightforward_step,
@@ -56,12 +56,12 @@ ARMS = {
 }
 
 
-def run(arm: str, precision: str, images: int, repeats: int) -> dict[str, float]:
+def run(variant: str, precision: str, images: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
-    # For all arms alike, and as training/pretrain.py does: in bf16 the fused backward pass takes many times as long on a CPU.
+    # As training/pretrain.py does, for all variants: in bf16 the fused backward pass takes many times as long on a CPU.
     timm.layers.set_fused_attn(precision == "fp32")
     autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16")
-    return measure(ARMS[arm](images, DROP_PATH, autocast), repeats)
+    return measure(VARIANTS[variant](images, DROP_PATH, autocast), repeats)
 
 
 def lightly_python() -> str:
@@ -80,19 +80,21 @@ def lightly_python() -> str:
 def main() -> None:
     more = {"batch": (8, "images"), "lightly": (False, "measure lightly too, in an environment of its own")}
     options = parse(__doc__, repeats=3, **more)
-    if options.arm:
-        arm, precision, images = options.arm
-        print(json.dumps(run(arm, precision, int(images), options.repeats)))
+    if options.variant:
+        variant, precision, images = options.variant
+        print(json.dumps(run(variant, precision, int(images), options.repeats)))
         return
     pythons = {"hssl": sys.executable, "base": sys.executable, "straightforward": sys.executable}
     if options.lightly:
         pythons["lightly"] = lightly_python()
     found = {}
-    print(f"{options.batch} images\n{'arm':17}{'precision':>10}{'seconds':>10}{'MiB':>9}")
+    print(f"{options.batch} images\n{'variant':17}{'precision':>10}{'seconds':>10}{'MiB':>9}")
     for precision in ("fp32", "bf16"):
-        for arm, python in pythons.items():
-            result = found[arm, precision] = run_arm(__file__, [arm, precision, options.batch], options.repeats, python)
-            print(f"{arm:17}{precision:>10}{result['seconds']:10.2f}{result['mebibytes']:9.0f}", flush=True)
+        for variant, python in pythons.items():
+            result = found[variant, precision] = run_variant(
+                __file__, [variant, precision, options.batch], options.repeats, python
+            )
+            print(f"{variant:17}{precision:>10}{result['seconds']:10.2f}{result['mebibytes']:9.0f}", flush=True)
     print(f"\n{'ratio':42}{'time':>8}{'memory':>9}")
     for precision, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
         for ours, theirs in RATIOS:

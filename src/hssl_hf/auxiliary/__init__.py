@@ -1,7 +1,7 @@
 """Auxiliary heads: shallow networks of another architecture behind the base model.
 
-A family is a block `Block(width, *, grid, layer, shortcut, drop_path, parts)` from (B, h, w, C) to (B, h, w, C). To add one,
-write its file and name it here.
+A family is a block `Block(width, *, grid, layer, shortcut, drop_path, sublayers)` from (B, h, w, C) to (B, h, w, C). To add
+one, write its file and name it here and in `FAMILIES` of `models/configuration_two_branch.py`.
 """
 
 from hssl_hf.auxiliary.combined import CombinedHead

@@ -23,7 +23,7 @@ class CombinedHead(nn.Module):
         self.width = sum(head.width for head in heads.values())
 
     def forward(self, features: Tensor, patches: bool = True) -> Tokens:
-        """As `AuxiliaryHead.forward`, with the channels of all heads; every head has normalised its own."""
+        """As `AuxiliaryHead.forward`, with the channels of all heads; every head has normalized its own."""
         tokens = [head(features, patches) for head in self.heads.values()]
         cls = torch.cat([token.cls for token in tokens], dim=-1)
         return Tokens(cls, torch.cat([token.patches for token in tokens], dim=-1) if patches else None)

@@ -6,8 +6,8 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS
-from hssl_hf.modules.residual_branch import add_branch, mlp_branch
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS
+from hssl_hf.modules.residual_branch import mlp_branch, residual_add
 
 
 class ConvNeXtBlock(nn.Module):
@@ -15,17 +15,19 @@ class ConvNeXtBlock(nn.Module):
     Differs: no layer scale and a norm with epsilon 1e-5, as in the released HSSL code.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
         super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width) if "mixer" in parts else None
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width) if "token_mixer" in sublayers else None
         self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.mlp = Mlp(width, 4 * width) if "mlp" in parts else None
+        self.mlp = Mlp(width, 4 * width) if "mlp" in sublayers else None
         self.drop_path = DropPath(drop_path)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
         branch = partial(self._branch, pool=pool)
-        return add_branch(x, branch, self.drop_path, pool) if self.shortcut else branch(x)
+        return residual_add(x, branch, self.drop_path, pool) if self.shortcut else branch(x)
 
     def _branch(self, x: Tensor, pool: tuple[int, ...]) -> Tensor:
         if self.mlp is not None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS
 from hssl_hf.modules.backbone import run_blocks
 from hssl_hf.modules.tokens import Tokens
 
@@ -25,7 +25,7 @@ class AuxiliaryHead(nn.Module):
         rates: drop-path rate of every block.
         init: "trunc_normal" (standard deviation .02, as released) or "xavier", which suits widths far below 768, where .02 is
             much too small for a head without first shortcut.
-        parts: of every block, "mixer" and "mlp" or one of them alone (Table 15).
+        sublayers: of every block, "token_mixer" and "mlp" or one of them alone (Table 15).
     Source: HSSL, section 3 and Table 15; released code for pooling, norm and drop path.
     """
 
@@ -42,14 +42,14 @@ class AuxiliaryHead(nn.Module):
         inner_width: int | None = None,
         rates: list[float] | None = None,
         init: str = "trunc_normal",
-        parts: tuple[str, ...] = PARTS,
+        sublayers: tuple[str, ...] = SUBLAYERS,
     ):
         super().__init__()
         self.width = width
         inner, rates = inner_width or width, rates or [0.0] * depth
         self.enter = nn.Identity() if inner == width else nn.Linear(width, inner)
         self.blocks = nn.ModuleList(
-            block(inner, grid=grid, layer=i, shortcut=first_shortcut or i > 0, drop_path=rates[i], parts=tuple(parts))
+            block(inner, grid=grid, layer=i, shortcut=first_shortcut or i > 0, drop_path=rates[i], sublayers=tuple(sublayers))
             for i in range(depth)
         )
         self.leave = nn.Identity() if inner == width else nn.Linear(inner, width)

@@ -5,9 +5,9 @@ from functools import partial
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from hssl_hf.modules.residual_branch import add_branch, mlp_branch
+from hssl_hf.modules.residual_branch import mlp_branch, residual_add
 
-PARTS = ("mixer", "mlp")
+SUBLAYERS = ("token_mixer", "mlp")
 
 
 class MixerBlock(nn.Module):
@@ -18,21 +18,21 @@ class MixerBlock(nn.Module):
         norm: makes the norm in front of the MLP, of (B, h, w, C).
         shortcut: keep the first residual of the block.
         drop_path: its rate.
-        parts: "mixer" and "mlp", or one of them alone (Table 15).
+        sublayers: "token_mixer" and "mlp", or one of them alone (Table 15).
     """
 
-    def __init__(self, width: int, norm: type[nn.Module], *, shortcut: bool, drop_path: float, parts: tuple[str, ...]):
+    def __init__(self, width: int, norm: type[nn.Module], *, shortcut: bool, drop_path: float, sublayers: tuple[str, ...]):
         super().__init__()
-        self.mixes, self.shortcut = "mixer" in parts, shortcut
+        self.mixes, self.shortcut = "token_mixer" in sublayers, shortcut
         self.drop_path = DropPath(drop_path)
-        self.norm2 = norm(width) if "mlp" in parts else None
-        self.mlp = Mlp(width, 4 * width) if "mlp" in parts else None
+        self.norm2 = norm(width) if "mlp" in sublayers else None
+        self.mlp = Mlp(width, 4 * width) if "mlp" in sublayers else None
 
     def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
         """(B, h, w, C) -> the same, or its mean over the axes `pool`."""
         if self.mixes:
-            x = add_branch(x, self.mix, self.drop_path) if self.shortcut else self.mix(x)
+            x = residual_add(x, self.mix, self.drop_path) if self.shortcut else self.mix(x)
         if self.mlp is None:
             return x.mean(pool) if pool else x
         branch = partial(mlp_branch, self.norm2, self.mlp, pool=pool)
-        return add_branch(x, branch, self.drop_path, pool) if self.mixes or self.shortcut else branch(x)
+        return residual_add(x, branch, self.drop_path, pool) if self.mixes or self.shortcut else branch(x)

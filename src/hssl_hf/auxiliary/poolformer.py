@@ -4,7 +4,7 @@ from timm.layers import GroupNorm1
 from timm.models.metaformer import Pooling
 from torch import Tensor
 
-from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
 
 
 class MapNorm(GroupNorm1):
@@ -19,8 +19,10 @@ class PoolFormerBlock(MixerBlock):
     Differs: no layer scale, since its tiny initial values would shrink a head without first shortcut to nothing.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
-        super().__init__(width, MapNorm, shortcut=shortcut, drop_path=drop_path, parts=parts)
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
+        super().__init__(width, MapNorm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
         if self.mixes:
             self.norm1 = MapNorm(width)
             self.mixer = Pooling()

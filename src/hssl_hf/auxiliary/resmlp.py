@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
 
 
 class ResMLPBlock(MixerBlock):
@@ -15,8 +15,10 @@ class ResMLPBlock(MixerBlock):
     Differs: no layer scale, since its tiny initial values would shrink a head without first shortcut to nothing.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
-        super().__init__(width, Affine, shortcut=shortcut, drop_path=drop_path, parts=parts)
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
+        super().__init__(width, Affine, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
         self.grid = tuple(grid)
         if self.mixes:
             self.norm1 = Affine(width)

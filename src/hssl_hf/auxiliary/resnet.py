@@ -4,17 +4,19 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS
 from hssl_hf.modules.projection_heads import BatchNorm
 
 
 class ResNetBlock(nn.Module):
     """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the batch of all processes, in the teacher its own batch."""
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
         super().__init__()
-        if set(parts) != set(PARTS):
-            raise ValueError("a ResNet block has no token mixer and MLP apart; leave auxiliary_parts at ['mixer', 'mlp']")
+        if set(sublayers) != set(SUBLAYERS):
+            raise ValueError("a ResNet block has no token mixer and MLP apart; leave auxiliary_sublayers at ['mixer', 'mlp']")
         inner = width // 4
         self.layers = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
 from hssl_hf.auxiliary.vit import attention_heads
 
 WINDOW = 7
@@ -18,8 +18,10 @@ class SwinBlock(MixerBlock):
     padding is never attended to. All window sizes read one table of relative positions.
     """
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
-        super().__init__(width, nn.LayerNorm, shortcut=shortcut, drop_path=drop_path, parts=parts)
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
+        super().__init__(width, nn.LayerNorm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
         self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
         self.fused = use_fused_attn()
         if self.mixes:

@@ -5,15 +5,17 @@ from functools import partial
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import PARTS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
 
 
 class ViTBlock(MixerBlock):
     """Pre-norm block over the patches, without class token and without positions of its own; one head per 64 channels."""
 
-    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, parts: tuple[str, ...] = PARTS):
+    def __init__(
+        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
+    ):
         norm = partial(nn.LayerNorm, eps=1e-6)
-        super().__init__(width, norm, shortcut=shortcut, drop_path=drop_path, parts=parts)
+        super().__init__(width, norm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
         if self.mixes:
             self.norm1 = norm(width)
             self.attention = Attention(width, num_heads=attention_heads(width), qkv_bias=True)
@@ -31,4 +33,4 @@ def attention_heads(width: int) -> int:
     for channels in (64, 32):
         if width % channels == 0:
             return width // channels
-    raise ValueError(f"an attention head needs a width that 64 or 32 divides, got {width}; set auxiliary_width")
+    raise ValueError(f"an attention head needs a width that 64 or 32 divides, got {width}; set auxiliary_hidden_size")

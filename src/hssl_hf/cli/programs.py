@@ -1,64 +1,88 @@
-"""The programs that `accelerate launch` starts."""
+"""The programs that `accelerate launch` starts; libraries are imported when they run."""
 
-import argparse
-import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-import transformers
+import typer
 
-import hssl_hf
-from hssl_hf.config.recipe import load_recipe
-from hssl_hf.config.strict_yaml import RecipeError
-from hssl_hf.data.loader import watching_readers
-from hssl_hf.errors import UserError
-from hssl_hf.experiments.head_search import DEPTH, report, search_recipe
-from hssl_hf.pretraining.trainer import Pretraining
+from hssl_hf.cli.console import add_command, new_app, run
 
-warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
-hssl_hf.register()
-transformers.logging.disable_progress_bar()
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [a.b=c ...]", help="A recipe, and values that replace its own.")
+]
+Candidates = Annotated[
+    list[str] | None, typer.Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")
+]
+DataFraction = Annotated[float, typer.Option(help="Fraction of the images to train on, above 0 and up to 1.")]
+Depth = Annotated[int, typer.Option(help="Blocks of every candidate.")]
 
 
-def message_of(error: Exception) -> str:
-    """What an error says, without the traceback of a worker."""
-    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+def pretrain(settings: Settings = None) -> int:
+    """Pre-train a backbone. Without a recipe it runs recipes/quickstart.yaml on the embedded images.
+
+    The folder of the run holds the resolved recipe, the log, its curves, the checkpoints, the exported backbone and the
+    records of its evaluation.
+    """
+    recipe, name = read_recipe(settings)
+    return train(recipe, Path(recipe.run.output_dir or f"runs/{name}"))[0]
 
 
-def pretrain(description: str | None = None) -> int:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own")
-    arguments = parser.parse_intermixed_args().arguments
-    paths = [Path(a) for a in arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
-    try:
-        if len(paths) > 1:
-            raise RecipeError(f"expected one recipe, got {', '.join(map(str, paths))}")
-        recipe = load_recipe(paths[0], [a for a in arguments if "=" in a])
-        with watching_readers():
-            return Pretraining(recipe, Path(recipe.run.output_dir or f"runs/{paths[0].stem}")).run()
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
+def search_heads(
+    settings: Settings = None, candidates: Candidates = None, data_fraction: DataFraction = 0.1, depth: Depth = 1
+) -> int:
+    """Search the auxiliary head for a recipe: train all candidates at once on one base and a fraction of the images.
+
+    The folder of the search holds their ranking, its figure, and the recipe with the winner. Interrupted searches continue with
+    resume_from_checkpoint=auto, as trainings do.
+    """
+    from hssl_hf.experiments.head_search import report, search_recipe
+
+    recipe, name = read_recipe(settings)
+    folder = Path(recipe.run.output_dir or f"runs/search-{name}")
+    code, is_main_process = train(search_recipe(recipe, candidates, data_fraction, depth), folder)
+    if code == 0 and is_main_process:
+        print(f"\n{report(folder, recipe)}")
+    return code
 
 
-def search_heads(description: str | None = None) -> int:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="recipe.yaml | a.b=c", help="a recipe, and values that replace its own")
-    parser.add_argument("--candidates", nargs="+", metavar="FAMILY", help="heads to compare (default: all six)")
-    parser.add_argument("--share", type=float, default=0.1, help="of the images (default: %(default)s)")
-    parser.add_argument("--depth", type=int, default=DEPTH, help="blocks of every candidate (default: %(default)s)")
-    options = parser.parse_intermixed_args()
-    paths = [Path(a) for a in options.arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
-    try:
-        recipe = load_recipe(paths[0], [a for a in options.arguments if "=" in a])
-        folder = Path(recipe.run.output_dir or f"runs/search-{paths[0].stem}")
-        with watching_readers():
-            search = Pretraining(search_recipe(recipe, options.candidates, options.share, options.depth), folder)
-            code = search.run()
-        if code == 0 and search.accelerator.is_main_process:
-            print(f"\n{report(folder, recipe)}")
-        return code
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
+def read_recipe(settings: list[str] | None):
+    """The recipe that a command line names, and the name of its file.
+
+    Raises:
+        RecipeError: for more than one recipe, and for what `load_recipe` refuses.
+    """
+    from hssl_hf.config.recipe import RecipeError, load_recipe
+
+    paths = [Path(setting) for setting in settings or () if "=" not in setting] or [RECIPES / "quickstart.yaml"]
+    if len(paths) > 1:
+        raise RecipeError(f"expected one recipe, got {', '.join(map(str, paths))}")
+    return load_recipe(paths[0], [setting for setting in settings or () if "=" in setting]), paths[0].stem
+
+
+def train(recipe, folder: Path) -> tuple[int, bool]:
+    """Train in this process; returns the exit code, and whether this is the main process."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
+    import transformers
+
+    import hssl_hf
+    from hssl_hf.data.loader import worker_errors_as_stream_errors
+    from hssl_hf.pretraining.trainer import PreTrainer
+
+    hssl_hf.register()
+    transformers.logging.disable_progress_bar()
+    with worker_errors_as_stream_errors():
+        trainer = PreTrainer(recipe, folder)
+        code = trainer.train()
+    print("\n".join(trainer.summary), end="\n" if trainer.summary else "")
+    return code, trainer.accelerator.is_main_process
+
+
+def launch(program: Callable[..., int], arguments: list[str] | None = None) -> int:
+    """Run one of the programs above with command-line arguments, by default those of this process; returns its exit code."""
+    app = new_app(add_completion=False)
+    add_command(app, program)
+    return run(app, arguments)

@@ -19,52 +19,54 @@ from hssl_hf.models.auto import configuration_classes
 from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 
-WITHOUT_EFFECT = ("probe", "run", "resume")  # sections that may change when a run is resumed
+WITHOUT_EFFECT = ("probe", "run", "resume_from_checkpoint")  # sections that may change when a run is resumed
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation. Pairs are values at the start and at the end of a cosine.
+    """Optimization. Pairs are values at the start and at the end of a cosine.
 
     Args:
         epochs: length of the training.
         batch_size: images per optimizer step, over all processes and accumulated parts.
-        accumulate: parts in which a process takes its share of the batch, one after the other; statistics of a batch (batch
-            norm, the covariance of SiameseIM) are those of a part.
-        learning_rate_per_256: peak learning rate at batch size 256; scales linearly with the batch size.
+        gradient_accumulation_steps: micro-batches into which a process divides its images of a batch; batch statistics (batch
+            norm, the covariance of SiameseIM) are those of a micro-batch.
+        base_learning_rate: peak learning rate at `base_batch_size`; scales linearly with the batch size.
+        base_batch_size: batch size that the base learning rate refers to.
         min_learning_rate: at the end.
         warmup_epochs: linear warm-up of the learning rate.
         warmup_rule: dino reaches the peak on the last step of the warm-up, mae on the one after it.
         weight_decay: on all matrices, position tables and tokens; not on biases and norms.
         betas: of AdamW.
-        clip: largest norm of a gradient; None for no clipping.
-        clip_norm: of each parameter tensor by itself, or of all together.
-        freeze_prototypes_epochs: epochs in which the prototypes stand still.
-        freeze_base_epochs: epochs in which the base stands still, so that heads can warm up; None for one epoch where
+        max_grad_norm: largest norm of a gradient; None for no clipping.
+        grad_clip: of each parameter tensor by itself, or of all together.
+        freeze_last_layer_epochs: epochs in which the prototypes stand still.
+        freeze_backbone_epochs: epochs in which the base stands still, so that heads can warm up; None for one epoch where
             `init_from` is a backbone without heads, and none otherwise.
         teacher_momentum: of the moving average, from start to end.
         teacher_temperature: tau_t at the start and at the end of its warm-up.
-        teacher_temperature_epochs: length of that warm-up.
-        mixed_precision: bf16 autocasts; weights, teacher, softmax and centres stay in fp32.
+        warmup_teacher_temperature_epochs: length of that warm-up.
+        mixed_precision: bf16 autocasts; weights, teacher, softmax and centers stay in fp32.
     Source: DINO and iBOT code for the defaults.
     """
 
     epochs: float = 100
     batch_size: int = 256
-    accumulate: int = 1
-    learning_rate_per_256: float = 5e-4
+    gradient_accumulation_steps: int = 1
+    base_learning_rate: float = 5e-4
+    base_batch_size: int = 256
     min_learning_rate: float = 1e-6
     warmup_epochs: float = 10
     warmup_rule: Literal["dino", "mae"] = "dino"
     weight_decay: tuple[float, float] = (0.04, 0.4)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float | None = 3.0
-    clip_norm: Literal["each", "all"] = "each"
-    freeze_prototypes_epochs: float = 1
-    freeze_base_epochs: float | None = None
+    max_grad_norm: float | None = 3.0
+    grad_clip: Literal["per_parameter", "global"] = "per_parameter"
+    freeze_last_layer_epochs: float = 1
+    freeze_backbone_epochs: float | None = None
     teacher_momentum: tuple[float, float] = (0.996, 1.0)
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    teacher_temperature_epochs: int = 30
+    warmup_teacher_temperature_epochs: int = 30
     mixed_precision: Literal["no", "bf16"] = "bf16"
 
 
@@ -74,20 +76,20 @@ class RunConfig:
 
     Args:
         output_dir: folder of the run; None for runs/<name of the recipe>.
-        log_every_steps: steps averaged into one line of the log.
-        save_every_steps: steps between checkpoints; one more is written at the end and on an interrupt.
-        keep_checkpoints: newest checkpoints to keep.
-        trackers: any of tensorboard, trackio (wandb and others that accelerate knows pass too).
+        logging_steps: steps averaged into one line of the log.
+        save_steps: steps between checkpoints; one more is written at the end and on an interrupt.
+        save_total_limit: newest checkpoints to keep.
+        report_to: any of tensorboard, trackio (wandb and others that accelerate knows pass too).
         activation_checkpointing: less memory for more time.
         export: write and check the stock model at the end; `hssl-hf export` does it later.
         export_network: which network the export takes its base from; None for the one that the method keeps.
     """
 
     output_dir: str | None = None
-    log_every_steps: int = 10
-    save_every_steps: int = 1000
-    keep_checkpoints: int = 2
-    trackers: tuple[str, ...] = ()
+    logging_steps: int = 10
+    save_steps: int = 1000
+    save_total_limit: int = 2
+    report_to: tuple[str, ...] = ()
     activation_checkpointing: bool = False
     export: bool = True
     export_network: Literal["teacher", "student"] | None = None
@@ -101,14 +103,15 @@ class Recipe:
         seed: of weights, order and augmentation.
         init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A whole model (the
             branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
-        resume: "auto" continues from the newest checkpoint of the output folder; "never" refuses a folder that has one.
+        resume_from_checkpoint: "auto" continues from the newest checkpoint of the output folder; "never" refuses a
+            folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, one of
             those in `hssl_hf.models` (hssl, mae, siamese_im, hssl_search).
     """
 
     seed: int = 0
     init_from: str | None = None
-    resume: Literal["auto", "never"] = "never"
+    resume_from_checkpoint: Literal["auto", "never"] = "never"
     model: dict = field(default_factory=dict)
     views: ViewConfig = field(default_factory=ViewConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
@@ -120,7 +123,7 @@ class Recipe:
     def model_config(self) -> PreTrainingConfig:
         """The model's configuration, at the image size of the global views."""
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
-        return _config_class(self.model)(**arguments, image_size=self.views.global_size)
+        return _config_class(self.model)(**arguments, image_size=self.views.global_crop_size)
 
     def images_per_process(self, processes: int) -> int:
         """Images of one accumulated part of one process's share of a batch.
@@ -128,11 +131,11 @@ class Recipe:
         Raises:
             RecipeError: if the batch does not divide.
         """
-        images, rest = divmod(self.optim.batch_size, processes * self.optim.accumulate)
+        images, rest = divmod(self.optim.batch_size, processes * self.optim.gradient_accumulation_steps)
         if rest or not images:
             raise RecipeError(
                 f"optim.batch_size={self.optim.batch_size} does not divide into {processes} processes × "
-                f"{self.optim.accumulate} accumulated parts"
+                f"{self.optim.gradient_accumulation_steps} accumulated parts"
             )
         return images
 
@@ -160,7 +163,7 @@ def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
     return recipe
 
 
-def differences(before: dict, after: dict) -> list[str]:
+def recipe_diff(before: dict, after: dict) -> list[str]:
     """Keys in which two recipes differ, except where a difference has no effect on the result."""
     flat_before, flat_after, unset = flatten(before), flatten(after), "(default)"
     return [
@@ -181,6 +184,6 @@ def _check_model_keys(model: dict) -> None:
     known = {*_config_class(model).field_names(), "model_type"} - {"image_size"}
     for key in model:
         if key == "image_size":
-            raise RecipeError("model.image_size follows from views.global_size; set that instead")
+            raise RecipeError("model.image_size follows from views.global_crop_size; set that instead")
         if key not in known:
             raise unknown(f"model.{key}", key, known)

@@ -19,7 +19,7 @@ from hssl_hf.convert.siamese_im import (
 )
 from hssl_hf.convert.state_dict import base_arguments
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish import model_card
 from hssl_hf.publish.export import ExportError, export_backbone, export_model, refuse_foreign
 from hssl_hf.publish.image_processor import image_processor
@@ -46,17 +46,17 @@ METHODS = ("siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae")
 
 
 def convert_checkpoint(
-    path: Path | str, folder: Path | str, *, method: str | None = None, whole: bool = False, **changes
+    path: Path | str, folder: Path | str, *, method: str | None = None, for_pretraining: bool = False, **changes
 ) -> Path:
-    """Write an official checkpoint as a folder that transformers loads, with a card that names its licence.
+    """Write an official checkpoint as a folder that transformers loads, with a card that names its license.
 
     Args:
         path: the checkpoint.
         folder: where to; a stock backbone, or for a fine-tuned checkpoint a stock image classifier.
         method: one of `METHODS`; None to tell by the names of the tensors, which is possible unless the file holds a backbone
             alone.
-        whole: write the model for pre-training instead, with teacher and heads or decoder.
-        changes: what shapes do not tell: `decoder_heads` and, in `backbone_kwargs`, `num_heads`.
+        for_pretraining: write the model for pre-training instead, with teacher and heads or decoder.
+        changes: what shapes do not tell: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
     Returns:
         the folder.
     Raises:
@@ -66,12 +66,12 @@ def convert_checkpoint(
     refuse_foreign(folder)
     num_heads = (changes.get("backbone_kwargs") or {}).get("num_heads")
     if checkpoint.fine_tuned:
-        if whole:
+        if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned: it has a classifier, but no teacher, projector and decoder")
         _write_classifier(checkpoint, folder, num_heads)
         return folder
-    model = _convert(checkpoint, method or tell_method(checkpoint), whole, num_heads, changes)
-    return export_model(model, folder) if whole else export_backbone(model, folder)
+    model = _convert(checkpoint, method or tell_method(checkpoint), for_pretraining, num_heads, changes)
+    return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
 
 
 def tell_method(checkpoint: Checkpoint) -> str:
@@ -92,12 +92,14 @@ def tell_method(checkpoint: Checkpoint) -> str:
     if "norm.weight" in names and "blocks.0.attn.qkv.weight" in names:
         raise ConversionError(
             "this file holds a backbone alone, which DINO, iBOT and MAE write alike; say whose it is (--method dino, ibot or "
-            "mae), since its licence goes into the card"
+            "mae), since its license goes into the card"
         )
     return "siamese_im"
 
 
-def _convert(checkpoint: Checkpoint, method: str, whole: bool, num_heads: int | None, changes: dict) -> StudentTeacherModel:
+def _convert(
+    checkpoint: Checkpoint, method: str, for_pretraining: bool, num_heads: int | None, changes: dict
+) -> StudentTeacherPreTrainedModel:
     if method not in METHODS:
         raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
     if method == "siamese_im":
@@ -105,12 +107,16 @@ def _convert(checkpoint: Checkpoint, method: str, whole: bool, num_heads: int | 
     if method == "moco_v3":
         return from_moco_v3(checkpoint, num_heads)
     if method == "mae":
-        decoder_heads = changes.get("decoder_heads", 16)
-        return from_mae(checkpoint, num_heads, decoder_heads) if whole else base_from_mae(checkpoint, num_heads)
+        decoder_num_attention_heads = changes.get("decoder_num_attention_heads", 16)
+        return (
+            from_mae(checkpoint, num_heads, decoder_num_attention_heads)
+            if for_pretraining
+            else base_from_mae(checkpoint, num_heads)
+        )
     if any(name.startswith("student.") for name in checkpoint.state):
         return from_distillation(checkpoint, method, num_heads)
-    if whole:
-        raise ConversionError("this file holds a backbone alone, without the heads to go on with; leave --whole away")
+    if for_pretraining:
+        raise ConversionError("this file holds a backbone alone, without the heads to go on with; leave --for-pretraining away")
     return base_from_distillation(checkpoint, method, num_heads)
 
 

@@ -1,4 +1,4 @@
-"""DINO, iBOT and HSSL checkpoints -> `HSSLForPreTraining`: student, teacher, heads, prototypes and centres.
+"""DINO, iBOT and HSSL checkpoints -> `HSSLForPreTraining`: student, teacher, heads, prototypes and centers.
 
 The key layouts are those of the released DINO and iBOT code and of the authors' HSSL code, which follows iBOT's.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import base_arguments, below, count, fit, need, rename
+from hssl_hf.convert.state_dict import base_arguments, count, load_strict, rename, require_tensor, strip_prefix
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 
@@ -23,10 +23,10 @@ BLOCK = {"dwconv": "depthwise", "norm": "norm", "pwconv1": "mlp.fc1", "pwconv2":
 HEAD = {
     "mlp.": "heads.projections.base.",
     "mlp2.": "heads.projections.auxiliary.",
-    "last_layer.weight_v": "heads.prototypes.directions",
-    "last_layer.weight_g": "heads.prototypes.lengths",
-    "last_layer.parametrizations.weight.original1": "heads.prototypes.directions",
-    "last_layer.parametrizations.weight.original0": "heads.prototypes.lengths",
+    "last_layer.weight_v": "heads.prototypes.weight_v",
+    "last_layer.weight_g": "heads.prototypes.weight_g",
+    "last_layer.parametrizations.weight.original1": "heads.prototypes.weight_v",
+    "last_layer.parametrizations.weight.original0": "heads.prototypes.weight_g",
 }
 OFFICIAL = {
     f"{network}.{ours}": f"{network}.{part}.{name}"
@@ -54,9 +54,9 @@ def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None
         ours = _rename(name, method)
         if ours is None:
             _require_shared(name, value, checkpoint.state)
-        elif not (ours.endswith("prototypes.lengths") and not config.learned_prototype_length):
+        elif not (ours.endswith("prototypes.weight_g") and config.norm_last_layer):
             state[ours] = value.flatten() if ours.startswith("objective.") else value
-    fit(model, state, OFFICIAL)
+    load_strict(model, state, OFFICIAL)
     model.freeze()
     return model
 
@@ -71,32 +71,32 @@ def base_from_distillation(checkpoint: Checkpoint, method: str, num_heads: int |
     model = HSSLForPreTraining(config)
     ours = {rename(name, BACKBONE).removeprefix("base."): value for name, value in checkpoint.state.items()}
     for network in (model.student, model.teacher):
-        fit(network.base, ours, {new.removeprefix("base."): old for old, new in BACKBONE.items()})
+        load_strict(network.base, ours, {new.removeprefix("base."): old for old, new in BACKBONE.items()})
     return model
 
 
 def _config(checkpoint: Checkpoint, method: str, num_heads: int | None) -> HSSLConfig:
-    student = below(checkpoint.state, "student.")
-    backbone = below(student, "backbone.")
-    hidden = need(student, "head.mlp.0.weight", 2, method).shape[0]
-    size = need(student, "head.mlp.4.weight", 2, method).shape[0]
-    lengths = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("lengths")), None)
-    directions = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("directions")), None)
+    student = strip_prefix(checkpoint.state, "student.")
+    backbone = strip_prefix(student, "backbone.")
+    hidden = require_tensor(student, "head.mlp.0.weight", 2, method).shape[0]
+    size = require_tensor(student, "head.mlp.4.weight", 2, method).shape[0]
+    lengths = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("weight_g")), None)
+    directions = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("weight_v")), None)
     if directions is None:
         raise ConversionError(f"this is no {method} checkpoint: 'head.last_layer.weight_v' is missing")
     arguments = checkpoint.arguments
-    learned = not arguments["norm_last_layer"] if "norm_last_layer" in arguments else bool((lengths != 1).any())
+    normed = bool(arguments["norm_last_layer"] if "norm_last_layer" in arguments else (lengths == 1).all())
     levels = _levels(method)
     if method == "hssl":
         levels["auxiliary_depth"] = count(backbone, "conv_blocks")
     return HSSLConfig(
         **_base(backbone, method, num_heads),
         **levels,
-        projection_hidden=hidden,
+        projection_hidden_size=hidden,
         projection_size=size,
         num_prototypes=len(directions),
-        learned_prototype_length=learned,
-        drop_path=float(arguments.get("drop_path_rate", arguments.get("drop_path", 0.1))),
+        norm_last_layer=normed,
+        drop_path_rate=float(arguments.get("drop_path_rate", arguments.get("drop_path", 0.1))),
         license=LICENSES[method],
     )
 

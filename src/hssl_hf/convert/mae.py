@@ -1,11 +1,18 @@
-"""MAE checkpoints -> `MAEForPreTraining` without auxiliary head: the encoder, and the decoder where the file has it."""
+"""MAE checkpoints -> `HSSLMAEForPreTraining` without auxiliary head: the encoder, and the decoder where the file has it."""
 
 import torch
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import base_arguments, count, fit, need, rename, require_fixed_positions
-from hssl_hf.models.configuration_mae import MAEConfig
-from hssl_hf.models.modeling_mae import MAEForPreTraining
+from hssl_hf.convert.state_dict import (
+    base_arguments,
+    count,
+    load_strict,
+    rename,
+    require_sincos_position_embedding,
+    require_tensor,
+)
+from hssl_hf.models.configuration_mae import HSSLMAEConfig
+from hssl_hf.models.modeling_mae import HSSLMAEForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
 ENCODER = {
@@ -23,12 +30,14 @@ OURS = {
 OFFICIAL = {ours: name for name, ours in OURS.items()}
 
 
-def from_mae(checkpoint: Checkpoint, num_heads: int | None = None, decoder_heads: int = 16) -> MAEForPreTraining:
+def from_mae(
+    checkpoint: Checkpoint, num_heads: int | None = None, decoder_num_attention_heads: int = 16
+) -> HSSLMAEForPreTraining:
     """A pre-trained checkpoint with its decoder, ready to go on.
 
     Args:
         num_heads: of the encoder; 16 for a width of 1280, else one for every 64 channels, if None.
-        decoder_heads: of the decoder.
+        decoder_num_attention_heads: of the decoder.
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape. The released pre-trained files hold the encoder
             alone.
@@ -36,38 +45,38 @@ def from_mae(checkpoint: Checkpoint, num_heads: int | None = None, decoder_heads
     state = dict(checkpoint.state)
     if "decoder_embed.weight" not in state:
         raise ConversionError("this file holds MAE's encoder alone, without the decoder to go on with")
-    model = MAEForPreTraining(
+    model = HSSLMAEForPreTraining(
         _config(
             state,
             num_heads,
-            decoder_width=need(state, "decoder_embed.weight", 2, "MAE").shape[0],
-            decoder_depth=count(state, "decoder_blocks"),
-            decoder_heads=decoder_heads,
-            normalize_pixels=bool(checkpoint.arguments.get("norm_pix_loss", True)),
+            decoder_hidden_size=require_tensor(state, "decoder_embed.weight", 2, "MAE").shape[0],
+            decoder_num_hidden_layers=count(state, "decoder_blocks"),
+            decoder_num_attention_heads=decoder_num_attention_heads,
+            norm_pix_loss=bool(checkpoint.arguments.get("norm_pix_loss", True)),
         )
     )
-    positions = need(state, "decoder_pos_embed", 3, "MAE")
+    positions = require_tensor(state, "decoder_pos_embed", 3, "MAE")
     del state["decoder_pos_embed"]
-    fit(model.student, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
-    require_fixed_positions(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
+    load_strict(model.student, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
+    require_sincos_position_embedding(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
     model.freeze()
     return model
 
 
-def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> MAEForPreTraining:
+def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLMAEForPreTraining:
     """The encoder of a checkpoint; a decoder is drawn anew.
 
     Raises:
         ConversionError: if a tensor of the encoder is missing or of another shape, or anything in the file is unknown.
     """
-    model = MAEForPreTraining(_config(checkpoint.state, num_heads))
+    model = HSSLMAEForPreTraining(_config(checkpoint.state, num_heads))
     behind = {name for name in checkpoint.state if rename(name, OURS).startswith("pixels.") or name == "decoder_pos_embed"}
     ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - behind}
-    fit(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
+    load_strict(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
     return model
 
 
-def _config(state: dict[str, torch.Tensor], num_heads: int | None, **decoder) -> MAEConfig:
+def _config(state: dict[str, torch.Tensor], num_heads: int | None, **decoder) -> HSSLMAEConfig:
     size, kwargs = base_arguments(state, num_heads, "MAE")
     arguments = {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": size}
-    return MAEConfig(**arguments, auxiliary=None, license=LICENSE, **decoder)
+    return HSSLMAEConfig(**arguments, auxiliary=None, license=LICENSE, **decoder)

@@ -3,7 +3,7 @@
 import torch
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import base_arguments, below, fit, need, rename
+from hssl_hf.convert.state_dict import base_arguments, load_strict, rename, require_tensor, strip_prefix
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 
@@ -30,32 +30,32 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         ConversionError: if a tensor is missing, unexpected or of another shape, or the encoder is no vision transformer.
     """
     state = {name.removeprefix("module."): value for name, value in checkpoint.state.items()}
-    encoder = below(state, "base_encoder.")
+    encoder = strip_prefix(state, "base_encoder.")
     if "conv1.weight" in encoder:
         raise ConversionError(
             "expected a vision transformer, got a ResNet, whose projector has two layers where ours has three"
         )
     size, kwargs = base_arguments(encoder, num_heads or NUM_HEADS, "MoCo v3")
-    hidden = need(encoder, "head.0.weight", 2, "MoCo v3").shape[0]
+    hidden = require_tensor(encoder, "head.0.weight", 2, "MoCo v3").shape[0]
     config = HSSLConfig(
         backbone="vit_base_patch16_224",
         backbone_kwargs=kwargs,
         image_size=size,
-        drop_path=0.0,
+        drop_path_rate=0.0,
         auxiliary=None,
         objective="moco_v3",
         cls_supervision=["base->base"],
         patch_supervision=[],
-        projection_hidden=hidden,
-        projection_size=need(encoder, "head.6.weight", 2, "MoCo v3").shape[0],
+        projection_hidden_size=hidden,
+        projection_size=require_tensor(encoder, "head.6.weight", 2, "MoCo v3").shape[0],
         contrastive_temperature=float(checkpoint.arguments.get("moco_t", 0.2)),
-        fixed_positions=True,
-        train_patch_embed=not checkpoint.arguments.get("stop_grad_conv1", True),
+        sincos_position_embeddings=True,
+        freeze_patch_embed=bool(checkpoint.arguments.get("stop_grad_conv1", True)),
         license=LICENSE,
     )
     model = HSSLForPreTraining(config)
     ours = {_rename(name): name for name in state}
-    fit(model, {new: state[old] for new, old in ours.items()}, OFFICIAL)
+    load_strict(model, {new: state[old] for new, old in ours.items()}, OFFICIAL)
     if not torch.equal(model.student.base.model.pos_embed, model.teacher.base.model.pos_embed):
         raise ConversionError("base_encoder.pos_embed and momentum_encoder.pos_embed differ; expected one fixed table")
     model.freeze()

@@ -23,7 +23,7 @@ HARMLESS = {
     **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
 }
-LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # where the centres are
+LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # where the centers are
 
 
 class ConversionError(UserError):
@@ -34,7 +34,7 @@ class ConversionError(UserError):
 class Checkpoint:
     """Tensors by name, and the arguments of the training where the file has them.
 
-    Networks that a file keeps apart come with a prefix: `student.`, `teacher.`, and `loss.` for the centres.
+    Networks that a file keeps apart come with a prefix: `student.`, `teacher.`, and `loss.` for the centers.
     """
 
     state: dict[str, Tensor]
@@ -106,7 +106,7 @@ def _tensors(value):
 
 
 def _join(content: dict) -> dict[str, Tensor]:
-    """Student, teacher and centres in one dict; distributed training has put `module.` in front of names."""
+    """Student, teacher and centers in one dict; distributed training has put `module.` in front of names."""
     joined = {
         f"{part}.{name.removeprefix('module.')}": value
         for part in ("student", "teacher")

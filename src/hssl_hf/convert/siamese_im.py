@@ -12,7 +12,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import base_arguments, count, fit, need, rename, require_fixed_positions
+from hssl_hf.convert.state_dict import (
+    base_arguments,
+    count,
+    load_strict,
+    rename,
+    require_sincos_position_embedding,
+    require_tensor,
+)
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_siamese_im import SiameseIMForPreTraining
 from hssl_hf.modules.backbone import Backbone
@@ -39,7 +46,7 @@ def from_siamese_im(checkpoint: Checkpoint, **changes) -> SiameseIMForPreTrainin
     """A pre-trained checkpoint, student and teacher, ready to go on.
 
     Args:
-        changes: values of `SiameseIMConfig` that shapes do not tell: `decoder_heads` (16 in the release) and, in
+        changes: values of `SiameseIMConfig` that shapes do not tell: `decoder_num_attention_heads` (16 in the release) and, in
             `backbone_kwargs`, `num_heads` (by default 16 for a width of 1280, else one for every 64 channels).
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape.
@@ -51,8 +58,8 @@ def from_siamese_im(checkpoint: Checkpoint, **changes) -> SiameseIMForPreTrainin
     _check_norm(state, config)
     renamed = {rename(name, OURS): value for name, value in state.items()}
     renamed["teacher.base.model.pos_embed"] = renamed.get("student.base.model.pos_embed")
-    fit(model, renamed, OFFICIAL, {name for name, value in free.items() if value is None})
-    require_fixed_positions(free["decoder_pos_embed"], model.student.decoder.positions, "decoder_pos_embed")
+    load_strict(model, renamed, OFFICIAL, {name for name, value in free.items() if value is None})
+    require_sincos_position_embedding(free["decoder_pos_embed"], model.student.decoder.positions, "decoder_pos_embed")
     return model
 
 
@@ -62,17 +69,17 @@ def to_siamese_im(model: SiameseIMForPreTraining) -> dict[str, Tensor]:
     The teacher's mask token, which nothing reads, is the student's.
 
     Raises:
-        ConversionError: for arms that the released code does not have; `base_to_siamese_im` writes their base.
+        ConversionError: for variants that the released code does not have; `base_to_siamese_im` writes their base.
     """
     config = model.config
     if (config.target, config.views, config.level, config.final_norm) != ("feature", "different", "dense", False):
-        raise ConversionError("the released code has no checkpoints of this arm; base_to_siamese_im writes its base alone")
+        raise ConversionError("the released code has no checkpoints of this variant; base_to_siamese_im writes its base alone")
     ours = {name: value for name, value in model.state_dict().items() if name != "teacher.base.model.pos_embed"}
     state = {rename(name, OFFICIAL): value for name, value in ours.items()}
     decoder = model.student.decoder
     state["decoder_pos_embed"] = torch.cat([torch.zeros_like(decoder.positions[:1]), decoder.positions])[None]
     state["mm_mask_token"] = decoder.mask_token.detach()
-    if config.student_norm:
+    if config.normalize_prediction:
         state |= {"student_norm.weight": torch.ones(decoder.width), "student_norm.bias": torch.zeros(decoder.width)}
     return {name: value.detach().clone() for name, value in state.items()}
 
@@ -88,7 +95,7 @@ def base_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = None) -
     base.norm = nn.Identity()
     behind = (*OURS, *FREE, *BEHIND)
     known = {name for name in checkpoint.state if name.startswith(behind) and not name.startswith(BASE)}
-    fit(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, OFFICIAL)
+    load_strict(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, OFFICIAL)
     return base.eval()
 
 
@@ -113,15 +120,19 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
     state = checkpoint.state
     size, kwargs = base_arguments(state, num_heads)
     model = timm.create_model(
-        "vit_base_patch16_224", img_size=size, num_classes=len(need(state, "head.weight", 2)), global_pool="avg", **kwargs
+        "vit_base_patch16_224",
+        img_size=size,
+        num_classes=len(require_tensor(state, "head.weight", 2)),
+        global_pool="avg",
+        **kwargs,
     )
-    fit(model, state, OFFICIAL)
+    load_strict(model, state, OFFICIAL)
     return model.eval()
 
 
 def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict) -> SiameseIMConfig:
     size, kwargs = base_arguments(state, (changes.pop("backbone_kwargs", None) or {}).get("num_heads"))
-    inner = need(state, "decoder_embed.weight", 2).shape[0]
+    inner = require_tensor(state, "decoder_embed.weight", 2).shape[0]
     normed = {".bn." in name for name in state if re.match(r"(projector|predictor)_decoder_blocks\.\d+\.norm", name)}
     if len(normed) != 1:
         raise ConversionError(
@@ -131,13 +142,13 @@ def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict
         "backbone": "vit_base_patch16_224",
         "backbone_kwargs": kwargs,
         "image_size": size,
-        "norm": "batch" if normed.pop() else "layer",
-        "decoder_width": None if inner == kwargs["embed_dim"] else inner,
+        "decoder_norm": "batch" if normed.pop() else "layer",
+        "decoder_hidden_size": None if inner == kwargs["embed_dim"] else inner,
         "projector_depth": count(state, "projector_decoder_blocks"),
-        "decoder_depth": count(state, "predictor_decoder_blocks"),
-        "student_norm": "student_norm.weight" in state,
+        "decoder_num_hidden_layers": count(state, "predictor_decoder_blocks"),
+        "normalize_prediction": "student_norm.weight" in state,
         "negative_weight": float(arguments.get("neg_weight", 0.02)),
-        "train_patch_embed": bool(arguments.get("train_patch_embed", False)),
+        "freeze_patch_embed": not arguments.get("train_patch_embed", False),
         "license": LICENSE,
     }
     return SiameseIMConfig(**{**values, **changes})
@@ -145,7 +156,7 @@ def _pretraining_config(state: dict[str, Tensor], arguments: dict, changes: dict
 
 def _check_norm(state: dict[str, Tensor], config: SiameseIMConfig) -> None:
     """A norm of the predictions has scale 1 and shift 0, which are not learned; ours has none."""
-    if config.student_norm:
+    if config.normalize_prediction:
         scale, shift = state.pop("student_norm.weight"), state.pop("student_norm.bias", torch.zeros(1))
         if (scale != 1).any() or (shift != 0).any():
             raise ConversionError("student_norm should have scale 1 and shift 0")

@@ -13,15 +13,15 @@ def base_arguments(state: dict[str, Tensor], num_heads: int | None, method: str 
         num_heads: None for 16 at a width of 1280, else one for every 64 channels.
         method: for the message.
     """
-    width, _, patch, _ = need(state, "patch_embed.proj.weight", 4, method).shape
-    side = round((need(state, "pos_embed", 3, method).shape[1] - 1) ** 0.5)
+    width, _, patch, _ = require_tensor(state, "patch_embed.proj.weight", 4, method).shape
+    side = round((require_tensor(state, "pos_embed", 3, method).shape[1] - 1) ** 0.5)
     heads = num_heads or max(1, 16 if width == 1280 else width // 64)
     if width % heads:
         raise ConversionError(f"{heads} attention heads do not divide the width {width} of this checkpoint")
     return side * patch, {"patch_size": patch, "embed_dim": width, "depth": count(state, "blocks"), "num_heads": heads}
 
 
-def need(state: dict[str, Tensor], name: str, axes: int, method: str = "SiameseIM") -> Tensor:
+def require_tensor(state: dict[str, Tensor], name: str, axes: int, method: str = "SiameseIM") -> Tensor:
     """A tensor that has to be there.
 
     Raises:
@@ -39,7 +39,7 @@ def count(state: dict[str, Tensor], blocks: str) -> int:
     return len({name.removeprefix(f"{blocks}.").split(".")[0] for name in state if name.startswith(f"{blocks}.")})
 
 
-def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What stands under a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
@@ -52,7 +52,7 @@ def rename(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def fit(model: nn.Module, state: dict[str, Tensor], official: dict[str, str], missing: set[str] = frozenset()) -> None:
+def load_strict(model: nn.Module, state: dict[str, Tensor], official: dict[str, str], missing: set[str] = frozenset()) -> None:
     """Load a state that has to fit to the last tensor.
 
     Args:
@@ -74,7 +74,7 @@ def fit(model: nn.Module, state: dict[str, Tensor], official: dict[str, str], mi
     model.load_state_dict(state)
 
 
-def require_fixed_positions(found: Tensor, positions: Tensor, name: str) -> None:
+def require_sincos_position_embedding(found: Tensor, positions: Tensor, name: str) -> None:
     """Raise a ConversionError if a table (1, 1 + N, C) is not that of sines and cosines (N, C), with zeros in front."""
     expected = torch.cat([torch.zeros_like(positions[:1]), positions])
     if found.shape[1:] != expected.shape or (found[0] - expected).abs().max() > 1e-4:

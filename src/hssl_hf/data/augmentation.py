@@ -1,4 +1,4 @@
-"""One image -> the pixels of its crops, the colour operations drawn for them, and masks.
+"""One image -> the pixels of its crops, the color operations drawn for them, and masks.
 
 Every random number of an image comes from counter-based generators keyed by (seed, epoch, image), where the image is known by
 its bytes: an image is treated alike in an epoch whatever the number of processes or workers. Crops are drawn before the image
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hssl_hf.data.color import ColourJitter, draw_colours
-from hssl_hf.data.decode import Picture
+from hssl_hf.data.color import ColorJitter, draw_colors
+from hssl_hf.data.decode import LazyImage
 from hssl_hf.data.masking import MASKS, draw_ratio
 from hssl_hf.data.stream import EncodedImage
 
@@ -28,41 +28,41 @@ class ViewConfig:
     """How an image becomes views. The defaults are those of DINO and iBOT; lists hold one value per global view.
 
     Args:
-        global_size, local_size: side of the crops in pixels.
-        global_scale, local_scale: range of the crop's share of the image's area.
-        local_number: local crops per image (L); 0 for none.
+        global_crop_size, local_crop_size: side of the crops in pixels.
+        global_crop_scale, local_crop_scale: range of the crop's share of the image's area.
+        num_local_crops: local crops per image (L); 0 for none.
         interpolation: how crops are resized, with antialiasing.
         flip_probability: chance of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation and hue, and the chance that they are applied.
-        grey_probability: chance of a grey image.
-        global_blur, local_blur: chance of a Gaussian blur.
+        gray_probability: chance of a gray image.
+        global_crop_blur, local_crop_blur: chance of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
-        global_solarize: chance of inverting all values from one half on.
-        mean, std: normalisation of each channel, on values in [0, 1].
+        global_crop_solarize: chance of inverting all values from one half on.
+        mean, std: normalization of each channel, on values in [0, 1].
     Source: facts of DINO (arXiv 2104.14294) and iBOT (arXiv 2111.07832) code; crops of HSSL, Table 20.
     """
 
-    global_size: int = 224
-    global_scale: tuple[float, float] = (0.25, 1.0)
-    local_number: int = 10
-    local_size: int = 96
-    local_scale: tuple[float, float] = (0.05, 0.25)
+    global_crop_size: int = 224
+    global_crop_scale: tuple[float, float] = (0.25, 1.0)
+    num_local_crops: int = 10
+    local_crop_size: int = 96
+    local_crop_scale: tuple[float, float] = (0.05, 0.25)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip_probability: float = 0.5
-    jitter: ColourJitter = field(default_factory=ColourJitter)
-    grey_probability: float = 0.2
-    global_blur: tuple[float, ...] = (1.0, 0.1)
-    local_blur: float = 0.5
+    jitter: ColorJitter = field(default_factory=ColorJitter)
+    gray_probability: float = 0.2
+    global_crop_blur: tuple[float, ...] = (1.0, 0.1)
+    local_crop_blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    global_solarize: tuple[float, ...] = (0.0, 0.2)
+    global_crop_solarize: tuple[float, ...] = (0.0, 0.2)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
-        if len(self.global_blur) != len(self.global_solarize):
+        if len(self.global_crop_blur) != len(self.global_crop_solarize):
             raise ValueError(
-                f"expected one chance per global view, got {len(self.global_blur)} in views.global_blur and "
-                f"{len(self.global_solarize)} in views.global_solarize"
+                f"expected one chance per global view, got {len(self.global_crop_blur)} in views.global_crop_blur and "
+                f"{len(self.global_crop_solarize)} in views.global_crop_solarize"
             )
 
 
@@ -71,19 +71,19 @@ class MaskConfig:
     """Which patches of the global views the student does not see.
 
     Args:
-        shape: "block", "random", or "counted_block" (equally many patches in every image, `masking.py`).
-        ratios, spreads: a view takes one of the ratios with equal chance, widened to ratio ± spread.
+        shape: "block", "random", or "fixed_count_block" (equally many patches in every image, `masking.py`).
+        ratios, ratio_jitter: a view takes one of the ratios with equal chance, widened to ratio ± spread.
     Source: iBOT, `pred_shape`, `pred_ratio`, `pred_ratio_var`; HSSL, Table 20.
     """
 
-    shape: Literal["block", "counted_block", "random"] = "block"
+    shape: Literal["block", "fixed_count_block", "random"] = "block"
     ratios: tuple[float, ...] = (0.0, 0.3)
-    spreads: tuple[float, ...] = (0.0, 0.2)
+    ratio_jitter: tuple[float, ...] = (0.0, 0.2)
 
     @property
-    def counted(self) -> bool:
-        """Whether every image hides equally many patches."""
-        return self.shape != "block" and len(self.ratios) == 1 and not any(self.spreads)
+    def fixed_count(self) -> bool:
+        """Whether every image has as many masked patches."""
+        return self.shape != "block" and len(self.ratios) == 1 and not any(self.ratio_jitter)
 
 
 class Draws(NamedTuple):
@@ -91,19 +91,19 @@ class Draws(NamedTuple):
 
     Args:
         size: (H, W) of the image that the crops refer to.
-        crops: (V + L, 5) top, left, height, width in pixels, and 1 where mirrored.
-        colours: (V + L, 11) of `draw_colours`.
+        crop_boxes: (V + L, 5) top, left, height, width in pixels, and 1 where flipped.
+        color_ops: (V + L, 11) of `draw_colors`.
         masks: (V', h, w) bool, or None.
     """
 
     size: tuple[int, int]
-    crops: np.ndarray
-    colours: np.ndarray
+    crop_boxes: np.ndarray
+    color_ops: np.ndarray
     masks: np.ndarray | None
 
 
 class Augmentation:
-    """One image -> its views: crops on uint8, colour operations drawn but not applied, masks.
+    """One image -> its views: crops on uint8, color operations drawn but not applied, masks.
 
     Args:
         config: the views.
@@ -122,76 +122,77 @@ class Augmentation:
         masked_views: int | None = None,
     ):
         self.config, self.masks, self.grid, self.seed = config, masks, grid, seed
-        self.global_number = len(config.global_blur)
-        self.masked_views = 0 if masks is None else self.global_number if masked_views is None else masked_views
-        self.sizes = [config.global_size] * self.global_number + [config.local_size] * config.local_number
-        self.blurs = np.array([*config.global_blur, *[config.local_blur] * config.local_number])
-        self.solarizes = np.array([*config.global_solarize, *[0.0] * config.local_number])
+        self.num_global_crops = len(config.global_crop_blur)
+        self.masked_views = 0 if masks is None else self.num_global_crops if masked_views is None else masked_views
+        self.sizes = [config.global_crop_size] * self.num_global_crops + [config.local_crop_size] * config.num_local_crops
+        self.blurs = np.array([*config.global_crop_blur, *[config.local_crop_blur] * config.num_local_crops])
+        self.solarizes = np.array([*config.global_crop_solarize, *[0.0] * config.num_local_crops])
 
-    def of(self, encoded: EncodedImage) -> dict:
+    def decode_and_augment(self, encoded: EncodedImage) -> dict:
         """A sample for `collate`.
 
         Raises:
             CorruptImageError: if the image cannot be decoded.
         """
-        picture = Picture(encoded.data)
-        draws = self.draw(picture.size, encoded.epoch, identify(encoded.data))
-        excess = min(crop[2:4].min() / size for crop, size in zip(draws.crops, self.sizes, strict=True))
-        return {**self.cut(picture.decode(excess), draws), "corrupt": []}
+        image = LazyImage(encoded.data)
+        draws = self.draw(image.size, encoded.epoch, image_key(encoded.data))
+        excess = min(crop[2:4].min() / size for crop, size in zip(draws.crop_boxes, self.sizes, strict=True))
+        return {**self.cut(image.decode(excess), draws), "corrupt": []}
 
     def __call__(self, image: Tensor, epoch: int, identity: int) -> dict[str, Tensor | None]:
         """The same for an image (3, H, W) uint8; epoch and identity, with the seed, key all randomness."""
         return self.cut(image, self.draw(tuple(image.shape[-2:]), epoch, identity))
 
     def draw(self, size: tuple[int, int], epoch: int, identity: int) -> Draws:
-        """Draw the views of an image of `size` pixels; crops, colours and masks do not depend on each other."""
+        """Draw the views of an image of `size` pixels; crops, color operations and masks do not depend on each other."""
         config = self.config
-        crops, colours, masks = (keyed_generator(self.seed, epoch, identity, part) for part in range(3))
+        crops, colors, masks = (keyed_generator(self.seed, epoch, identity, stream) for stream in range(3))
         boxes = [
-            random_crops(size, config.global_scale, self.global_number, crops),
-            random_crops(size, config.local_scale, config.local_number, crops),
+            random_crops(size, config.global_crop_scale, self.num_global_crops, crops),
+            random_crops(size, config.local_crop_scale, config.num_local_crops, crops),
         ]
-        mirrored = crops.random((len(self.sizes), 1)) < config.flip_probability
+        flipped = crops.random((len(self.sizes), 1)) < config.flip_probability
         drawn = [self._mask(masks) for _ in range(self.masked_views)]
         return Draws(
             size,
-            np.hstack([np.concatenate(boxes), mirrored]).astype(np.float32),
-            draw_colours(config, self.blurs, self.solarizes, colours),
+            np.hstack([np.concatenate(boxes), flipped]).astype(np.float32),
+            draw_colors(config, self.blurs, self.solarizes, colors),
             np.stack(drawn) if drawn else None,
         )
 
     def cut(self, image: Tensor, draws: Draws) -> dict[str, Tensor | None]:
-        """Crop, resize and mirror an image (3, H, W) uint8, which may be smaller than the size that was drawn for.
+        """Crop, resize and flip an image (3, H, W) uint8, which may be smaller than the size that was drawn for.
 
-        Mirroring a crop is the same as mirroring the image first and cropping at the mirrored place.
+        Flipping a crop is the same as flipping the image first and cropping at the flipped position.
         """
         rows, columns = (side / drawn for side, drawn in zip(image.shape[-2:], draws.size, strict=True))
-        boxes = (draws.crops[:, :4] * (rows, columns, rows, columns)).round().astype(int)
+        boxes = (draws.crop_boxes[:, :4] * (rows, columns, rows, columns)).round().astype(int)
         views = [
-            self._view(image, box, size, crop[4] > 0) for box, size, crop in zip(boxes, self.sizes, draws.crops, strict=True)
+            self._view(image, box, size, crop[4] > 0)
+            for box, size, crop in zip(boxes, self.sizes, draws.crop_boxes, strict=True)
         ]
-        first, colours = self.global_number, torch.from_numpy(draws.colours)
+        first, colors = self.num_global_crops, torch.from_numpy(draws.color_ops)
         local = len(views) > first
         return {
-            "global_pixels": torch.stack(views[:first]),
-            "global_colours": colours[:first],
-            "crops": torch.from_numpy(draws.crops[:first]),
-            "masks": None if draws.masks is None else torch.from_numpy(draws.masks),
-            "local_pixels": torch.stack(views[first:]) if local else None,
-            "local_colours": colours[first:] if local else None,
+            "pixel_values": torch.stack(views[:first]),
+            "global_color_ops": colors[:first],
+            "crop_boxes": torch.from_numpy(draws.crop_boxes[:first]),
+            "bool_masked_pos": None if draws.masks is None else torch.from_numpy(draws.masks),
+            "local_pixel_values": torch.stack(views[first:]) if local else None,
+            "local_color_ops": colors[first:] if local else None,
         }
 
-    def _view(self, image: Tensor, box: np.ndarray, size: int, mirrored: bool) -> Tensor:
+    def _view(self, image: Tensor, box: np.ndarray, size: int, flipped: bool) -> Tensor:
         """(size, size, 3): both libraries are several times faster with channels last in memory, as decoders leave them."""
         top, left, height, width = box.tolist()
         height, width = max(1, height), max(1, width)
         region = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
         resized = F.interpolate(region, size=[size, size], mode=self.config.interpolation, antialias=True)
         pixels = resized[0].permute(1, 2, 0).contiguous()
-        return torch.from_numpy(cv2.flip(pixels.numpy(), 1)) if mirrored else pixels
+        return torch.from_numpy(cv2.flip(pixels.numpy(), 1)) if flipped else pixels
 
     def _mask(self, generator: np.random.Generator) -> np.ndarray:
-        ratio = draw_ratio(self.masks.ratios, self.masks.spreads, generator)
+        ratio = draw_ratio(self.masks.ratios, self.masks.ratio_jitter, generator)
         return MASKS[self.masks.shape](self.grid, ratio, generator)
 
 
@@ -209,15 +210,15 @@ def random_crops(size: tuple[int, int], scale, count: int, generator: np.random.
     fallback = min(rows, round(columns * 4 / 3)), min(columns, round(rows * 4 / 3))
     sizes = np.where(fits.any(1)[:, None], np.stack([heights[chosen], widths[chosen]], 1), fallback)
     places = np.floor(generator.random((count, 2)) * (np.array(size) - sizes + 1))
-    centre = (np.array(size) - fallback) // 2
-    return np.hstack([np.where(fits.any(1)[:, None], places, centre), sizes])
+    center = (np.array(size) - fallback) // 2
+    return np.hstack([np.where(fits.any(1)[:, None], places, center), sizes])
 
 
-def keyed_generator(seed: int, epoch: int, identity: int, part: int) -> np.random.Generator:
-    """A generator of its own for every (seed, epoch, image, part): nothing is shared, so nothing has to be restored."""
-    return np.random.Generator(np.random.Philox(key=[identity, (seed << 32) + epoch], counter=[0, 0, 0, part]))
+def keyed_generator(seed: int, epoch: int, identity: int, stream: int) -> np.random.Generator:
+    """A generator of its own for every (seed, epoch, image, stream): nothing is shared, so nothing has to be restored."""
+    return np.random.Generator(np.random.Philox(key=[identity, (seed << 32) + epoch], counter=[0, 0, 0, stream]))
 
 
-def identify(data: bytes) -> int:
-    """A number that stands for an image: a checksum of its encoded bytes."""
+def image_key(data: bytes) -> int:
+    """The key of an image: a checksum of its encoded bytes."""
     return zlib.crc32(data)

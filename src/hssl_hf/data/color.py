@@ -1,19 +1,19 @@
-"""Colour operations of the views, as the workers draw them: numbers, so that applying them has no randomness left.
+"""Color operations of the views, as the workers draw them: numbers, so that applying them has no randomness left.
 
-They are applied behind the loader, to a whole batch on a device (`colour_batch.py`) or view by view on a processor
-(`colour_cpu.py`). Each follows torchvision's definition.
+They are applied behind the loader, to a whole batch on a device (`color_batch.py`) or view by view on a processor
+(`color_cpu.py`). Each follows torchvision's definition.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, SIGMA, SOLARIZE = slice(0, 4), 4, 5, 6, 7, 8, 9, 10
+ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE = slice(0, 4), 4, 5, 6, 7, 8, 9, 10
 STRENGTHS, NEUTRAL, WIDTH = slice(4, 8), (1.0, 1.0, 1.0, 0.0), 11
 
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColorJitter:
     """Strengths of the four jitters, and the chance that they are applied: factors from U(1 - s, 1 + s), hue from U(-s, s)."""
 
     brightness: float = 0.4
@@ -23,14 +23,14 @@ class ColourJitter:
     probability: float = 0.8
 
 
-def draw_colours(config, blur: np.ndarray, solarize: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Draw the colour operations of n views.
+def draw_colors(config, blur: np.ndarray, solarize: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Draw the color operations of n views.
 
     Args:
         config: a `ViewConfig`.
         blur, solarize: (n,) chances of each view.
     Returns:
-        (n, 11) float32: order of the four jitters, their strengths, grey or not, sigma of the blur (0 = none), solarized or
+        (n, 11) float32: order of the four jitters, their strengths, gray or not, sigma of the blur (0 = none), solarized or
         not.
     """
     jitter, count = config.jitter, len(blur)
@@ -41,7 +41,7 @@ def draw_colours(config, blur: np.ndarray, solarize: np.ndarray, generator: np.r
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     applied = (chance[:, :1] < jitter.probability) * signs * strengths
     drawn[:, STRENGTHS] = applied + NEUTRAL
-    drawn[:, GREY] = chance[:, 1] < config.grey_probability
+    drawn[:, GRAY] = chance[:, 1] < config.gray_probability
     drawn[:, SIGMA] = (chance[:, 2] < blur) * sigma
     drawn[:, SOLARIZE] = chance[:, 3] < solarize
     return drawn

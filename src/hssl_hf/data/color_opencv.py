@@ -1,7 +1,7 @@
-"""The colour operations on a processor: one 8-bit image at a time, by OpenCV.
+"""The color operations on a processor: one 8-bit image at a time, by OpenCV.
 
 As in the original recipes, which run on Pillow images, every operation rounds to 8 bits and hue has 256 steps. On other devices
-`colour_batch.py` does the same in floating point for a whole batch.
+`color_batch.py` does the same in floating point for a whole batch.
 """
 
 import math
@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hssl_hf.data.color import GREY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
+from hssl_hf.data.color import GRAY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
 
 cv2.setNumThreads(1)  # processes are many already: workers, or ranks
 
 
-def colour(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
-    """As `colour_batch.colour`; fastest for pixels with channels last in memory."""
+def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
+    """As `color_batch.color`; fastest for pixels with channels last in memory."""
     levels = np.arange(256) / 255
     tables = [((levels - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True)]
-    coloured = torch.empty(pixels.shape)
+    colored = torch.empty(pixels.shape)
     images = pixels.permute(0, 1, 3, 4, 2).contiguous().flatten(0, 1).numpy()
-    targets = coloured.flatten(0, 1).numpy()
+    targets = colored.flatten(0, 1).numpy()
     for image, numbers, target in zip(images, drawn.flatten(0, 1).numpy(), targets, strict=True):
         for plane, table, place in zip(cv2.split(operate(image, numbers)), tables, target, strict=True):
             cv2.LUT(plane, table, dst=place)
-    return coloured
+    return colored
 
 
 def operate(image: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -35,14 +35,14 @@ def operate(image: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     for operation in drawn[ORDER].astype(int):
         if strengths[operation] != NEUTRAL[operation]:
             image = JITTERS[operation](image, float(strengths[operation]))
-    if drawn[GREY]:
-        image = grey(image)
+    if drawn[GRAY]:
+        image = gray(image)
     if drawn[SIGMA]:
         image = blur(image, float(drawn[SIGMA]))
     return cv2.LUT(image, SOLARIZED) if drawn[SOLARIZE] else image
 
 
-def grey(image: np.ndarray) -> np.ndarray:
+def gray(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
@@ -56,7 +56,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.addWeighted(image, factor, grey(image), 1 - factor, 0)
+    return cv2.addWeighted(image, factor, gray(image), 1 - factor, 0)
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:

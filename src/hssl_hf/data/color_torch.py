@@ -1,4 +1,4 @@
-"""The colour operations in floating point, for a whole batch at once on its device."""
+"""The color operations in floating point, for a whole batch at once on its device."""
 
 import math
 from functools import partial
@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hssl_hf.data.color import GREY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
+from hssl_hf.data.color import GRAY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
 
 LUMA = (0.2989, 0.587, 0.114)
 
 
-def colour(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
-    """Apply drawn operations to a batch and normalise it.
+def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
+    """Apply drawn operations to a batch and normalize it.
 
     Args:
         pixels: (V, B, 3, H, W) uint8.
-        drawn: (V, B, 11) on the host, as `draw_colours` gives them.
+        drawn: (V, B, 11) on the host, as `draw_colors` gives them.
         mean, std: three numbers each, on values in [0, 1].
     Returns:
         (V, B, 3, H, W) float32.
@@ -35,7 +35,7 @@ def operate(images: Tensor, drawn: np.ndarray) -> None:
             strengths = drawn[:, STRENGTHS][:, operation]
             chosen = (drawn[:, ORDER][:, place] == operation) & (strengths != NEUTRAL[operation])
             _apply(images, chosen, jitter, strengths)
-    _apply(images, drawn[:, GREY] > 0, lambda x, _: grey(x).expand_as(x), drawn[:, GREY])
+    _apply(images, drawn[:, GRAY] > 0, lambda x, _: gray(x).expand_as(x), drawn[:, GRAY])
     _apply(images, drawn[:, SIGMA] > 0, partial(blur, radius=math.ceil(3 * drawn[:, SIGMA].max())), drawn[:, SIGMA])
     _apply(images, drawn[:, SOLARIZE] > 0, lambda x, _: 0.5 - (x - 0.5).abs_(), drawn[:, SOLARIZE])
 
@@ -49,7 +49,7 @@ def _apply(images: Tensor, chosen: np.ndarray, operation, strengths: np.ndarray)
     images.index_copy_(0, indices, operation(images.index_select(0, indices), strengths))
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, H, W) luma."""
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
@@ -60,11 +60,11 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    return (images * factors).add_(grey(images).mean((-1, -2, -3), keepdim=True) * (1 - factors)).clamp_(0, 1)
+    return (images * factors).add_(gray(images).mean((-1, -2, -3), keepdim=True) * (1 - factors)).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    return torch.lerp(grey(images), images, factors).clamp_(0, 1)
+    return torch.lerp(gray(images), images, factors).clamp_(0, 1)
 
 
 def hue(images: Tensor, shifts: Tensor) -> Tensor:

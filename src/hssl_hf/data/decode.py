@@ -22,7 +22,7 @@ class CorruptImageError(UserError):
     """An image that cannot be decoded."""
 
 
-class Picture:
+class LazyImage:
     """An encoded image, of which only the header has been read.
 
     Args:
@@ -44,7 +44,7 @@ class Picture:
     def decode(self, excess: float = 1.0) -> Tensor:
         """Decode to RGB, upright.
 
-        Grey, palette, CMYK, 16-bit and transparent images become 8-bit RGB (transparency is dropped, as `convert("RGB")` does).
+        Gray, palette, CMYK, 16-bit and transparent images become 8-bit RGB (transparency is dropped, as `convert("RGB")` does).
 
         Args:
             excess: how many times larger than needed the image is. A JPEG of four times the size and more is decoded at a half,
@@ -65,8 +65,8 @@ class Picture:
 
 
 def decode(data: bytes) -> Tensor:
-    """`Picture(data).decode()`."""
-    return Picture(data).decode()
+    """`LazyImage(data).decode()`."""
+    return LazyImage(data).decode()
 
 
 @contextmanager

@@ -19,21 +19,21 @@ class DataConfig(Source):
 
     Args:
         images_per_epoch: length of an epoch in images; None asks the dataset.
-        workers: reader processes per training process.
-        window: images that a reader shuffles together.
-        corrupt_share: share of undecodable images at which to give up.
-        share: of the images to use, chosen by their bytes, always the same ones; all are read.
+        num_workers: reader processes per training process.
+        shuffle_buffer_size: images that a reader shuffles together.
+        max_corrupt_fraction: share of undecodable images at which to give up.
+        fraction: of the images to use, chosen by their bytes, always the same ones; all are read.
     """
 
     images_per_epoch: int | None = None
-    workers: int = 4
-    window: int = 2048
-    corrupt_share: float = 0.01
-    share: float = 1.0
+    num_workers: int = 4
+    shuffle_buffer_size: int = 2048
+    max_corrupt_fraction: float = 0.01
+    fraction: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expected a share above 0 and up to 1, got {self.share}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"expected a fraction above 0 and up to 1, got {self.fraction}")
 
 
 def epoch_length(data: DataConfig) -> int:
@@ -42,8 +42,8 @@ def epoch_length(data: DataConfig) -> int:
     Raises:
         StreamError: if the source cannot be opened, is empty, or does not tell its length.
     """
-    next(iter(ImageStream(data, window=1)))  # a missing column or an empty stream shows here, not in a worker
-    return round(data.share * (data.images_per_epoch or count_images(data)))
+    next(iter(ImageStream(data, shuffle_buffer_size=1)))  # a missing column or an empty stream shows here, not in a worker
+    return round(data.fraction * (data.images_per_epoch or count_images(data)))
 
 
 def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
@@ -55,11 +55,13 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
         rank, world_size: this process among the processes.
     """
     seed = augmentation.seed
-    images = ImageStream(data, seed=seed, rank=rank, world_size=world_size, window=data.window, minimum=batch)
+    images = ImageStream(
+        data, seed=seed, rank=rank, world_size=world_size, shuffle_buffer_size=data.shuffle_buffer_size, minimum=batch
+    )
     return StatefulDataLoader(
-        ViewStream(images, augmentation, data.corrupt_share, data.share),
+        ViewStream(images, augmentation, data.max_corrupt_fraction, data.fraction),
         batch_size=batch,
-        num_workers=data.workers,
+        num_workers=data.num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
@@ -67,7 +69,7 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
 
 
 @contextmanager
-def watching_readers():
+def worker_errors_as_stream_errors():
     """Turn the death of a reader process, which may be noticed at any moment, into an error for users.
 
     Raises:
@@ -79,12 +81,13 @@ def watching_readers():
         if "DataLoader worker" not in str(error):
             raise
         raise StreamError(
-            f"a reader process died, mostly for lack of memory: {error}\nStart again with resume=auto, perhaps with smaller "
-            "data.window, or more shared memory (/dev/shm)."
+            f"a data loader worker died, mostly for lack of memory: {error}\nStart again with resume_from_checkpoint=auto, "
+            "perhaps with smaller "
+            "data.shuffle_buffer_size, or more shared memory (/dev/shm)."
         ) from error
 
 
-def take_up(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
+def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
     """Go on where the loaders of a checkpoint stopped, exactly if they were as many as now, else with the same images.
 
     Args:
@@ -94,7 +97,7 @@ def take_up(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int,
     if len(positions) == world_size:
         loader.load_state_dict(positions[rank])
     else:
-        loader.dataset.inherit([state for position in positions for state in _reader_states(position)])
+        loader.dataset.reshard_from([state for position in positions for state in _reader_states(position)])
 
 
 def _reader_states(position: Mapping) -> list[dict]:

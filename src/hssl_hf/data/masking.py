@@ -9,14 +9,14 @@ ATTEMPTS_PER_BLOCK = 10
 ASPECT_RATIOS = (0.3, 1 / 0.3)
 
 
-def draw_ratio(ratios: Sequence[float], spreads: Sequence[float], generator: np.random.Generator) -> float:
+def draw_ratio(ratios: Sequence[float], ratio_jitter: Sequence[float], generator: np.random.Generator) -> float:
     """Draw one of the ratios, each widened to a uniform range of `ratio ± spread`, with equal chance.
 
-    With ratios (0, .3) and spreads (0, .2) half of the crops stay unmasked and the others hide U(.1, .5) of their patches.
+    With ratios (0, .3) and ratio_jitter (0, .2) half of the crops stay unmasked and the others hide U(.1, .5) of their patches.
     Source: iBOT, arXiv 2111.07832, appendix; `pred_ratio` and `pred_ratio_var` of its code.
     """
     index = generator.integers(len(ratios))
-    return float(generator.uniform(ratios[index] - spreads[index], ratios[index] + spreads[index]))
+    return float(generator.uniform(ratios[index] - ratio_jitter[index], ratios[index] + ratio_jitter[index]))
 
 
 def random_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
@@ -53,7 +53,7 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
     return mask
 
 
-def counted_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
+def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
     """Hide exactly round(ratio * h * w) patches: blocks as in `block_mask`, then single patches, each with equal chance.
 
     Blocks cannot lie beyond the border, so that the middle of the grid is hidden far more often than its corners.
@@ -98,4 +98,4 @@ def _hide_blocks(mask: np.ndarray, target: float, generator: np.random.Generator
             break
 
 
-MASKS = {"block": block_mask, "counted_block": counted_block_mask, "random": random_mask}
+MASKS = {"block": block_mask, "fixed_count_block": fixed_count_block_mask, "random": random_mask}

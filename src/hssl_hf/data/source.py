@@ -61,7 +61,7 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     """
     try:
         dataset = datasets.load_dataset(
-            **_locate(source),
+            **_builder_arguments(source),
             name=source.name,
             split=source.split,
             revision=source.revision,
@@ -84,14 +84,14 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     return dataset if column == "image" else dataset.rename_column(column, "image")
 
 
-def _locate(source: Source) -> dict:
+def _builder_arguments(source: Source) -> dict:
     if "://" in source.path:
         suffix = Path(source.path).suffix
         if suffix not in SUFFIXES:
             raise StreamError(f"data.path={source.path!r}: expected a URL of parquet files or tar shards (.parquet, .tar)")
         patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
         options = {protocol: {"client_kwargs": {"timeout": patience}} for protocol in ("http", "https")}
-        files = {source.split: expand(source.path)}
+        files = {source.split: expand_braces(source.path)}
         return {"path": SUFFIXES[suffix], "data_files": files, "storage_options": options}
     path = Path(source.path).expanduser()
     if path.is_file() and path.suffix in SUFFIXES:
@@ -108,14 +108,14 @@ def _locate(source: Source) -> dict:
     return {"path": source.path}
 
 
-def expand(url: str) -> list[str]:
+def expand_braces(url: str) -> list[str]:
     """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
     if not found:
         return [url]
     first, last = found.groups()
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [rest for number in numbers for rest in expand(url[: found.start()] + number + url[found.end() :])]
+    return [rest for number in numbers for rest in expand_braces(url[: found.start()] + number + url[found.end() :])]
 
 
 def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
@@ -144,7 +144,7 @@ def count_images(source: Source) -> int:
         StreamError: if the metadata does not tell and the files are not on this machine.
     """
     dataset = load_source(source, also=[source.label_column] if source.classes else [])
-    splits, chosen = dataset.info.splits or {}, chosen_labels(source, dataset)
+    splits, chosen = dataset.info.splits or {}, resolve_classes(source, dataset)
     if chosen is None and source.split in splits and splits[source.split].num_examples:
         return splits[source.split].num_examples
     if not Path(source.path).expanduser().exists() and source.streaming:
@@ -155,7 +155,7 @@ def count_images(source: Source) -> int:
     return sum(label in chosen for batch in rows for label in batch[source.label_column])
 
 
-def chosen_labels(source: Source, dataset: datasets.IterableDataset) -> set[int] | None:
+def resolve_classes(source: Source, dataset: datasets.IterableDataset) -> set[int] | None:
     """Labels of the classes that a source is limited to; None for no limit.
 
     Classes are found by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand classes
@@ -181,7 +181,7 @@ def chosen_labels(source: Source, dataset: datasets.IterableDataset) -> set[int]
     )
 
 
-def identify(source: Source) -> dict[str, str | None]:
+def dataset_fingerprint(source: Source) -> dict[str, str | None]:
     """Which data these are: the Hub's commit, and a fingerprint of the files.
 
     The fingerprint is over their names, and for files on this machine over sizes and the first and last `EDGE` bytes, so that
@@ -191,7 +191,7 @@ def identify(source: Source) -> dict[str, str | None]:
         StreamError: if the source cannot be opened.
     """
     try:
-        builder = datasets.load_dataset_builder(**_locate(source), name=source.name, revision=source.revision)
+        builder = datasets.load_dataset_builder(**_builder_arguments(source), name=source.name, revision=source.revision)
     except (OSError, ValueError) as error:
         raise StreamError(f"cannot open {source.path!r}: {error}") from error
     files = builder.config.data_files or {}

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from hssl_hf.data.source import Source, StreamError, chosen_labels, image_bytes, load_source
+from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, resolve_classes
 
 READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
 REOPEN_ATTEMPTS = 5
-PASSED = object()  # a row of a class that nobody asked for
+SKIPPED = object()  # a row of a class that nobody asked for
 
 
 class EncodedImage(NamedTuple):
@@ -55,7 +55,7 @@ class Position:
 
 
 @dataclass
-class Inheritance:
+class ReshardedState:
     """What other readers left.
 
     Args:
@@ -71,7 +71,7 @@ class Inheritance:
 
 def _furthest(states: Sequence[Mapping]) -> int:
     """The furthest epoch that any reader, or anyone whom it inherits from, has begun."""
-    epochs = [state["start"]["epoch"] - (1 if state.get("inherited") else 0) for state in states]
+    epochs = [state["start"]["epoch"] - (1 if state.get("resharded") else 0) for state in states]
     return max(epochs)
 
 
@@ -85,7 +85,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         source: where the images are.
         seed: seed of the order.
         rank, world_size: this process among the processes; workers are found by themselves.
-        window: rows that are shuffled together; 1 keeps the order of the files.
+        shuffle_buffer_size: rows that are shuffled together; 1 keeps the order of the files.
         minimum: images that a pass must give every reader, at least, so that a batch is never larger than a pass.
         backoff_seconds: first pause before a lost connection is opened again; doubles each time.
     Raises:
@@ -99,29 +99,29 @@ class ImageStream(torch.utils.data.IterableDataset):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        window: int = 2048,
+        shuffle_buffer_size: int = 2048,
         minimum: int = 1,
         backoff_seconds: float = 1.0,
     ):
         if not 0 <= rank < world_size:
             raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} and world_size {world_size}")
-        self.source, self.seed, self.window, self.minimum = source, seed, window, minimum
+        self.source, self.seed, self.shuffle_buffer_size, self.minimum = source, seed, shuffle_buffer_size, minimum
         self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
         self.dataset = load_source(source, also=[source.label_column] if source.classes else [])
-        self.chosen = chosen_labels(source, self.dataset)
+        self.chosen = resolve_classes(source, self.dataset)
         self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
-        self._start, self._taken, self._inherited = Position(), 0, None
+        self._start, self._taken, self._resharded = Position(), 0, None
 
     def state_dict(self) -> dict:
         """Position of the next image: the window it is in, how many of that window are taken, and what is left of others."""
-        inherited = None if self._inherited is None else asdict(self._inherited)
-        return {"start": asdict(self._start), "taken": self._taken, "inherited": inherited}
+        resharded = None if self._resharded is None else asdict(self._resharded)
+        return {"start": asdict(self._start), "taken": self._taken, "resharded": resharded}
 
     def load_state_dict(self, state: Mapping) -> None:
         self._start, self._taken = Position(**state["start"]), state["taken"]
-        self._inherited = None if state.get("inherited") is None else Inheritance(**deepcopy(state["inherited"]))
+        self._resharded = None if state.get("resharded") is None else ReshardedState(**deepcopy(state["resharded"]))
 
-    def inherit(self, states: Sequence[Mapping]) -> None:
+    def reshard_from(self, states: Sequence[Mapping]) -> None:
         """Go on where another number of readers stopped: nothing is lost, nothing is seen twice.
 
         Every reader takes a part of what those readers have left of the furthest epoch that one of them had begun.
@@ -131,7 +131,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         """
         window = 1 + max(state["start"]["window"] for state in states)
         self._start, self._taken = Position(1 + _furthest(states), window=window), 0
-        self._inherited = Inheritance(deepcopy(list(states)))
+        self._resharded = ReshardedState(deepcopy(list(states)))
 
     def __iter__(self) -> Iterator[EncodedImage]:
         worker = get_worker_info()
@@ -139,13 +139,13 @@ class ImageStream(torch.utils.data.IterableDataset):
         yield from self._images(self.rank * workers + worker_id, self.world_size * workers)
 
     def _images(self, reader: int, readers: int, last_epoch: float = math.inf) -> Iterator[EncodedImage]:
-        if self._inherited is not None:
-            yield from self._left_over(reader, readers)
-            self._inherited = None
+        if self._resharded is not None:
+            yield from self._remaining(reader, readers)
+            self._resharded = None
         dataset = self.dataset if self.dataset.num_shards >= readers else self.dataset.reshard()
         while self._start.epoch <= last_epoch:
             rows = self._rows(dataset, reader, readers)
-            while window := list(islice(rows, self.window)):
+            while window := list(islice(rows, self.shuffle_buffer_size)):
                 rng = np.random.default_rng([self.seed, reader, self._start.window])
                 for index in rng.permutation(len(window))[self._taken :]:
                     self._taken += 1
@@ -158,9 +158,9 @@ class ImageStream(torch.utils.data.IterableDataset):
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
-    def _left_over(self, reader: int, readers: int) -> Iterator[EncodedImage]:
+    def _remaining(self, reader: int, readers: int) -> Iterator[EncodedImage]:
         """This reader's part of what other readers have left: some of them, or every n-th image of one."""
-        left = self._inherited
+        left = self._resharded
         groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= len(left.states))
         sharers, residue = readers // groups, reader // groups
         last = self._start.epoch - 1
@@ -185,18 +185,18 @@ class ImageStream(torch.utils.data.IterableDataset):
             number = int(order[place])
             shard = dataset.shard(num_shards=dataset.num_shards, index=number)
             for row, image in self._read(shard, start.row if place == start.shard else 0, number):
-                if image is not PASSED and row % sharers == residue:
+                if image is not SKIPPED and row % sharers == residue:
                     seen += 1
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
                     encoded = EncodedImage(image_bytes(image), name, start.epoch)
                     yield encoded, Position(start.epoch, place, row + 1, seen)
 
     def _of_chosen_classes(self, batch: dict) -> list:
-        """The images of a batch, with `PASSED` in the place of those of other classes."""
+        """The images of a batch, with `SKIPPED` in the place of those of other classes."""
         if self.chosen is None:
             return batch["image"]
         labels = batch[self.source.label_column]
-        return [image if label in self.chosen else PASSED for image, label in zip(batch["image"], labels, strict=True)]
+        return [image if label in self.chosen else SKIPPED for image, label in zip(batch["image"], labels, strict=True)]
 
     def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
         """Rows of one shard from `first` on; a connection that breaks is opened again where it broke."""

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: written whole or not at all, newest kept, resumed exactly.
+"""Checkpoints of a run: written completely or not at all, the newest kept, resumed exactly.
 
-A checkpoint is what accelerate saves (weights, optimizer, random states) plus the stream's position of every process and a
-small JSON with the step, what it depends on, and the size and checksum of every file. It is written beside its place and
-renamed into it when complete.
+A checkpoint is what Accelerate saves (weights, optimizer, random states), the position of every process in the stream, and a
+small JSON file with the step, what it depends on, and the size and checksum of every file. It is written under a temporary name
+and renamed when it is complete.
 """
 
 import json
+import logging
 import os
 import shutil
-import sys
 import zlib
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from hssl_hf.errors import UserError
 
+logger = logging.getLogger(__name__)
 STATE, WEIGHTS = "state.json", "model.safetensors"
 
 
@@ -28,7 +29,7 @@ class CheckpointError(UserError):
     """A checkpoint could not be written or cannot be resumed; the message says what to do."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run.
 
     Args:
@@ -43,30 +44,34 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
 
-    def newest(self, accelerator: Accelerator, put_aside: bool) -> Path | None:
-        """The newest checkpoint, as the main process finds it.
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return next(reversed(self.all()), None)
+
+    def newest_everywhere(self, accelerator: Accelerator, quarantine: bool) -> Path | None:
+        """The newest checkpoint as the main process sees it, in all processes.
 
         Args:
-            put_aside: look for damage, and put damaged checkpoints aside.
+            quarantine: verify the files, and rename damaged checkpoints.
         """
         found = [None]
         if accelerator.is_main_process:
-            found = [self.newest_intact() if put_aside else next(reversed(self.all()), None)]
+            found = [self.latest_valid() if quarantine else self.newest()]
         return broadcast_object_list(found)[0]
 
-    def newest_intact(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; damaged ones are put aside, which is said."""
+    def latest_valid(self) -> Path | None:
+        """The newest checkpoint whose files are as they were written; damaged ones are renamed, with a warning."""
         for path in reversed(self.all()):
             damage = _damage(path)
             if not damage:
                 return path
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            print(f"warning: the checkpoint {path.name} is damaged ({damage}); it is put aside as {aside}", file=sys.stderr)
+            quarantined = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(quarantined, ignore_errors=True)
+            path.rename(quarantined)
+            logger.warning("the checkpoint %s is damaged (%s); it was moved to %s", path.name, damage, quarantined)
         return None
 
-    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, whole=None) -> Path:
+    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, unsharded_model=None) -> Path:
         """Write a checkpoint; on failure the earlier ones stay as they are.
 
         Args:
@@ -74,7 +79,7 @@ class Checkpoints:
             step: finished steps.
             loader_state: of this process.
             state: what else to write down, the same in all processes.
-            whole: a function that gives the model with whole weights, for engines that save it in pieces.
+            unsharded_model: a function that returns the model with unsharded weights, for engines that save it in shards.
         Raises:
             CheckpointError: if the disk is full or the folder cannot be written.
         """
@@ -86,8 +91,8 @@ class Checkpoints:
                 draft.mkdir(parents=True)
             accelerator.wait_for_everyone()
             accelerator.save_state(str(draft))
-            if whole is not None and not (draft / WEIGHTS).exists():
-                model = whole()
+            if unsharded_model is not None and not (draft / WEIGHTS).exists():
+                model = unsharded_model()
                 if accelerator.is_main_process:
                     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, draft / WEIGHTS)
             torch.save(loader_state, draft / f"loader-{accelerator.process_index}.pt")
@@ -127,7 +132,7 @@ class Checkpoints:
         safe = f"The newest complete checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
         return (
             f"the checkpoint of step {step} could not be written to {self.folder} ({free:.0f} MiB free): {error}\n{safe} "
-            "Make room, or choose another folder with run.output_dir, and start again with resume=auto."
+            "Make room, or choose another folder with run.output_dir, and start again with resume_from_checkpoint=auto."
         )
 
 

@@ -84,7 +84,7 @@ class Engine:
 
     Args:
         accelerator: from `make_accelerator`.
-        method: the model; its `student` is optimised.
+        method: the model; its `student` is optimized.
         optimizer: over the student's parameters.
         bf16: autocast the forward passes.
     """
@@ -92,7 +92,7 @@ class Engine:
     def __init__(self, accelerator: Accelerator, method: nn.Module, optimizer: torch.optim.Optimizer, bf16: bool):
         self.accelerator, self.method, self.bf16 = accelerator, method, bf16
         method._no_split_modules = repeated_blocks(method.student)
-        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.leaves_parameters_idle)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.has_unused_parameters)
         self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.bad_step = torch.tensor(-1, device=accelerator.device)
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -110,7 +110,7 @@ class Engine:
                 f"each, and this run has {now}. Resume with --num_processes {before}"
             )
 
-    def whole(self) -> nn.Module | None:
+    def unsharded_model(self) -> nn.Module | None:
         """The model with whole weights: itself, or where it is sharded a copy on the main process, and None on the others.
 
         To be called by all processes.
@@ -137,25 +137,27 @@ class Engine:
         self.model.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
         self.model.backward(loss)
 
-    def step(self, number: int, still: Collection[str], clip: float | None, rule: str) -> None:
+    def clip_and_step(self, number: int, frozen: Collection[str], max_grad_norm: float | None, grad_clip: str) -> None:
         """An optimizer step once all parts of a batch have passed, nothing before.
 
         From the first step on whose gradients are not finite nothing moves any more; `bad_step` holds its number.
 
         Args:
             number: of the step.
-            still: parts of the model (`StudentTeacherModel.parts`) that are passed over, their weight decay included.
-            clip: largest norm of a gradient, or None.
-            rule: "each" or "all", of `CLIPS`.
+            frozen: names in `freezable_parameters` whose parameters are not updated, not even by weight decay.
+            max_grad_norm: largest norm of a gradient, or None.
+            grad_clip: "per_parameter" or "global", of `CLIPS`.
         """
         if not self.accelerator.sync_gradients:
             return
         if self.is_deepspeed:
-            self._deepspeed_step(number, still, clip, rule)
+            self._deepspeed_step(number, frozen, max_grad_norm, grad_clip)
             return
-        drop_gradients(self._parameters(still))
+        drop_gradients(self._parameters(frozen))
         gradients = [p.grad for p in self.method.student.parameters() if p.grad is not None]
-        bad = self._judge(number, gradient_norms(gradients) if clip is None else CLIPS[rule](gradients, clip))
+        bad = self._judge(
+            number, gradient_norms(gradients) if max_grad_norm is None else CLIPS[grad_clip](gradients, max_grad_norm)
+        )
         if self.accelerator.distributed_type == DistributedType.FSDP:
             _clear(gradients, bad)
         else:
@@ -170,24 +172,27 @@ class Engine:
         return self.bad_step >= 0
 
     def _parameters(self, parts: Collection[str]) -> list[nn.Parameter]:
-        return [p for part, parameters in self.method.parts().items() if part in parts for p in parameters]
+        return [p for part, parameters in self.method.freezable_parameters().items() if part in parts for p in parameters]
 
-    def _deepspeed_step(self, number: int, still: Collection[str], clip: float | None, rule: str) -> None:
+    def _deepspeed_step(self, number: int, frozen: Collection[str], max_grad_norm: float | None, grad_clip: str) -> None:
         from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
         trained = [p for p in self.method.student.parameters() if p.requires_grad]
         gradients = {p: safe_get_full_grad(p).clone() for p in trained}
-        for p in self._parameters(still):
+        for p in self._parameters(frozen):
             gradients[p].zero_()
         whole = list(gradients.values())
-        _clear(whole, self._judge(number, gradient_norms(whole) if clip is None else CLIPS[rule](whole, clip)))
+        _clear(
+            whole,
+            self._judge(number, gradient_norms(whole) if max_grad_norm is None else CLIPS[grad_clip](whole, max_grad_norm)),
+        )
         for p, gradient in gradients.items():
             safe_set_full_grad(p, gradient)
         self.model.step()
-        if still:  # as if they had not been there: the clock of their moments stands still too
+        if frozen:  # as if they had not been there: the clock of their moments stands still too
             zero = self.model.optimizer
             for group, partition in zip(zero.param_groups, zero.single_partition_of_fp32_groups, strict=True):
-                if group["part"] in still:
+                if group["part"] in frozen:
                     zero.optimizer.state[partition]["step"].zero_()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 GIB = 2**30
-TURNS = 3  # until an allocator has settled
+TURNS = 3  # until an allocator has warmup_end
 
 
 def reset_peak(device: torch.device) -> None:

@@ -34,12 +34,14 @@ def build_optimizer(
     return torch.optim.AdamW(parameter_groups(module, parts), lr=0.0, betas=betas, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, still: Collection[str] = ()) -> None:
-    """Learning rate and weight decay of a step, in which the parts named `still` do not move."""
+def set_rates(
+    optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, frozen: Collection[str] = ()
+) -> None:
+    """Learning rate and weight decay of a step, in which the parts named `frozen` do not move."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if group["part"] in still else learning_rate
+        group["lr"] = 0.0 if group["part"] in frozen else learning_rate
         if group["decays"]:
-            group["weight_decay"] = 0.0 if group["part"] in still else weight_decay
+            group["weight_decay"] = 0.0 if group["part"] in frozen else weight_decay
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def clip_gradient(gradients: list[Tensor], largest: float) -> Tensor:
     return norm.view(1)
 
 
-CLIPS = {"each": clip_each_gradient, "all": clip_gradient}
+CLIPS = {"per_parameter": clip_each_gradient, "global": clip_gradient}
 
 
 def _local(gradients: list[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import signal
 REQUEUE = os.EX_TEMPFAIL
 
 
-class Interrupt:
+class SignalHandler:
     """Remembers SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
 
     def __init__(self):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from hssl_hf.errors import UserError
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import ComplementarySamples, SuccessIoU
 
@@ -50,7 +51,7 @@ def complementarity(
     labels: Tensor,
     *,
     points: int = 11,
-    neighbours: int = 20,
+    num_neighbors: int = 20,
     temperature: float = 0.07,
 ) -> Complementarity:
     """Weighted k-NN on linear combinations of two frozen representations.
@@ -59,18 +60,18 @@ def complementarity(
         banks, queries: features (n, C), (n, D) of the two backbones for the images with labels and for those to be classified.
         bank_labels, labels: (n,) integers.
         points: values of alpha, evenly from 0 to 1, at least 2.
-        neighbours, temperature: of the k-NN.
+        num_neighbors, temperature: of the k-NN.
     Raises:
-        ValueError: for fewer than two points.
+        UserError: for fewer than two points.
     Source: HSSL, section 3.3 and figures 7-8.
     Differs: two backbones share no space in which their features could be added, so that here their similarities are, which is
         a concatenation with weights; alpha = 0 and 1 are the single backbones.
     """
     if points < 2:
-        raise ValueError(f"a curve needs at least two points, got {points}")
+        raise UserError(f"a curve needs at least two points, got {points}")
     curve, predictions = [], {}
     for alpha in np.linspace(0, 1, points).tolist():
-        scores = knn_scores(combine(*banks, alpha), bank_labels, combine(*queries, alpha), neighbours, temperature)
+        scores = knn_scores(combine(*banks, alpha), bank_labels, combine(*queries, alpha), num_neighbors, temperature)
         predictions[alpha] = scores.argmax(1)
         curve.append((alpha, 100 * (predictions[alpha] == labels).float().mean().item()))
     inputs = {"predictions": predictions[1.0], "auxiliary": predictions[0.0], "references": labels}
@@ -85,7 +86,7 @@ def draw(found: Complementarity, names: tuple[str, str], path: Path) -> None:
     axes = figure.subplots()
     alphas, accuracies = zip(*found.curve, strict=True)
     axes.plot(alphas, accuracies, marker="o", markersize=3.5)
-    axes.axhline(max(accuracies[0], accuracies[-1]), color="grey", linewidth=0.9, linestyle="--", label="the better one alone")
+    axes.axhline(max(accuracies[0], accuracies[-1]), color="gray", linewidth=0.9, linestyle="--", label="the better one alone")
     axes.set(xlabel="α", ylabel="k-NN top-1 (%)", title=f"α · {names[0]} + (1 − α) · {names[1]}")
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.25)

@@ -8,6 +8,8 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
+from hssl_hf.errors import UserError
+
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -20,13 +22,13 @@ def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encod
     Returns:
         the encoder and the image processor that goes with it.
     Raises:
-        ValueError: if there is nothing to load.
+        UserError: if there is nothing to load.
     """
     try:
         model = AutoModel.from_pretrained(str(export), revision=revision or "main").eval()
         processor = AutoImageProcessor.from_pretrained(str(export), revision=revision or "main")
     except (OSError, ValueError, HFValidationError) as error:
-        raise ValueError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
+        raise UserError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
 
     extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
 
@@ -50,7 +52,7 @@ def _to_map(features: Tensor, width: int) -> Tensor:
     return features.permute(0, 2, 3, 1) if features.shape[1] == width else features
 
 
-def pixels_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised pixels themselves, the image as one patch: cls (B, 3HW), patches (B, 1, 1, 3HW)."""
+def raw_pixel_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The normalized pixels themselves, the image as one patch: cls (B, 3HW), patches (B, 1, 1, 3HW)."""
     flat = pixels.flatten(1)
     return flat, flat[:, None, None]

@@ -1,4 +1,4 @@
-"""Labelled images -> features."""
+"""Labeled images -> features."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hssl_hf.data.decode import CorruptImageError, decode
-from hssl_hf.data.source import Source, StreamError, chosen_labels, image_bytes, load_source
+from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, resolve_classes
 from hssl_hf.evaluation.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """A split of images with integer labels.
 
     Args:
@@ -31,7 +31,7 @@ class LabelledImages:
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         """(3, H, W) uint8 and label; images that cannot be decoded are left out."""
         dataset = load_source(self.source, also=[self.label_column])
-        chosen = chosen_labels(self.source, dataset)
+        chosen = resolve_classes(self.source, dataset)
         rows = (row for row in _rows(dataset) if chosen is None or row[self.label_column] in chosen)
         for row in islice(rows, self.limit):
             try:
@@ -52,7 +52,7 @@ def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
     Args:
         cls: (B, D) class tokens.
         patches: (B, h, w, D) patch tokens.
-        kind: "cls", or "patches" for the mean of the patches, layer-normalised without scale and shift, on which SiameseIM is
+        kind: "cls", or "patches" for the mean of the patches, layer-normalized without scale and shift, on which SiameseIM is
             probed and fine-tuned.
     Returns:
         (B, D).
@@ -63,12 +63,12 @@ def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
 def extract(
     encoder: Encoder,
     processor: Callable,
-    images: LabelledImages,
+    images: LabeledImages,
     kind: str = "cls",
     batch_size: int = 256,
     progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image-level features of a labelled split.
+    """Image-level features of a labeled split.
 
     Args:
         encoder: pixels -> cls, patches.

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hssl_hf.errors import UserError
 from hssl_hf.evaluation.encoder import Encoder
-from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.features import LabeledImages, extract
 from hssl_hf.evaluation.metrics import TopKAccuracy
 
 
@@ -20,29 +21,29 @@ class LinearConfig:
     Args:
         learning_rates: peak learning rates per 256 images, all tried at once; SGD with momentum .9, half a cosine to 0.
         epochs, batch_size: over the features of the training split, which are extracted once, without augmentation.
-        validation_share: part of the training split that chooses among the learning rates and trains nothing.
+        validation_fraction: part of the training split that chooses among the learning rates and trains nothing.
         seed: of the classifiers, their order of images and the choice of that part.
     """
 
     learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     epochs: int = 100
     batch_size: int = 1024
-    validation_share: float = 0.1
+    validation_fraction: float = 0.1
     seed: int = 0
 
     def __post_init__(self):
-        if not self.learning_rates or not 0 < self.validation_share < 1 or self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                "expected at least one learning rate, one epoch and one image per batch, and a validation_share between 0 "
+        if not self.learning_rates or not 0 < self.validation_fraction < 1 or self.epochs < 1 or self.batch_size < 1:
+            raise UserError(
+                "expected at least one learning rate, one epoch and one image per batch, and a validation_fraction between 0 "
                 f"and 1, got {self}"
             )
 
 
 class LinearClassifiers(nn.Module):
-    """One classifier per learning rate on features that are normalised by the statistics of the training images.
+    """One classifier per learning rate on features that are normalized by the statistics of the training images.
 
     Source: MAE, arXiv 2111.06377, appendix A.1, for the batch norm without scale and shift.
-    Differs: SGD and cached features of the centre crop instead of LARS and augmented images.
+    Differs: SGD and cached features of the center crop instead of LARS and augmented images.
     """
 
     def __init__(self, features: Tensor, classes: int, config: LinearConfig):
@@ -85,8 +86,8 @@ class LinearClassifiers(nn.Module):
 def linear_accuracy(
     encoder: Encoder,
     processor: Callable,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    test: LabeledImages,
     kind: str = "cls",
     config: LinearConfig | None = None,
     progress: str | None = None,
@@ -98,13 +99,13 @@ def linear_accuracy(
     Returns:
         top1 and top5 in percent, n test images, and the chosen learning_rate with its validation_top1.
     Raises:
-        ValueError: if the training split is too small to be divided, or a test label never occurs in it.
+        UserError: if the training split is too small to be divided, or a test label never occurs in it.
     """
     config = config or LinearConfig()
     features, labels = extract(encoder, processor, train, kind, progress=progress and f"{progress}: train")
-    held = round(config.validation_share * len(labels))
+    held = round(config.validation_fraction * len(labels))
     if not 0 < held < len(labels):
-        raise ValueError(f"{len(labels)} training images do not divide into a part to train and one to choose with")
+        raise UserError(f"{len(labels)} training images do not divide into a part to train and one to choose with")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
     choosing, training = order[:held], order[held:]
     classifiers = LinearClassifiers(features[training], int(labels.max()) + 1, config)
@@ -115,7 +116,7 @@ def linear_accuracy(
         features, labels = extract(encoder, processor, test, kind, progress=progress and f"{progress}: test")
         scores = classifiers(features)[best]
     if int(labels.max()) >= scores.shape[1]:
-        raise ValueError(f"the test images have label {int(labels.max())}, the training images only 0 to {scores.shape[1] - 1}")
+        raise UserError(f"the test images have label {int(labels.max())}, the training images only 0 to {scores.shape[1] - 1}")
     accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=labels.numpy())
     chosen = {"learning_rate": config.learning_rates[best], "validation_top1": 100 * right[best].item()}
     return {**accuracy, "n": len(labels), **chosen}

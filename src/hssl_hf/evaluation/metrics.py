@@ -36,7 +36,7 @@ class Discrepancy(evaluate.Metric):
     Args of compute:
         predictions, references: (n, d) outputs of base and auxiliary head for the same images.
         temperature: as in `discrepancy`.
-        center: subtract from each branch the mean of its outputs first, as a centred teacher does.
+        center: subtract from each branch the mean of its outputs first, as a centerd teacher does.
     Source: HSSL, equation 5.
     """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import Encoder
-from hssl_hf.evaluation.features import LabelledImages, extract
+from hssl_hf.evaluation.features import LabeledImages, extract
 from hssl_hf.evaluation.knn import knn_accuracy
 from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluation.records import Record
@@ -17,18 +17,18 @@ from hssl_hf.evaluation.records import Record
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """The labelled images on which a k-NN classifier is tried from time to time. It never influences the training.
+    """The labeled images on which a k-NN classifier is tried from time to time. It never influences the training.
 
     Args:
         path, name, revision, image_column: as in data; path None for no probe.
         label_column: integer labels.
         classes: as in data.
-        bank_split, query_split: neighbours come from the first, questions from the second.
-        bank_images, query_images: read at most so many of each; None for all.
+        train_split, test_split: neighbors come from the first, questions from the second.
+        train_images, test_images: read at most so many of each; None for all.
         every_epochs: how often.
         features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
-        neighbours, temperature: of the weighted k-NN.
-        crop_share: side of the centre crop as a share of the resized image's short side.
+        num_neighbors, temperature: of the weighted k-NN.
+        crop_pct: side of the center crop as a share of the resized image's short side.
     """
 
     path: str | None = None
@@ -37,19 +37,19 @@ class ProbeConfig:
     image_column: str | None = None
     label_column: str = "label"
     classes: str | None = None
-    bank_split: str = "train"
-    query_split: str = "test"
-    bank_images: int | None = None
-    query_images: int | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    train_images: int | None = None
+    test_images: int | None = None
     every_epochs: float = 10
     features: Literal["cls", "patches"] = "cls"
-    neighbours: int = 20
+    num_neighbors: int = 20
     temperature: float = 0.07
-    crop_share: float = 0.875
+    crop_pct: float = 0.875
 
 
 class Probe:
-    """Weighted k-NN and linear classification on labelled images.
+    """Weighted k-NN and linear classification on labeled images.
 
     Args:
         config: images and protocol.
@@ -61,7 +61,7 @@ class Probe:
 
     def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
         """Accuracies top1 and top5 in percent, and n, the number of query images."""
-        protocol = self.config.neighbours, self.config.temperature, self.config.features
+        protocol = self.config.num_neighbors, self.config.temperature, self.config.features
         return knn_accuracy(encoder, self.processor, *self.splits(), *protocol, progress)
 
     def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
@@ -86,23 +86,23 @@ class Probe:
         """
         config = self.config
         settings = {
-            **settings, "features": config.features, "bank_split": config.bank_split, "bank_images": config.bank_images,
+            **settings, "features": config.features, "train_split": config.train_split, "train_images": config.train_images,
         }  # fmt: skip
         dataset = Path(config.path).name if Path(config.path).exists() else config.path
-        source = {"dataset": dataset, "revision": config.revision, "split": config.query_split}
+        source = {"dataset": dataset, "revision": config.revision, "split": config.test_split}
         record = Record(metric, value, unit, subject, **source, n=n, settings=settings, seed=seed)
         record.append_to(path)
 
     def knn_settings(self) -> dict:
-        return {"neighbours": self.config.neighbours, "temperature": self.config.temperature}
+        return {"num_neighbors": self.config.num_neighbors, "temperature": self.config.temperature}
 
-    def splits(self) -> list[LabelledImages]:
+    def splits(self) -> list[LabeledImages]:
         """Bank and queries."""
         config = self.config
-        chosen = ((config.bank_split, config.bank_images), (config.query_split, config.query_images))
+        chosen = ((config.train_split, config.train_images), (config.test_split, config.test_images))
         where = (config.revision, config.image_column)
         labels = {"classes": config.classes, "label_column": config.label_column}
         return [
-            LabelledImages(Source(config.path, config.name, split, *where, **labels), config.label_column, limit)
+            LabeledImages(Source(config.path, config.name, split, *where, **labels), config.label_column, limit)
             for split, limit in chosen
         ]

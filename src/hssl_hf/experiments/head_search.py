@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 
 from hssl_hf.config.recipe import Recipe, RecipeError
+from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_head_search import FAMILIES
 from hssl_hf.runs.metric_logger import read_log
 from hssl_hf.visualization.curves import scale
@@ -29,21 +30,21 @@ class Candidate:
     spread: float
 
 
-def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float, depth: int = DEPTH) -> Recipe:
+def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: float, depth: int = DEPTH) -> Recipe:
     """The recipe of a search for the head of another recipe.
 
     Args:
         recipe: of HSSL, whose `model.auxiliary` is to be found.
         candidates: families; None for all.
-        share: of the images, between 0 and 1.
+        data_fraction: of the images, between 0 and 1.
         depth: blocks of every candidate.
     Raises:
-        RecipeError: if the recipe is of another method, or the share is none.
+        RecipeError: if the recipe is of another method, or the fraction is not in (0, 1].
     """
     if recipe.model.get("model_type", "hssl") != "hssl":
         raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model['model_type']!r}")
-    if not 0 < share <= 1:
-        raise RecipeError(f"expected a share of the images above 0 and up to 1, got {share}")
+    if not 0 < data_fraction <= 1:
+        raise RecipeError(f"expected a fraction of the images above 0 and up to 1, got {data_fraction}")
     model = {
         key: value for key, value in recipe.model.items() if key not in ("auxiliary", "auxiliary_connection", "model_type")
     }
@@ -54,9 +55,9 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, share: float, de
     return replace(
         recipe,
         model={"model_type": "hssl_search", **model, **chosen},
-        data=replace(recipe.data, share=share * recipe.data.share),
+        data=replace(recipe.data, fraction=data_fraction * recipe.data.fraction),
         probe=replace(recipe.probe, path=None),
-        run=replace(recipe.run, export=False, log_every_steps=max(1, round(share * recipe.run.log_every_steps))),
+        run=replace(recipe.run, export=False, logging_steps=max(1, round(data_fraction * recipe.run.logging_steps))),
     )
 
 
@@ -64,12 +65,12 @@ def rank(folder: Path) -> list[Candidate]:
     """Candidates of a finished search, the most different first.
 
     Raises:
-        ValueError: if the log has no discrepancies.
+        UserError: if the log has no discrepancies.
     """
     keys = {f"discrepancy_{family}": family for family in FAMILIES}
     lines = [line for line in read_log(folder / "log.jsonl") if keys.keys() & line.keys()]
     if not lines:
-        raise ValueError(f"{folder} holds no search: its log has no discrepancy of a candidate")
+        raise UserError(f"{folder} holds no search: its log has no discrepancy of a candidate")
     last = lines[-max(1, round(LAST * len(lines))) :]
     found = []
     for key in keys.keys() & lines[-1].keys():
@@ -101,14 +102,14 @@ def _draw(folder: Path, ranking: list[Candidate]) -> None:
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.5))
     families = [candidate.family for candidate in ranking]
-    colours = [f"C{number}" for number in range(len(ranking))]
-    bars.barh(families, [c.discrepancy for c in ranking], xerr=[c.spread for c in ranking], color=colours)
+    colors = [f"C{number}" for number in range(len(ranking))]
+    bars.barh(families, [c.discrepancy for c in ranking], xerr=[c.spread for c in ranking], color=colors)
     bars.invert_yaxis()
     bars.set(title="discrepancy at the end (nats)")
     lines, values = read_log(folder / "log.jsonl"), []
-    for family, colour in zip(families, colours, strict=True):
+    for family, color in zip(families, colors, strict=True):
         points = [(line["step"], line[f"discrepancy_{family}"]) for line in lines if f"discrepancy_{family}" in line]
-        curves.plot(*zip(*points, strict=True), label=family, color=colour, linewidth=1.2)
+        curves.plot(*zip(*points, strict=True), label=family, color=color, linewidth=1.2)
         values += [value for _, value in points]
     curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
     curves.grid(alpha=0.25)

@@ -1,8 +1,8 @@
-"""A study: arms that differ from one recipe in a few values, each with the same seeds, measured alike.
+"""A study: variants that differ from one recipe in a few values, each with the same seeds, measured alike.
 
-Arms of a seed start from the same base and see the same images in the same order and crops, so that they can be compared pair
-by pair. Every finished run is measured once, with the network that its method keeps; the records are all that tables and plots
-read.
+Variants of a seed start from the same base and see the same images in the same order and crops, so that they can be compared
+pair by pair. Every finished run is measured once, with the network that its method exports; tables and plots read nothing but
+these records.
 """
 
 import json
@@ -24,8 +24,8 @@ from hssl_hf.evaluation.metrics import ComplementarySamples, Discrepancy, Succes
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.experiments.head_search import RANKING
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
-from hssl_hf.modules.projection_heads import similarity
-from hssl_hf.runs.run_directory import RunFolder, processor_of, read_lines
+from hssl_hf.modules.projection_heads import prototype_logits
+from hssl_hf.runs.run_directory import RunDirectory, image_processor_for, read_lines
 
 UNTRAINED, PIXELS = "untrained base", "raw pixels"
 
@@ -36,16 +36,16 @@ class Study:
 
     Args:
         recipe: path relative to the study's file.
-        baseline: the arm that the others are compared with.
-        arms: values that replace the recipe's, `a.b=c`, by the name of the arm.
-        seeds: of all arms.
-        heads: arms whose order is compared with that of the searches, and what these search among; none for all families.
+        baseline: the variant that the others are compared with.
+        variants: values that replace the recipe's, `a.b=c`, by the name of the variant.
+        seeds: of all variants.
+        heads: variants whose order is compared with that of the searches, and what these search among; none for all families.
         searches: for the head, shares of the images by the name of the search.
     """
 
     recipe: str
     baseline: str
-    arms: dict
+    variants: dict
     seeds: tuple[int, ...] = (0, 1, 2)
     heads: tuple[str, ...] = ()
     searches: dict = field(default_factory=dict)
@@ -54,27 +54,27 @@ class Study:
     def read(cls, path: Path) -> "Study":
         """
         Raises:
-            RecipeError: for what cannot be read, unknown keys, and arms that are named but not described.
+            RecipeError: for what cannot be read, unknown keys, and variants that are named but not described.
         """
         try:
             tree = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as error:
             raise RecipeError(f"cannot read the study {path}: {error}") from error
         study = build(cls, tree, "")
-        if unknown := {study.baseline, *study.heads} - study.arms.keys():
-            raise RecipeError(f"{path}: {sorted(unknown)} are not among the arms {list(study.arms)}")
-        if twice := study.searches.keys() & study.arms.keys():
-            raise RecipeError(f"{path}: {sorted(twice)} are names of arms and of searches")
+        if unknown := {study.baseline, *study.heads} - study.variants.keys():
+            raise RecipeError(f"{path}: {sorted(unknown)} are not among the variants {list(study.variants)}")
+        if twice := study.searches.keys() & study.variants.keys():
+            raise RecipeError(f"{path}: {sorted(twice)} are names of variants and of searches")
         return study
 
     def runs(self) -> Iterator[tuple[str, int]]:
-        """Every arm with every seed, seed by seed, so that a study that is cut short can still be compared."""
+        """Every variant with every seed, seed by seed, so that a study that is cut short can still be compared."""
         for seed in self.seeds:
-            for arm in (*self.arms, *self.searches):
-                yield arm, seed
+            for variant in (*self.variants, *self.searches):
+                yield variant, seed
 
-    def overrides(self, arm: str, seed: int) -> list[str]:
-        return [*self.arms.get(arm, []), f"seed={seed}"]
+    def overrides(self, variant: str, seed: int) -> list[str]:
+        return [*self.variants.get(variant, []), f"seed={seed}"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Value:
 
 
 class Measurement:
-    """Measures runs on labelled images, which are decoded once.
+    """Measures runs on labeled images, which are decoded once.
 
     Args:
         recipe: whose probe names the images.
@@ -97,7 +97,7 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, results: Path):
         self.recipe, self.results = recipe, results
-        self.processor = processor_of(recipe)
+        self.processor = image_processor_for(recipe)
         self.probe = Probe(recipe.probe, self.processor)
 
     def done(self) -> set[tuple[str, int]]:
@@ -105,17 +105,17 @@ class Measurement:
         last = {"knn_top1", "search_discrepancy"}
         return {(line["subject"], line["seed"]) for line in read_lines(self.results) if line["metric"] in last}
 
-    def measure(self, arm: str, seed: int, folder: Path) -> None:
+    def measure(self, variant: str, seed: int, folder: Path) -> None:
         """Records of one finished run or search."""
         if (folder / RANKING).is_file():
             ranking = json.loads((folder / RANKING).read_text())
             found = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
         else:
-            run = RunFolder.open(folder)
+            run = RunDirectory.open(folder)
             manifest = json.loads((folder / "manifest.json").read_text())
             seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
             found = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
-        self._keep(found, arm, seed)
+        self._keep(found, variant, seed)
 
     def measure_references(self, seed: int) -> None:
         """The untrained base, and the pixels themselves."""
@@ -128,7 +128,7 @@ class Measurement:
 
     @cached_property
     def images(self) -> list[tuple[Tensor, Tensor]]:
-        """(n, 3, H, W) normalised pixels and (n,) labels of bank and queries."""
+        """(n, 3, H, W) normalized pixels and (n,) labels of bank and queries."""
         found = []
         for split in self.probe.splits():
             pixels, labels, part = [], [], []
@@ -145,7 +145,7 @@ class Measurement:
 
     def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
         """What is to be said of one model; of its head only at a temperature of the teacher."""
-        network = model.network().eval()
+        network = model.get_network().eval()
         (bank, _), (queries, labels) = self.images
         features = [_encode(network, pixels) for pixels in (bank, queries)]
         found = {name: self._classify(*(each[name] for each in features)) for name in features[0]}
@@ -154,17 +154,17 @@ class Measurement:
             inputs = {"predictions": found["base"], "auxiliary": found["auxiliary"], "references": labels}
             inputs = {name: value.numpy() for name, value in inputs.items()}
             yield Value("N_s", ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
-            yield Value("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "share")
+            yield Value("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "fraction")
             outputs = _outputs(network, features[1])
             if outputs is not None:
                 apart = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
-                yield Value("discrepancy", apart, "nats", {"temperature": temperature, "centred": True})
+                yield Value("discrepancy", apart, "nats", {"temperature": temperature, "centerd": True})
         yield Value("knn_top1", self._accuracy(found["base"]))
 
     def _classify(self, bank: Tensor, queries: Tensor) -> Tensor:
         """(m,) predicted classes."""
         config = self.recipe.probe
-        return knn_scores(bank, self.images[0][1], queries, config.neighbours, config.temperature).argmax(1)
+        return knn_scores(bank, self.images[0][1], queries, config.num_neighbors, config.temperature).argmax(1)
 
     def _accuracy(self, predicted: Tensor) -> float:
         return 100 * (predicted == self.images[1][1]).float().mean().item()
@@ -196,21 +196,21 @@ def _outputs(network, features: dict[str, Tensor]) -> dict | None:
     heads = network.heads
     if not hasattr(heads, "prototypes") or not all(heads.has(name) for name in features):
         return None
-    base, auxiliary = (similarity(heads.project(name, features[name]), heads.prototypes()).numpy() for name in features)
+    base, auxiliary = (prototype_logits(heads.project(name, features[name]), heads.prototypes()).numpy() for name in features)
     return {"predictions": base, "references": auxiliary}
 
 
 def study_recipe(path: Path, study: Study, overrides: list[str]) -> Recipe:
-    """The recipe that the arms of a study change.
+    """The recipe that the variants of a study change.
 
     Raises:
-        RecipeError: if it is of another method than HSSL, or has no labelled images to measure on.
+        RecipeError: if it is of another method than HSSL, or has no labeled images to measure on.
     """
     recipe = load_recipe(path.parent / study.recipe, overrides)
     if recipe.model.get("model_type", "hssl") != "hssl":
         raise RecipeError(
-            f"a study compares arms of HSSL, got model.model_type={recipe.model['model_type']!r} in {study.recipe}"
+            f"a study compares variants of HSSL, got model.model_type={recipe.model['model_type']!r} in {study.recipe}"
         )
     if recipe.probe.path is None:
-        raise RecipeError(f"{study.recipe} names no labelled images; set probe.path")
+        raise RecipeError(f"{study.recipe} names no labeled images; set probe.path")
     return recipe

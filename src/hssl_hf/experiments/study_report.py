@@ -39,10 +39,10 @@ class Findings:
         """Values by seed, those that are there."""
         return dict(sorted(self.values[metric][subject].items()))
 
-    def gains(self, arm: str) -> dict[int, float]:
-        """k-NN accuracy of an arm less that of the baseline with the same seed, in percentage points."""
+    def gains(self, variant: str) -> dict[int, float]:
+        """k-NN accuracy of a variant less that of the baseline with the same seed, in percentage points."""
         base = self.of("knn_top1", self.study.baseline)
-        return {seed: value - base[seed] for seed, value in self.of("knn_top1", arm).items() if seed in base}
+        return {seed: value - base[seed] for seed, value in self.of("knn_top1", variant).items() if seed in base}
 
     def rank_correlation(self, first: dict[str, dict[int, float]], second: dict[str, dict[int, float]]) -> list[float]:
         """Spearman's coefficient of two values by head and seed over all heads, one per seed that lacks none."""
@@ -65,17 +65,17 @@ def spearman(first: list[float], second: list[float]) -> float:
 
 
 def table(findings: Findings) -> list[str]:
-    """Lines of Markdown: references, baseline, arms."""
+    """Lines of Markdown: references, baseline, variants."""
     lines = [
         "| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for subject in (PIXELS, UNTRAINED, *findings.study.arms):
+    for subject in (PIXELS, UNTRAINED, *findings.study.variants):
         accuracies = findings.of("knn_top1", subject)
         if not accuracies:
             continue
         cells = [subject, _mean(accuracies, ".2f"), ", ".join(f"{value:.2f}" for value in accuracies.values())]
-        compared = subject in findings.study.arms and subject != findings.study.baseline
+        compared = subject in findings.study.variants and subject != findings.study.baseline
         gains = findings.gains(subject) if compared else {}
         cells.append(_mean(gains, "+.2f", spread=True))
         cells += [_mean(findings.of(metric, subject), form) for metric, _, form in COLUMNS]
@@ -104,7 +104,7 @@ def rank_table(findings: Findings) -> list[str]:
 
 
 def draw(findings: Findings, path: Path) -> None:
-    """Gains of all arms; gains and the searches' discrepancies against the discrepancies of the single runs."""
+    """Gains of all variants; gains and the searches' discrepancies against the discrepancies of the single runs."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_gains(left, findings)
@@ -114,7 +114,7 @@ def draw(findings: Findings, path: Path) -> None:
         for search, marker in markers.items():
             _scatter(right, single[head], findings.of(search, head), marker, color=f"C{number}", markersize=5)
     for search, marker in markers.items():
-        right.plot([], [], marker, color="grey", label=search)
+        right.plot([], [], marker, color="gray", label=search)
     middle.set(title="gain by discrepancy", xlabel="D of the single run (nats)", ylabel="percentage points")
     right.set(title="search and single runs", xlabel="D of the single run (nats)", ylabel="D in the search (nats)")
     for axes in (middle, right):
@@ -125,13 +125,15 @@ def draw(findings: Findings, path: Path) -> None:
 
 
 def _draw_gains(axes, findings: Findings) -> None:
-    """A bar per arm, a dot per seed."""
-    arms = [arm for arm in findings.study.arms if arm != findings.study.baseline and findings.gains(arm)]
-    for place, arm in enumerate(arms):
-        gains = list(findings.gains(arm).values())
+    """A bar per variant, a dot per seed."""
+    variants = [
+        variant for variant in findings.study.variants if variant != findings.study.baseline and findings.gains(variant)
+    ]
+    for place, variant in enumerate(variants):
+        gains = list(findings.gains(variant).values())
         axes.barh(place, mean(gains), color="C0", alpha=0.35)
         axes.plot(gains, [place] * len(gains), "o", color="C0", markersize=4)
-    axes.set_yticks(range(len(arms)), arms, fontsize=8)
+    axes.set_yticks(range(len(variants)), variants, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(title=f"k-NN less that of {findings.study.baseline}", xlabel="percentage points; a dot is a seed")

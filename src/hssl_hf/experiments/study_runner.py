@@ -22,20 +22,20 @@ class Runner:
         self.cores = sorted(os.sched_getaffinity(0))
         self.running: list[subprocess.Popen] = []
 
-    def folder_of(self, arm: str, seed: int) -> Path:
-        return self.folder / f"{arm.replace(' ', '-')}-{seed}"
+    def folder_of(self, variant: str, seed: int) -> Path:
+        return self.folder / f"{variant.replace(' ', '-')}-{seed}"
 
-    def train(self, arm: str, seed: int) -> None:
+    def train(self, variant: str, seed: int) -> None:
         """Train one run to its end.
 
         Raises:
             RuntimeError: if it fails; its output is in train.log of its folder.
         """
-        folder, core = self.folder_of(arm, seed), self.cores.pop()
+        folder, core = self.folder_of(variant, seed), self.cores.pop()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with (folder / "train.log").open("a") as log:
-                command, quiet = self._command(arm, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
+                command, quiet = self._command(variant, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=quiet)
                 os.sched_setaffinity(process.pid, {core})
                 self.running.append(process)
@@ -43,21 +43,21 @@ class Runner:
         finally:
             self.cores.append(core)
         if code:
-            raise RuntimeError(f"{arm} with seed {seed} ended with code {code}; see {folder / 'train.log'}")
+            raise RuntimeError(f"{variant} with seed {seed} ended with code {code}; see {folder / 'train.log'}")
 
-    def _command(self, arm: str, seed: int, folder: Path) -> list[str]:
+    def _command(self, variant: str, seed: int, folder: Path) -> list[str]:
         values = [
             *self.overrides,
-            *self.study.overrides(arm, seed),
+            *self.study.overrides(variant, seed),
             f"run.output_dir={folder}",
-            "resume=auto",
+            "resume_from_checkpoint=auto",
             "probe.path=null",
             "run.export=false",
         ]
         script, more = "pretrain.py", []
-        if arm in self.study.searches:
-            script, more = "search_heads.py", ["--share", str(self.study.searches[arm])]
-            more += ["--candidates", *self.study.heads] if self.study.heads else []
+        if variant in self.study.searches:
+            script, more = "search_heads.py", ["--data-fraction", str(self.study.searches[variant])]
+            more += [word for head in self.study.heads for word in ("--candidates", head)]
         return [sys.executable, str(TRAINING / script), str(self.path.parent / self.study.recipe), *values, *more]
 
     def stop(self) -> None:

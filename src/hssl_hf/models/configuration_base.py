@@ -17,7 +17,7 @@ class PreTrainingConfig(PreTrainedConfig):
         backbone: name of a timm model.
         backbone_kwargs: further arguments of that model, such as `embed_dim`, `patch_size` or `num_heads`.
         image_size: side of the global views in pixels.
-        drop_path: stochastic depth at the last block, rising linearly from 0.
+        drop_path_rate: stochastic depth at the last block, rising linearly from 0.
         license: of the weights, where they come from somebody else; written into the card of an export.
     """
 
@@ -26,7 +26,7 @@ class PreTrainingConfig(PreTrainedConfig):
     backbone: str = "vit_small_patch16_224"
     backbone_kwargs: dict | None = None
     image_size: int = 224
-    drop_path: float = 0.0
+    drop_path_rate: float = 0.0
     license: str | None = None
 
     @classmethod

@@ -4,13 +4,13 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from hssl_hf.models.configuration_two_branch import PairConfig
+from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
 BRANCHES = ("base", "auxiliary")
 
 
 @strict
-class HSSLConfig(PairConfig):
+class HSSLConfig(TwoBranchConfig):
     """Heterogeneous self-supervised learning of one base model with one auxiliary head.
 
     Who teaches whom is a list of arrows "teacher->learner" between the branches "base" and "auxiliary". The teacher side is
@@ -18,19 +18,19 @@ class HSSLConfig(PairConfig):
     "base->base".
 
     Args:
-        (those of `PairConfig`)
+        (those of `TwoBranchConfig`)
         objective: dino, ibot or moco_v3.
         cls_supervision: arrows of the image level.
         patch_supervision: arrows of the patch level (ibot).
         reduction: how the terms of several arrows combine.
         shared_projection: one projection for both branches instead of one each (Table 16).
-        projection_hidden, projection_size: widths of the projection heads.
+        projection_hidden_size, projection_size: widths of the projection heads.
         num_prototypes: prototypes K (dino, ibot).
-        learned_prototype_length: learn the length of every prototype (`norm_last_layer false` in iBOT).
+        norm_last_layer: keep the length of every prototype at 1; otherwise it is learned.
         student_temperature: tau_s (dino, ibot).
-        center_momentum: momentum of the centre (dino, ibot).
+        center_momentum: momentum of the center (dino, ibot).
         contrastive_temperature: T (moco_v3).
-        contrastive_queue: keys of earlier batches that every query is compared with, as in equation 11; 0 compares it with the
+        queue_size: keys of earlier batches that every query is compared with, as in equation 11; 0 compares it with the
             other keys of its own batch instead (moco_v3).
     Raises:
         ValueError: for arrows, families, or combinations that do not exist.
@@ -45,19 +45,19 @@ class HSSLConfig(PairConfig):
     patch_supervision: list[str] | tuple[str, ...] = ("base->base",)
     reduction: Literal["mean", "sum"] = "mean"
     shared_projection: bool = False
-    projection_hidden: int = 2048
+    projection_hidden_size: int = 2048
     projection_size: int = 256
     num_prototypes: int = 8192
-    learned_prototype_length: bool = False
+    norm_last_layer: bool = True
     student_temperature: float = 0.1
     center_momentum: float = 0.9
     contrastive_temperature: float = 0.2
-    contrastive_queue: int = 0
+    queue_size: int = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.contrastive_queue < 0 or (self.contrastive_queue and self.objective != "moco_v3"):
-            raise ValueError(f"contrastive_queue={self.contrastive_queue}: only moco_v3 has a queue, of at least one key")
+        if self.queue_size < 0 or (self.queue_size and self.objective != "moco_v3"):
+            raise ValueError(f"queue_size={self.queue_size}: only moco_v3 has a queue, of at least one key")
         if not self.cls_supervision:
             raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
         if self.objective != "ibot" and self.patch_supervision:

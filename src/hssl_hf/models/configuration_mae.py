@@ -1,23 +1,23 @@
-"""Configuration of `MAEForPreTraining`: masked image modeling with and without an auxiliary head."""
+"""Configuration of `HSSLMAEForPreTraining`: masked image modeling with and without an auxiliary head."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from hssl_hf.models.configuration_two_branch import PairConfig
+from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
 
 @strict
-class MAEConfig(PairConfig):
+class HSSLMAEConfig(TwoBranchConfig):
     """Masked image modeling of one base model with one auxiliary head: MAE + HSSL, or MAE where `auxiliary` is None.
 
     The head reconstructs the pixels of the hidden patches, the base what the head says of them, each by a decoder of its own.
 
     Args:
-        (those of `PairConfig`)
-        auxiliary_fill: what stands for the hidden patches in the map that the head reads: token, one that is learned, or zero.
-        normalize_pixels: mean 0 and variance 1 within every patch of pixels.
-        decoder_width, decoder_depth, decoder_heads: of the decoder for pixels.
+        (those of `TwoBranchConfig`)
+        auxiliary_mask_fill: what fills the masked patches in the map that the head reads: a learned token, or zero.
+        norm_pix_loss: mean 0 and variance 1 within every patch of pixels.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: of the decoder for pixels.
         representation_decoder_depth: blocks of the decoder for representations, as wide as the other.
         representation_target: who says what the base should predict: teacher, head and base as momentum networks on the whole
             image; student, the same networks without momentum and gradient; decoder, the last hidden states of the decoder for
@@ -30,15 +30,15 @@ class MAEConfig(PairConfig):
         predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
     """
 
-    model_type = "mae"
+    model_type = "hssl_mae"
 
-    drop_path: float = 0.0
-    fixed_positions: bool = True
-    auxiliary_fill: Literal["token", "zero"] = "token"
-    normalize_pixels: bool = True
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
+    drop_path_rate: float = 0.0
+    sincos_position_embeddings: bool = True
+    auxiliary_mask_fill: Literal["token", "zero"] = "token"
+    norm_pix_loss: bool = True
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
     representation_decoder_depth: int = 2
     representation_target: Literal["teacher", "student", "decoder"] = "teacher"
     representation_weight: float = 1.0
@@ -47,7 +47,7 @@ class MAEConfig(PairConfig):
         super().__post_init__(**kwargs)
         if self.auxiliary_connection != "serial":
             raise ValueError("in masked image modeling the head stands behind the base; leave auxiliary_connection at 'serial'")
-        for name in ("decoder_depth", "representation_decoder_depth"):
+        for name in ("decoder_num_hidden_layers", "representation_decoder_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -1,4 +1,4 @@
-"""Configuration of `SiameseIMForPreTraining`: what is predicted, of which view, and how the loss is normalised."""
+"""Configuration of `SiameseIMForPreTraining`: what is predicted, of which view, and how the loss is normalized."""
 
 from typing import Literal
 
@@ -11,9 +11,9 @@ from hssl_hf.models.configuration_base import PreTrainingConfig
 class SiameseIMConfig(PreTrainingConfig):
     """Siamese image modeling, and the methods between it and MAE.
 
-    The defaults are SiameseIM. MAE is `target="pixel", views="same", norm="layer", projector_depth=0, decoder_depth=8,
-    decoder_width=512, final_norm=True, train_patch_embed=True`; MoCo v3 with a mask, by its features and views, is
-    `level="global", loss_normalization="moco"`.
+    The defaults are SiameseIM. MAE is `target="pixel", views="same", decoder_norm="layer", projector_depth=0,
+    decoder_num_hidden_layers=8, decoder_hidden_size=512, final_norm=True, freeze_patch_embed=False`; MoCo v3 with a mask is
+    `level="global", loss_normalization="l2"`.
 
     Args:
         (those of `PreTrainingConfig`; the backbone is a vision transformer with a class token)
@@ -21,16 +21,16 @@ class SiameseIMConfig(PreTrainingConfig):
         views: "different": all patches of a second view, from where they lie relative to the first. "same": the hidden patches
             of the one view.
         level: "dense", a prediction for every patch asked about, or "global", one for the class token.
-        norm: of the blocks of projector and decoder: batch (over batch and tokens of all processes) or layer.
-        loss_normalization: of features: mae (layer norm of the target) or moco (prediction and target of one length).
+        decoder_norm: of the blocks of projector and decoder: batch (over batch and tokens of all processes) or layer.
+        loss_normalization: of features: layer_norm (of the target) or l2 (prediction and target of one length).
         negative_weight: lambda of the UniGrad loss.
-        student_norm: also normalise the prediction by layer norm without scale and shift.
-        normalize_pixels: mean 0 and variance 1 within every patch of pixels.
-        decoder_width: channels of projector and decoder; None for those of the base.
-        decoder_heads: their attention heads.
-        projector_depth, decoder_depth: their blocks.
+        normalize_prediction: also normalize the prediction by layer norm without scale and shift.
+        norm_pix_loss: mean 0 and variance 1 within every patch of pixels.
+        decoder_hidden_size: channels of projector and decoder; None for those of the base.
+        decoder_num_attention_heads: their attention heads.
+        projector_depth, decoder_num_hidden_layers: their blocks.
         final_norm: base and decoder end with a layer norm, as in MAE.
-        train_patch_embed: learn the patch embedding; otherwise it stays random.
+        freeze_patch_embed: leave the patch embedding at its random initial values.
     Raises:
         ValueError: for combinations that do not exist.
     Source: SiameseIM, section 3, Tables 3 and 6; released code for the defaults.
@@ -53,28 +53,28 @@ class SiameseIMConfig(PreTrainingConfig):
     target: Literal["feature", "pixel"] = "feature"
     views: Literal["different", "same"] = "different"
     level: Literal["dense", "global"] = "dense"
-    norm: Literal["batch", "layer"] = "batch"
-    loss_normalization: Literal["mae", "moco"] = "mae"
+    decoder_norm: Literal["batch", "layer"] = "batch"
+    loss_normalization: Literal["layer_norm", "l2"] = "layer_norm"
     negative_weight: float = 0.02
-    student_norm: bool = False
-    normalize_pixels: bool = True
-    decoder_width: int | None = None
-    decoder_heads: int = 16
+    normalize_prediction: bool = False
+    norm_pix_loss: bool = True
+    decoder_hidden_size: int | None = None
+    decoder_num_attention_heads: int = 16
     projector_depth: int = 2
-    decoder_depth: int = 4
+    decoder_num_hidden_layers: int = 4
     final_norm: bool = False
-    train_patch_embed: bool = False
+    freeze_patch_embed: bool = True
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.target == "pixel" and self.level == "global":
             raise ValueError("pixels are predicted patch by patch; use level='dense' with target='pixel'")
-        if self.decoder_depth < 1:
-            raise ValueError(f"decoder_depth must be at least 1, got {self.decoder_depth}")
+        if self.decoder_num_hidden_layers < 1:
+            raise ValueError(f"decoder_num_hidden_layers must be at least 1, got {self.decoder_num_hidden_layers}")
 
     @property
-    def fixed_positions(self) -> bool:
-        """Positions are sines and cosines in every arm."""
+    def sincos_position_embeddings(self) -> bool:
+        """Positions are sines and cosines in every variant."""
         return True
 
     def describe(self) -> tuple[str, str]:

@@ -11,7 +11,7 @@ FAMILIES = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")  # data
 
 
 @strict
-class PairConfig(PreTrainingConfig):
+class TwoBranchConfig(PreTrainingConfig):
     """A base model and what stands beside it while it is pre-trained.
 
     Args:
@@ -20,12 +20,12 @@ class PairConfig(PreTrainingConfig):
             representations are concatenated, or None; with a parallel connection the name of a timm model.
         auxiliary_connection: serial, a head behind the base's features, or parallel, a whole network on the image (Table 17).
         auxiliary_depth: its number of blocks.
-        auxiliary_shortcut: keep its first shortcut (an ablation).
-        auxiliary_parts: of its blocks: mixer and mlp, or one of them alone (Table 15).
-        auxiliary_width: its channels; None for those of the backbone.
+        auxiliary_first_shortcut: keep its first shortcut (an ablation).
+        auxiliary_sublayers: of its blocks: token_mixer and mlp, or one of them alone (Table 15).
+        auxiliary_hidden_size: its channels; None for those of the backbone.
         auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier for narrow backbones.
-        train_patch_embed: learn the patch embedding; otherwise it stays random, as in MoCo v3 (vision transformers).
-        fixed_positions: sines and cosines as positions, which are not learned, as in MoCo v3 and MAE (vision transformers).
+        freeze_patch_embed: leave the patch embedding at its random initial values, as in MoCo v3 (vision transformers).
+        sincos_position_embeddings: fixed sine-cosine position embeddings, as in MoCo v3 and MAE (vision transformers).
     Raises:
         ValueError: for families, or combinations that do not exist.
     Source: HSSL, sections 3 and 5.
@@ -40,16 +40,16 @@ class PairConfig(PreTrainingConfig):
   note    = {arXiv:2310.05108}
 }"""
 
-    drop_path: float = 0.1
+    drop_path_rate: float = 0.1
     auxiliary: str | list[str] | tuple[str, ...] | None = "convnext"
     auxiliary_connection: Literal["serial", "parallel"] = "serial"
     auxiliary_depth: int = 3
-    auxiliary_shortcut: bool = False
-    auxiliary_parts: list[str] | tuple[str, ...] = ("mixer", "mlp")
-    auxiliary_width: int | None = None
+    auxiliary_first_shortcut: bool = False
+    auxiliary_sublayers: list[str] | tuple[str, ...] = ("token_mixer", "mlp")
+    auxiliary_hidden_size: int | None = None
     auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
-    train_patch_embed: bool = True
-    fixed_positions: bool = False
+    freeze_patch_embed: bool = False
+    sincos_position_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -61,8 +61,10 @@ class PairConfig(PreTrainingConfig):
                 require_family(family)
         if len(set(self.families)) < len(self.families) or self.auxiliary in ([], ()):
             raise ValueError(f"expected an auxiliary head, several different ones, or null, got {self.auxiliary!r}")
-        if not self.auxiliary_parts or not set(self.auxiliary_parts) <= {"mixer", "mlp"}:
-            raise ValueError(f"auxiliary_parts: expected ['mixer', 'mlp'] or one of them, got {list(self.auxiliary_parts)}")
+        if not self.auxiliary_sublayers or not set(self.auxiliary_sublayers) <= {"token_mixer", "mlp"}:
+            raise ValueError(
+                f"auxiliary_sublayers: expected ['token_mixer', 'mlp'] or one of them, got {list(self.auxiliary_sublayers)}"
+            )
         if self.auxiliary_depth < 1:
             raise ValueError(
                 f"auxiliary_depth must be at least 1, got {self.auxiliary_depth}; for no head set auxiliary to null"

@@ -1,4 +1,4 @@
-"""HeadSearchForPreTraining: candidates for the auxiliary head side by side on one base, to see which differs most from it."""
+"""HeadSearchForPreTraining: candidates for the auxiliary head side by side on one base, ranked by how much they differ."""
 
 import copy
 
@@ -8,39 +8,40 @@ from torch import Tensor, nn
 from hssl_hf.auxiliary import BLOCKS
 from hssl_hf.models.configuration_head_search import HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.models.modeling_hssl import HSSLOutput
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.models.modeling_hssl import HSSLForPreTrainingOutput, adopt_requirements
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.models.modeling_two_branch import build_base, build_head
 from hssl_hf.modules.tokens import Branches, Tokens
-from hssl_hf.objectives import OBJECTIVES
+from hssl_hf.objectives import OBJECTIVES, ObjectiveInputs
 from hssl_hf.objectives.dino import prototypes_of
 from hssl_hf.objectives.supervision import combine
 
-COMMON = "patches"  # what the patch level of the base has of its own, beside the candidates
+COMMON = "patches"  # the patch level of the base, which is the same for all candidates
 
 
-class SearchNetwork(nn.Module):
-    """A base model, candidates behind it, and the projections of base and candidate, apart for every candidate."""
+class HeadSearchNetwork(nn.Module):
+    """A base model, candidates behind it, and projections of base and candidate, separate for every candidate."""
 
-    def __init__(self, base: nn.Module, candidates: nn.ModuleDict, heads: nn.ModuleDict, patches: bool):
+    def __init__(self, base: nn.Module, candidates: nn.ModuleDict, heads: nn.ModuleDict, auxiliary_patches: bool):
         super().__init__()
-        self.base, self.candidates, self.heads, self.patches = base, candidates, heads, patches
+        self.base, self.candidates, self.heads, self.auxiliary_patches = base, candidates, heads, auxiliary_patches
 
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> tuple[Tokens, dict[str, Branches]]:
-        """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens of the base, and its pair with every candidate."""
+    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> tuple[Tokens, dict[str, Branches]]:
+        """(V, B, 3, H, W) views and (V, B, h, w) mask -> tokens of the base, and its pair with every candidate."""
         views = pixels.shape[:2]
-        tokens, features = self.base(pixels.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
+        tokens, features = self.base(pixels.flatten(0, 1), None if bool_masked_pos is None else bool_masked_pos.flatten(0, 1))
         tokens = tokens.map(lambda x: x.unflatten(0, views))
-        found = {name: head(features, self.patches) for name, head in self.candidates.items()}
-        return tokens, {name: Branches(tokens, head.map(lambda x: x.unflatten(0, views))) for name, head in found.items()}
+        heads = {name: head(features, self.auxiliary_patches) for name, head in self.candidates.items()}
+        return tokens, {name: Branches(tokens, head.map(lambda x: x.unflatten(0, views))) for name, head in heads.items()}
 
 
-class HeadSearchForPreTraining(StudentTeacherModel):
+class HeadSearchForPreTraining(StudentTeacherPreTrainedModel):
     """Train all candidates at once, each as if it were the auxiliary head; the losses are averaged.
 
-    `parts` of the output has the terms of every candidate with its name behind them, and `discrepancy_<candidate>`: the larger
-    it is, the more the base is expected to gain. Prototypes, where there are any, are shared by all. Patch-level terms of the
-    base alone, which are the same for all candidates, are taken once, with a projection of their own.
+    `losses` and `metrics` of the output have an entry of every candidate, with its name behind it; the larger
+    `discrepancy_<candidate>`, the larger the expected gain of the base. Prototypes, where there are any, are shared by all.
+    Patch-level losses of the base alone, which are the same for all candidates, are computed once, with a projection of their
+    own.
 
     Source: HSSL, section 3.5, equations 6-8 and figure 4.
     """
@@ -60,62 +61,64 @@ class HeadSearchForPreTraining(StudentTeacherModel):
         self._share_prototypes(self.teacher)
         self.teacher.base.mask_token = None
         for name, objective in objectives.items():
-            objective.drop_student_parts(self.teacher.heads[name])
+            objective.remove_student_only_modules(self.teacher.heads[name])
         self.objectives = nn.ModuleDict(objectives)
-        first = objectives[config.candidates[0]]
-        self.num_views, self.takes_locals, self.in_batch = first.num_views, first.takes_locals, first.in_batch
-        self.masked_views = None if config.patch_supervision else 0
-        arrows = (*config.cls_supervision, *config.patch_supervision)
-        self.leaves_parameters_idle = not any(arrow.endswith("base") for arrow in arrows)
-        self.complete()
+        adopt_requirements(self, objectives[config.candidates[0]])
+        self._finish_init()
 
     def forward(
         self,
-        global_pixels: Tensor,
-        local_pixels: Tensor | None = None,
-        masks: Tensor | None = None,
-        masked_indices: Tensor | None = None,
+        pixel_values: Tensor,
+        local_pixel_values: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        mask_indices: Tensor | None = None,
         teacher_temperature: float = 0.07,
-    ) -> HSSLOutput:
+    ) -> HSSLForPreTrainingOutput:
         """As `HSSLForPreTraining.forward`; `discrepancy` is the mean over the candidates."""
-        self.check_views(len(global_pixels), 0 if local_pixels is None else len(local_pixels))
+        self.check_views(len(pixel_values), 0 if local_pixel_values is None else len(local_pixel_values))
         with torch.no_grad():
-            tokens, teacher = self.teacher(global_pixels)
-        base, student = self.student(global_pixels, masks)
-        local = {} if local_pixels is None else self.student(local_pixels)[1]
-        losses, parts, found, shared = [], {}, [], {}
-        if self.owner:
-            shared["prototypes"] = prototypes_of(self.student.heads[self.owner], self.teacher.heads[self.owner])
+            teacher_base, teacher = self.teacher(pixel_values)
+        student_base, student = self.student(pixel_values, bool_masked_pos)
+        local = {} if local_pixel_values is None else self.student(local_pixel_values)[1]
+        views = (bool_masked_pos, mask_indices, teacher_temperature)
+        prototypes = self._prototypes()
+        losses, metrics, totals, discrepancies = {}, {}, [], []
         for name in self.config.candidates:
+            heads = (self.student.heads[name], self.teacher.heads[name])
             output = self.objectives[name](
-                student[name], local.get(name), teacher[name], self.student.heads[name], self.teacher.heads[name],
-                masks=masks, masked_indices=masked_indices, temperature=teacher_temperature, **shared,
-            )  # fmt: skip
-            losses.append(output.loss)
-            found.append(output.discrepancy)
-            parts |= {f"{key}_{name}": value for key, value in output.parts.items()}
-            parts[f"discrepancy_{name}"] = output.discrepancy
-        loss = torch.stack(losses).mean()
+                ObjectiveInputs(student[name], teacher[name], *heads, local.get(name), *views, prototypes)
+            )
+            totals.append(output.loss)
+            discrepancies.append(output.discrepancy)
+            losses |= {f"{key}_{name}": value for key, value in output.losses.items()}
+            metrics |= {f"{key}_{name}": value for key, value in output.metrics.items()}
+            metrics[f"discrepancy_{name}"] = output.discrepancy
+        loss = torch.stack(totals).mean()
         if COMMON in self.objectives:
-            heads = (self.student.heads[COMMON], self.teacher.heads[COMMON], *shared["prototypes"])
-            views = (masks, masked_indices, teacher_temperature)
-            terms = self.objectives[COMMON].compare_patches(Branches(base), Branches(tokens), *heads, *views)
-            loss, parts = loss + combine(terms, self.config.reduction), parts | terms
-        features = tokens.cls.flatten(0, 1)
-        return HSSLOutput(loss=loss, parts=parts, discrepancy=torch.stack(found).mean(), features=features)
+            heads = (self.student.heads[COMMON], self.teacher.heads[COMMON])
+            inputs = ObjectiveInputs(Branches(student_base), Branches(teacher_base), *heads, None, *views)
+            common = self.objectives[COMMON].compare_patches(inputs, *prototypes)
+            loss, losses = loss + combine(common, self.config.reduction), losses | common
+        discrepancy = torch.stack(discrepancies).mean()
+        return HSSLForPreTrainingOutput(loss, losses, metrics, discrepancy, teacher_base.cls.flatten(0, 1))
 
     def update_teacher(self, momentum: float) -> None:
-        """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""
+        """After the optimizer step: move the teacher towards the student and the centers towards the last batch."""
         super().update_teacher(momentum)
         for objective in self.objectives.values():
             objective.update()
 
-    def parts(self) -> dict[str, list[nn.Parameter]]:
-        shared = self.student.heads[self.owner].prototypes.parameters() if self.owner else []
-        return {**super().parts(), **({"prototypes": list(shared)} if self.owner else {})}
+    def freezable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        return super().freezable_parameters() | (
+            {"prototypes": list(self.student.heads[self.owner].prototypes.parameters())} if self.owner else {}
+        )
 
-    def _share_prototypes(self, network: SearchNetwork) -> None:
-        """Let all heads use the prototypes of the first, which alone owns them."""
+    def _prototypes(self) -> tuple[Tensor, Tensor] | None:
+        """The shared prototypes of student and teacher, computed once per step."""
+        return prototypes_of(self.student.heads[self.owner], self.teacher.heads[self.owner]) if self.owner else None
+
+    def _share_prototypes(self, network: HeadSearchNetwork) -> None:
+        """Let all heads use the prototypes of the first, which alone owns them as parameters."""
         if self.owner is None:
             return
         shared = network.heads[self.owner].prototypes
@@ -126,7 +129,7 @@ class HeadSearchForPreTraining(StudentTeacherModel):
 
 
 def _split_levels(config: HeadSearchConfig) -> tuple[HSSLConfig, HSSLConfig | None]:
-    """What every candidate has of its own, and the patch level where no candidate has a part in it."""
+    """The levels that every candidate computes for itself, and the patch level where no candidate is involved in it."""
     if not config.patch_supervision or any("auxiliary" in arrow for arrow in config.patch_supervision):
         return config, None
     alone, common = copy.copy(config), copy.copy(config)
@@ -134,8 +137,8 @@ def _split_levels(config: HeadSearchConfig) -> tuple[HSSLConfig, HSSLConfig | No
     return alone, common
 
 
-def _build_network(config: HeadSearchConfig, objectives: dict) -> SearchNetwork:
-    """Every part from a seed of its own: a candidate starts alike whoever else is there."""
+def _build_network(config: HeadSearchConfig, objectives: dict) -> HeadSearchNetwork:
+    """Every module from a seed of its own, so that a candidate starts from the same values whatever the others are."""
     seeds = torch.randint(2**62, (2 + 2 * len(BLOCKS),), device="cpu").tolist()
     candidates, heads = {}, {}
     with torch.random.fork_rng():
@@ -150,5 +153,5 @@ def _build_network(config: HeadSearchConfig, objectives: dict) -> SearchNetwork:
         if COMMON in objectives:
             torch.manual_seed(seeds[1])
             heads[COMMON] = objectives[COMMON].make_heads({"base": base.width})
-    patches = any("auxiliary" in arrow for arrow in config.patch_supervision)
-    return SearchNetwork(base, nn.ModuleDict(candidates), nn.ModuleDict(heads), patches)
+    auxiliary_patches = any("auxiliary" in arrow for arrow in config.patch_supervision)
+    return HeadSearchNetwork(base, nn.ModuleDict(candidates), nn.ModuleDict(heads), auxiliary_patches)

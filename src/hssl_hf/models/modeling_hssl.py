@@ -8,38 +8,40 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.models.modeling_two_branch import build_network
-from hssl_hf.objectives import OBJECTIVES
+from hssl_hf.objectives import OBJECTIVES, ObjectiveInputs
 
 
 @dataclass
-class HSSLOutput(ModelOutput):
+class HSSLForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss: scalar to minimise.
-        parts: its terms and what is worth watching, by name (for example "cls_auxiliary_to_base").
-        discrepancy: scalar, how differently the teacher's base and head describe the images; None without a head.
-        features: (V * B, C) the teacher's class tokens of the global views, to be watched.
+        loss: scalar to minimize.
+        losses: its terms, scalars by name (for example "cls_auxiliary_to_base").
+        metrics: monitored scalars by name, which are not part of the loss.
+        discrepancy: scalar, divergence between the teacher's base and head; None without a head.
+        teacher_pooler_output: (V * B, C) the teacher's class tokens of the global views.
     """
 
     loss: Tensor | None = None
-    parts: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
     discrepancy: Tensor | None = None
-    features: Tensor | None = None
+    teacher_pooler_output: Tensor | None = None
 
 
-class HSSLForPreTraining(StudentTeacherModel):
+class HSSLForPreTraining(StudentTeacherPreTrainedModel):
     """Pre-train a base model with a heterogeneous auxiliary head, on top of DINO, iBOT or MoCo v3.
 
-    The teacher is a frozen submodule that follows the student: call `update_teacher` after every optimizer step. Only
-    `student` is to be optimised; only its base (or the teacher's) is worth keeping afterwards.
+    The teacher is a frozen submodule: call `update_teacher` after every optimizer step. Only `student` is to be optimized;
+    only its base (or the teacher's) is kept afterwards.
 
     Example:
         model = HSSLForPreTraining(HSSLConfig(backbone="vit_small_patch16_224", auxiliary="convnext"))
-        output = model(global_pixels, local_pixels, masks, teacher_temperature=0.04)
+        output = model(pixel_values, local_pixel_values, bool_masked_pos, teacher_temperature=0.04)
 
-    Source: HSSL; released code where paper and code part.
+    Source: HSSL; the released code where it differs from the paper.
     """
 
     config_class = HSSLConfig
@@ -51,50 +53,57 @@ class HSSLForPreTraining(StudentTeacherModel):
         self.student = build_network(config, objective, auxiliary_patches)
         self.teacher = copy.deepcopy(self.student)
         self.teacher.base.mask_token = None
-        objective.drop_student_parts(self.teacher.heads)
+        objective.remove_student_only_modules(self.teacher.heads)
         self.objective = objective
-        self.num_views, self.takes_locals = objective.num_views, objective.takes_locals
-        self.in_batch = objective.in_batch
-        self.masked_views = None if config.patch_supervision else 0
-        arrows = (*config.cls_supervision, *config.patch_supervision)
-        self.leaves_parameters_idle = not any(arrow.endswith("base") for arrow in arrows)  # the norm of the base
-        self.complete()
+        adopt_requirements(self, objective)
+        self._finish_init()
 
     def forward(
         self,
-        global_pixels: Tensor,
-        local_pixels: Tensor | None = None,
-        masks: Tensor | None = None,
-        masked_indices: Tensor | None = None,
+        pixel_values: Tensor,
+        local_pixel_values: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        mask_indices: Tensor | None = None,
         teacher_temperature: float = 0.07,
-    ) -> HSSLOutput:
+    ) -> HSSLForPreTrainingOutput:
         """
         Args:
-            global_pixels: (V, B, 3, H, W) normalised global views, seen by student and teacher.
-            local_pixels: (L, B, 3, h, w) normalised local views, seen by the student alone.
-            masks: (V, B, h, w) bool over the patches, True = hidden from the student.
-            masked_indices: (M,) positions of the hidden patches in the flattened masks; saves waiting for the device.
+            pixel_values: (V, B, 3, H, W) normalized global views, for student and teacher.
+            local_pixel_values: (L, B, 3, h, w) normalized local views, for the student alone.
+            bool_masked_pos: (V, B, h, w) bool over the patches, True = masked in the student's input.
+            mask_indices: (M,) positions of the masked patches in the flattened mask; avoids waiting for the device.
             teacher_temperature: tau_t (dino, ibot).
         Raises:
-            ValueError: if the numbers of views do not suit the objective.
+            ValueError: if the objective does not take these numbers of views.
         """
-        self.check_views(len(global_pixels), 0 if local_pixels is None else len(local_pixels))
-        with torch.no_grad():  # first, so that its passing tensors never lie beside those kept for the backward pass
-            teacher = self.teacher(global_pixels)
-        student = self.student(global_pixels, masks)
-        local = None if local_pixels is None else self.student(local_pixels)
-        output = self.objective(
-            student, local, teacher, self.student.heads, self.teacher.heads,
-            masks=masks, masked_indices=masked_indices, temperature=teacher_temperature,
-        )  # fmt: skip
-        features = teacher.base.cls.flatten(0, 1)
-        return HSSLOutput(loss=output.loss, parts=output.parts, discrepancy=output.discrepancy, features=features)
+        self.check_views(len(pixel_values), 0 if local_pixel_values is None else len(local_pixel_values))
+        with torch.no_grad():  # first, so that its temporary tensors never coexist with those kept for the backward pass
+            teacher = self.teacher(pixel_values)
+        student = self.student(pixel_values, bool_masked_pos)
+        local = None if local_pixel_values is None else self.student(local_pixel_values)
+        heads = (self.student.heads, self.teacher.heads)
+        views = (bool_masked_pos, mask_indices, teacher_temperature)
+        output = self.objective(ObjectiveInputs(student, teacher, *heads, local, *views))
+        return HSSLForPreTrainingOutput(
+            output.loss, output.losses, output.metrics, output.discrepancy, teacher.base.cls.flatten(0, 1)
+        )
 
     def update_teacher(self, momentum: float) -> None:
-        """After the optimizer step: move the teacher towards the student and the centres towards the last batch."""
+        """After the optimizer step: move the teacher towards the student and the centers towards the last batch."""
         super().update_teacher(momentum)
         self.objective.update()
 
-    def parts(self) -> dict[str, list[nn.Parameter]]:
+    def freezable_parameters(self) -> dict[str, list[nn.Parameter]]:
         prototypes = getattr(self.student.heads, "prototypes", None)
-        return {**super().parts(), **({} if prototypes is None else {"prototypes": list(prototypes.parameters())})}
+        last_layer = {} if prototypes is None else {"prototypes": list(prototypes.parameters())}
+        return super().freezable_parameters() | last_layer
+
+
+def adopt_requirements(model: StudentTeacherPreTrainedModel, objective: nn.Module) -> None:
+    """Let a model tell the training loop what its objective and its arrows require."""
+    config = model.config
+    model.num_views, model.supports_local_views = objective.num_views, objective.supports_local_views
+    model.in_batch_negatives = objective.in_batch_negatives
+    model.masked_views = None if config.patch_supervision else 0
+    learners = {learner for _, learner in (*config.cls_arrows, *config.patch_arrows)}
+    model.has_unused_parameters = "base" not in learners  # its final norm

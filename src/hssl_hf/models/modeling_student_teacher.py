@@ -1,4 +1,4 @@
-"""What every method has: a student that learns, and a teacher that follows it and is never trained."""
+"""What all methods share: a student that is trained, and a teacher that is its moving average."""
 
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -8,38 +8,38 @@ from hssl_hf.modules.ema import copy_to_teacher, update_teacher
 from hssl_hf.modules.tokens import Tokens
 
 
-class StudentTeacherModel(PreTrainedModel):
-    """A method of self-supervised learning as the training loop knows it.
+class StudentTeacherPreTrainedModel(PreTrainedModel):
+    """Base class of the methods, with what the training loop needs to know of them.
 
-    A subclass builds `student` (a module whose `base` is the `Backbone` worth keeping) and `teacher` (its frozen twin, or None)
-    and calls `complete`. Its `forward` returns a `ModelOutput` with `loss` and `parts`, and takes what its signature names of
-    `Views` and of the schedules. The rest is said by:
+    A subclass builds `student` (a module whose `base` is the `Backbone` to be kept) and `teacher` (a copy of it, or None), and
+    calls `_finish_init` at the end of its constructor. Its `forward` returns a `ModelOutput` with `loss`, its terms `losses`
+    and the monitored `metrics`; it is given those fields of `Views` and `teacher_temperature` that its signature names.
 
     num_views: global views it expects; None for any number.
     masked_views: how many of them are masked, from the first on; None for all, 0 for none.
-    counted_masks: every image has to hide equally many patches.
-    takes_locals: whether local views may come.
-    in_batch: the images of a batch are each other's negatives, so that a batch cannot be taken in parts.
-    moves_before_forward: the teacher of step t has already followed the student with the momentum of step t.
-    kept_network: the network whose base is kept, unless somebody asks for the other.
-    leaves_parameters_idle: some of the student's parameters get no gradient.
+    equal_mask_counts: every image must have as many masked patches.
+    supports_local_views: whether it takes local views.
+    in_batch_negatives: the images of a batch are each other's negatives, so that gradients cannot accumulate.
+    teacher_updates_first: the teacher of step t has already been updated with the momentum of step t.
+    default_network: the network whose base is exported by default, "teacher" or "student".
+    has_unused_parameters: some of the student's parameters get no gradient.
     """
 
     base_model_prefix = "student"
-    main_input_name = "global_pixels"
+    main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
 
     num_views: int | None = 2
     masked_views: int | None = None
-    counted_masks = False
-    takes_locals = False
-    in_batch = False
-    moves_before_forward = False
-    kept_network = "teacher"
-    leaves_parameters_idle = False
+    equal_mask_counts = False
+    supports_local_views = False
+    in_batch_negatives = False
+    teacher_updates_first = False
+    default_network = "teacher"
+    has_unused_parameters = False
 
-    def complete(self) -> None:
-        """To be called at the end of a subclass's constructor."""
+    def _finish_init(self) -> None:
+        """Freeze what is not trained; to be called at the end of a subclass's constructor."""
         if self.teacher is not None:
             for module in self.teacher.modules():
                 if isinstance(module, DropPath):
@@ -49,45 +49,48 @@ class StudentTeacherModel(PreTrainedModel):
         self.post_init()
 
     def check_views(self, num_globals: int, num_locals: int) -> None:
-        """Raise a ValueError if so many global and local views do not suit the method."""
+        """Raise a ValueError if the method does not take these numbers of global and local views."""
         if self.num_views not in (None, num_globals):
-            raise ValueError(f"this method takes {self.num_views} global views, got {num_globals}")
-        if num_locals and not self.takes_locals:
-            raise ValueError(f"this method takes no local views, got {num_locals}; set views.local_number=0")
+            raise ValueError(
+                f"this method takes {self.num_views} global views, got {num_globals}; views.global_crop_blur and "
+                "views.global_crop_solarize have one value for each"
+            )
+        if num_locals and not self.supports_local_views:
+            raise ValueError(f"this method takes no local views, got {num_locals}; set views.num_local_crops=0")
 
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher towards the student: teacher = momentum * teacher + (1 - momentum) * student."""
         if self.teacher is not None:
             update_teacher(self.student, self.teacher, momentum)
 
-    def network(self, name: str | None = None) -> nn.Module:
-        """The "teacher" or the "student"; None for the one that the method keeps.
+    def get_network(self, name: str | None = None) -> nn.Module:
+        """The "teacher" or the "student"; None for `default_network`.
 
         Raises:
             ValueError: if this method has no teacher.
         """
         if name == "teacher" and self.teacher is None:
-            raise ValueError("this method has no teacher; take the student (run.export_network=student)")
-        return getattr(self, name or self.kept_network)
+            raise ValueError("this method has no teacher; use the student (run.export_network=student)")
+        return getattr(self, name or self.default_network)
 
     def encode(self, pixels: Tensor, network: str | None = None) -> Tokens:
-        """Tokens of the base model for (B, 3, H, W) normalised images, of one `network`."""
-        return self.network(network).base(pixels)[0]
+        """Tokens of the base model for (B, 3, H, W) normalized images, of one `network`."""
+        return self.get_network(network).base(pixels)[0]
 
-    def parts(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters that stand still for a while.
+    def freezable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters that may be frozen for the first epochs, by name.
 
-        `base`, while fresh heads warm up behind it; `prototypes`, the last layer, in the first epochs of DINO and iBOT.
+        `base`, while newly initialized heads warm up behind it; `prototypes`, the last layer, in DINO and iBOT.
         """
         return {"base": [p for p in self.student.base.parameters() if p.requires_grad]}
 
     def push_to_hub(self, repo_id: str, *, license: str | None = None, **kwargs) -> dict[str, str]:
-        """Bring the model to the Hub: the base as a stock model, the same for timm, and the whole to go on with.
+        """Push to the Hub: the base as a stock transformers model, the same for timm, and the full model to continue training.
 
         Args:
             repo_id: user/name.
             license: of the weights, for the card.
-            kwargs: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `hssl_hf.hub.push`.
+            kwargs: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `hssl_hf.publish.hub.push`.
         Returns:
             address of the commit or pull request, by kind of branch (main, timm, training).
         """
@@ -96,22 +99,25 @@ class StudentTeacherModel(PreTrainedModel):
         return push_model(self, repo_id, license=license, **kwargs)
 
     def get_input_embeddings(self) -> None:
-        """There is no table of embeddings that an engine could treat apart."""
+        """None: there is no token embedding that a training engine could treat apart."""
 
     def get_output_embeddings(self) -> None:
-        """There is none either."""
+        """None, as for the input."""
 
     def freeze(self) -> None:
-        """Mark what no optimizer moves; transformers forgets that when it loads a model."""
+        """Freeze the teacher and fixed parameters; transformers does not restore that when it loads a model."""
         if self.teacher is not None:
             self.teacher.requires_grad_(False)
-        self.student.base.hold_still(positions=self.config.fixed_positions, patch_embed=not self.config.train_patch_embed)
+        self.student.base.freeze_parameters(
+            positions=self.config.sincos_position_embeddings, patch_embed=self.config.freeze_patch_embed
+        )
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers; the teacher comes back frozen.
+        """As in transformers; the teacher is loaded frozen.
 
-        What the checkpoint lacks is drawn as for a new model; without a teacher in it, the teacher is the student.
+        Parameters that the checkpoint lacks are initialized as in a new model; without a teacher in it, the teacher becomes a
+        copy of the student.
         """
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         missing = [key for key in info["missing_keys"] if not key.startswith("teacher.")]
@@ -124,10 +130,7 @@ class StudentTeacherModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every part has initialised itself when it was built; transformers' own scheme would overwrite that.
-
-        Only buffers that no checkpoint holds are worked out again where the model was built without storage.
-        """
+        """Nothing but non-persistent buffers after loading: modules initialize themselves when they are built."""
         if self._without_storage and hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 

@@ -1,22 +1,22 @@
-"""A base model, what learns beside it, and the heads of the objective: what student and teacher are made of."""
+"""The network of student and teacher: a base model, the auxiliary head, and the projection heads of the objective."""
 
 import torch
 from torch import Tensor, nn
 
 from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead, CombinedHead, ParallelNetwork
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.models.configuration_two_branch import PairConfig
+from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 from hssl_hf.modules.backbone import Backbone
 from hssl_hf.modules.tokens import Branches
 
 Auxiliary = AuxiliaryHead | CombinedHead | ParallelNetwork
 
 
-class Network(nn.Module):
-    """A base model, the auxiliary head behind it, and the heads of the objective.
+class TwoBranchNetwork(nn.Module):
+    """A base model, the auxiliary head behind it, and the projection heads of the objective.
 
     Args:
-        auxiliary_patches: whether anybody asks for the head's patches.
+        auxiliary_patches: whether the objective reads the head's patches.
     """
 
     def __init__(self, base: Backbone, auxiliary: Auxiliary | None, heads: nn.Module, auxiliary_patches: bool):
@@ -24,21 +24,22 @@ class Network(nn.Module):
         self.base, self.auxiliary, self.heads = base, auxiliary, heads
         self.auxiliary_patches = auxiliary_patches
 
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> Branches:
-        """(V, B, 3, H, W) views and (V, B, h, w) masks -> tokens with the same two leading axes."""
+    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> Branches:
+        """(V, B, 3, H, W) views and (V, B, h, w) mask -> tokens with the same two leading axes."""
         views, pixels = pixels.shape[:2], pixels.flatten(0, 1)
-        tokens, features = self.base(pixels, None if masks is None else masks.flatten(0, 1))
+        tokens, features = self.base(pixels, None if bool_masked_pos is None else bool_masked_pos.flatten(0, 1))
         auxiliary = None
         if self.auxiliary is not None:
             auxiliary = self.auxiliary(pixels if self.auxiliary.reads_image else features, self.auxiliary_patches)
         return Branches(tokens, auxiliary).map(lambda x: x.unflatten(0, views))
 
 
-def build_network(config: HSSLConfig, objective, auxiliary_patches: bool) -> Network:
-    """Base, auxiliary head and heads of the objective, each from a seed of its own, so that none changes another's values.
+def build_network(config: HSSLConfig, objective, auxiliary_patches: bool) -> TwoBranchNetwork:
+    """Base, auxiliary head and heads of the objective, each from a seed of its own, so that they do not change each other's
+    initial values.
 
     Raises:
-        ValueError: for parts that do not fit each other.
+        ValueError: for modules that do not fit each other.
     """
     seeds = torch.randint(2**62, (3,), device="cpu").tolist()
     with torch.random.fork_rng():
@@ -49,34 +50,36 @@ def build_network(config: HSSLConfig, objective, auxiliary_patches: bool) -> Net
             _require_same_grid(base, auxiliary.backbone)
         widths = {"base": base.width, **({} if auxiliary is None else {"auxiliary": auxiliary.width})}
         torch.manual_seed(seeds[2])
-        return Network(base, auxiliary, objective.make_heads(widths), auxiliary_patches)
+        return TwoBranchNetwork(base, auxiliary, objective.make_heads(widths), auxiliary_patches)
 
 
-def build_base(config: PairConfig, mask_token: bool) -> Backbone:
-    """The base model of a configuration, which shares the rise of the drop path with the head behind it."""
+def build_base(config: TwoBranchConfig, mask_token: bool) -> Backbone:
+    """The base model of a configuration; its drop path rises over base and head together."""
     base = Backbone(
         config.backbone,
         config.image_size,
         config.backbone_kwargs,
-        drop_path=config.drop_path,
+        drop_path_rate=config.drop_path_rate,
         following_blocks=config.auxiliary_depth if config.families and config.auxiliary_connection == "serial" else 0,
         mask_token=mask_token,
     )
-    if config.fixed_positions or not config.train_patch_embed:
+    if config.sincos_position_embeddings or config.freeze_patch_embed:
         if not base.is_transformer:
-            raise ValueError(f"fixed_positions and train_patch_embed are for vision transformers, got {config.backbone!r}")
-        if config.fixed_positions:
-            base.fix_positions()
+            raise ValueError(
+                f"sincos_position_embeddings and freeze_patch_embed are for vision transformers, got {config.backbone!r}"
+            )
+        if config.sincos_position_embeddings:
+            base.use_sincos_position_embedding()
     return base
 
 
-def build_auxiliary(config: PairConfig, base: Backbone, seed: int) -> Auxiliary | None:
-    """What learns beside the base. The first of several heads starts as it would alone."""
+def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxiliary | None:
+    """What is trained beside the base. The first of several heads starts from the same values as it would alone."""
     if config.auxiliary is None:
         return None
     if config.auxiliary_connection == "parallel":
         torch.manual_seed(seed)
-        return ParallelNetwork(Backbone(config.auxiliary, config.image_size, drop_path=config.drop_path))
+        return ParallelNetwork(Backbone(config.auxiliary, config.image_size, drop_path_rate=config.drop_path_rate))
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)
@@ -84,18 +87,18 @@ def build_auxiliary(config: PairConfig, base: Backbone, seed: int) -> Auxiliary 
     return CombinedHead(heads) if len(heads) > 1 else heads[config.families[0]]
 
 
-def build_head(config: PairConfig, family: str, base: Backbone) -> AuxiliaryHead:
+def build_head(config: TwoBranchConfig, family: str, base: Backbone) -> AuxiliaryHead:
     """An auxiliary head of a family, as the configuration describes it."""
     return AuxiliaryHead(
         BLOCKS[family],
         base.width,
         config.auxiliary_depth,
         base.grid,
-        first_shortcut=config.auxiliary_shortcut,
-        inner_width=config.auxiliary_width,
+        first_shortcut=config.auxiliary_first_shortcut,
+        inner_width=config.auxiliary_hidden_size,
         rates=base.rates,
         init=config.auxiliary_init,
-        parts=config.auxiliary_parts,
+        sublayers=config.auxiliary_sublayers,
     )
 
 

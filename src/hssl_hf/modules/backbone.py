@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hssl_hf.modules.position_embeddings import fixed_positions, resample_positions
-from hssl_hf.modules.residual_branch import make_frugal
+from hssl_hf.modules.position_embeddings import interpolate_position_embedding, sincos_position_embedding
+from hssl_hf.modules.residual_branch import use_checkpointed_blocks
 from hssl_hf.modules.tokens import Tokens
 
 
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
         name: any name that `timm.create_model` knows.
         image_size: side of the global views in pixels; other sizes pass too wherever the architecture allows them.
         kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, ...).
-        drop_path: stochastic depth at the end of the whole network, base and auxiliary head together.
+        drop_path_rate: stochastic depth at the end of the whole network, base and auxiliary head together.
         following_blocks: blocks of the auxiliary head, which share the linear rise of the drop path with the base.
         mask_token: whether patches can be masked (vision transformers only).
     Raises:
@@ -39,12 +39,12 @@ class Backbone(nn.Module):
         name: str,
         image_size: int,
         kwargs: dict | None = None,
-        drop_path: float = 0.0,
+        drop_path_rate: float = 0.0,
         following_blocks: int = 0,
         mask_token: bool = False,
     ):
         super().__init__()
-        self.model = create_timm_model(name, image_size, kwargs or {}, drop_path)
+        self.model = create_timm_model(name, image_size, kwargs or {}, drop_path_rate)
         self.width = self.model.num_features
         self.is_transformer = is_plain_vit(self.model)
         self.stride = self.model.feature_info[-1]["reduction"]
@@ -52,33 +52,35 @@ class Backbone(nn.Module):
         self.norm = nn.Identity()
         if isinstance(getattr(self.model, "norm", None), nn.Module):
             self.norm, self.model.norm = self.model.norm, nn.Identity()
-        self.rates = share_drop_path(self.model, drop_path, following_blocks)
-        make_frugal(self.model)
+        self.rates = share_drop_path(self.model, drop_path_rate, following_blocks)
+        use_checkpointed_blocks(self.model)
         self.mask_token = None
         if mask_token:
             if not self.is_transformer:
                 raise ValueError(
-                    f"masks need a vision transformer with a class token as backbone, got {name!r}; choose the objective "
-                    "'dino' or 'moco_v3' for it"
+                    f"masking patches needs a vision transformer with a class token, got {name!r}; choose the objective 'dino' "
+                    "or 'moco_v3' for this backbone"
                 )
             self.mask_token = nn.Parameter(torch.zeros(1, self.width))
 
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> tuple[Tokens, Tensor]:
+    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> tuple[Tokens, Tensor]:
         """
         Args:
-            pixels: (B, 3, H, W) normalised images.
-            masks: (B, h, w) bool, True = replaced by the mask token.
+            pixels: (B, 3, H, W) normalized images.
+            bool_masked_pos: (B, h, w) bool, True = replaced by the mask token.
         Returns:
-            normalised tokens with cls (B, C) and patches (B, h, w, C), and the patches before the final norm.
+            normalized tokens with cls (B, C) and patches (B, h, w, C), and the patches before the final norm.
         Raises:
-            ValueError: for masks without a mask token, or a size that patches do not divide.
+            ValueError: if patches are masked without a mask token, or the image size is no multiple of the patch size.
         """
         if self.is_transformer:
-            patches = self.embed(self.cut(pixels))
-            if masks is not None:
+            patches = self.embed(self.patchify(pixels))
+            if bool_masked_pos is not None:
                 if self.mask_token is None:
-                    raise ValueError("got masks, but this backbone was built without a mask token (patch_supervision is empty)")
-                patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
+                    raise ValueError(
+                        "expected no bool_masked_pos, since this backbone has no mask token (patch_supervision is [])"
+                    )
+                patches = torch.where(bool_masked_pos[..., None], self.mask_token.to(patches.dtype), patches)
             grid = patches.shape[1:3]
             hidden = self.run_blocks((patches + self.positions(grid)).flatten(1, 2))
             tokens = self.norm(hidden)
@@ -88,22 +90,23 @@ class Backbone(nn.Module):
         cls = self.model.forward_head(normed, pre_logits=True)
         return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
 
-    def visible(self, pixels: Tensor, kept: Tensor) -> tuple[Tokens, Tensor]:
-        """Encode some of the patches only; nothing at all is computed for the others.
+    def encode_visible(self, pixels: Tensor, visible_indices: Tensor) -> tuple[Tokens, Tensor]:
+        """Encode the visible patches only; nothing is computed for the others.
 
         Args:
-            pixels: (B, 3, H, W) normalised images.
-            kept: (B, K) row-major positions of the patches to encode.
+            pixels: (B, 3, H, W) normalized images.
+            visible_indices: (B, K) row-major positions of the patches to encode.
         Returns:
-            normalised tokens with cls (B, C) and patches (B, K, C), in the order of `kept`, and the patches before the norm.
+            normalized tokens with cls (B, C) and patches (B, K, C), in the order of `visible_indices`, and the patches before
+            the final norm.
         """
-        pieces = self.cut(pixels)
-        patches = self.embed(take(pieces.flatten(1, 2), kept))
-        hidden = self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[kept])
+        pieces = self.patchify(pixels)
+        patches = self.embed(take(pieces.flatten(1, 2), visible_indices))
+        hidden = self.run_blocks(patches + self.positions(pieces.shape[1:3]).flatten(0, 1)[visible_indices])
         tokens = self.norm(hidden)
         return Tokens(tokens[:, 0], tokens[:, 1:]), hidden[:, 1:]
 
-    def cut(self, pixels: Tensor) -> Tensor:
+    def patchify(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w, 3 * p * q) pixels of every patch."""
         self.check_size(*pixels.shape[-2:])
         height, width = self.model.patch_embed.patch_size
@@ -124,16 +127,16 @@ class Backbone(nn.Module):
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """(h, w, C) positions of the patches of a grid."""
         own = self.model.patch_embed.grid_size
-        return resample_positions(self.model.pos_embed[0, 1:].unflatten(0, own), tuple(grid))
+        return interpolate_position_embedding(self.model.pos_embed[0, 1:].unflatten(0, own), tuple(grid))
 
-    def fix_positions(self) -> None:
-        """Sines and cosines as positions of the patches, none for the class token (vision transformers)."""
+    def use_sincos_position_embedding(self) -> None:
+        """Fixed sine-cosine position embeddings for the patches, zeros for the class token (vision transformers)."""
         with torch.no_grad():
             self.model.pos_embed.zero_()
-            self.model.pos_embed[0, 1:] = fixed_positions(self.grid, self.width).flatten(0, 1)
+            self.model.pos_embed[0, 1:] = sincos_position_embedding(self.grid, self.width).flatten(0, 1)
 
-    def hold_still(self, *, positions: bool, patch_embed: bool) -> None:
-        """Let no optimizer move the positions, or the patch embedding (vision transformers)."""
+    def freeze_parameters(self, *, positions: bool, patch_embed: bool) -> None:
+        """Exclude the position embeddings or the patch embedding from training (vision transformers)."""
         if self.is_transformer:
             self.model.pos_embed.requires_grad_(not positions)
             self.model.patch_embed.requires_grad_(not patch_embed)
@@ -163,7 +166,7 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def run_blocks(blocks: Iterable[nn.Module], hidden: Tensor, checkpointing: bool) -> Tensor:
-    """Blocks one after the other; with checkpointing their activations are worked out again in the backward pass."""
+    """Apply blocks in turn; with checkpointing their activations are recomputed in the backward pass."""
     for block in blocks:
         recompute = checkpointing and torch.is_grad_enabled()
         hidden = checkpoint(block, hidden, use_reentrant=False) if recompute else block(hidden)
@@ -181,7 +184,7 @@ def is_plain_vit(model: nn.Module) -> bool:
     )
 
 
-def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float) -> nn.Module:
+def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path_rate: float) -> nn.Module:
     """`timm.create_model` without classifier, at our image size, with errors that help."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -190,7 +193,7 @@ def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path: float
     if patch and image_size % patch:
         raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
     try:
-        return timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **timm_arguments(name, image_size, kwargs))
+        return timm.create_model(name, num_classes=0, drop_path_rate=drop_path_rate, **timm_arguments(name, image_size, kwargs))
     except (AssertionError, TypeError, RuntimeError) as error:
         raise ValueError(f"timm cannot make {name!r} with backbone_kwargs={kwargs}: {error}") from error
 

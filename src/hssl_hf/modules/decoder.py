@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hssl_hf.modules.backbone import run_blocks
-from hssl_hf.modules.position_embeddings import fixed_positions, relative_positions
+from hssl_hf.modules.position_embeddings import relative_positions, sincos_position_embedding
 from hssl_hf.modules.projection_heads import TokenBatchNorm
 
 NORMS = {"batch": TokenBatchNorm, "layer": partial(nn.LayerNorm, eps=1e-6)}
@@ -37,29 +37,39 @@ class Projector(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transformer blocks that read the seen patches and answer for positions.
+    """Transformer blocks that read the visible patches and predict the patches at other positions.
 
-    A question is the mask token plus a position. Without relative positions it is asked about a patch of the seen view itself,
-    by its fixed position, as in MAE; with them about a patch of another view, by where that lies in the frame of the seen one.
+    A mask query is the mask token plus a position embedding. Without relative positions it stands for a patch of the same view,
+    as in MAE; with them for a patch of another view, located relative to the visible one.
 
     Args:
         grid: (h, w) patches of a view.
         width: channels C, divisible by 4.
         depth, heads, norm: of the blocks.
         output: channels of a prediction.
-        relative: relative positions.
-        asks: whether there are questions at all; without them the class token is predicted.
-        final_norm: a layer norm in front of the prediction.
+        relative: use relative positions.
+        predict_positions: use mask queries; without them the class token is predicted.
+        final_norm: a layer norm before the prediction.
     Source: SiameseIM, equations 1-3; MAE, arXiv 2111.06377.
     """
 
     def __init__(
-        self, grid, width: int, depth: int, heads: int, norm: str, output: int, *, relative: bool, asks: bool, final_norm: bool
+        self,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        norm: str,
+        output: int,
+        *,
+        relative: bool,
+        predict_positions: bool,
+        final_norm: bool,
     ):
         super().__init__()
         self.grid, self.width = tuple(grid), width
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if asks else None
-        self.position_projection = nn.Linear(2 * width, width) if asks and relative else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if predict_positions else None
+        self.position_projection = nn.Linear(2 * width, width) if predict_positions and relative else None
         self.blocks = make_blocks(width, depth, heads, norm)
         self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
         self.prediction = nn.Linear(width, output)
@@ -68,37 +78,44 @@ class Decoder(nn.Module):
         self.grad_checkpointing = False
 
     def init_non_persistent_buffers(self) -> None:
-        self.positions = fixed_positions(self.grid, self.width).flatten(0, 1).to(self.positions.device)
+        self.positions = sincos_position_embedding(self.grid, self.width).flatten(0, 1).to(self.positions.device)
 
-    def forward(self, tokens: Tensor, kept: Tensor, hidden: Tensor | None = None, geometry: Tensor | None = None) -> Tensor:
-        """Answers (B, Q or h * w, output) to the questions of `hidden`; (B, 1, output) where nothing is asked."""
-        return self.prediction(self.hidden(tokens, kept, hidden, geometry))
+    def forward(self, tokens: Tensor, visible_indices: Tensor, masked_indices=None, geometry=None) -> Tensor:
+        """Predictions (B, Q or h * w, output), or (B, 1, output) without mask queries; arguments as in `hidden_states`."""
+        return self.prediction(self.hidden_states(tokens, visible_indices, masked_indices, geometry))
 
-    def hidden(self, tokens: Tensor, kept: Tensor, hidden: Tensor | None = None, geometry: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        visible_indices: Tensor,
+        masked_indices: Tensor | None = None,
+        geometry: Tensor | None = None,
+    ) -> Tensor:
         """The last hidden states, of which predictions are a linear map.
 
         Args:
             tokens: (B, 1 + K, C), class token first.
-            kept: (B, K) positions of the seen patches.
-            hidden: (B, Q) positions asked about without relative positions.
-            geometry: (B, 4) of `relative_geometry`, to ask about all h * w patches of the other view.
+            visible_indices: (B, K) positions of the visible patches.
+            masked_indices: (B, Q) positions to predict, without relative positions.
+            geometry: (B, 4) of `relative_geometry`, to predict all h * w patches of the other view.
         Returns:
-            (B, Q or h * w, C); (B, 1, C) where nothing is asked.
+            (B, Q or h * w, C); (B, 1, C) without mask queries.
         """
-        stream = torch.cat([tokens[:, :1], tokens[:, 1:] + self.positions[kept]], dim=1)
-        answers = slice(0, 1)
+        stream = torch.cat([tokens[:, :1], tokens[:, 1:] + self.positions[visible_indices]], dim=1)
+        predicted = slice(0, 1)
         if self.mask_token is not None:
-            where = self.positions[hidden] if geometry is None else self.project(geometry)
+            where = self.positions[masked_indices] if geometry is None else self.project_positions(geometry)
             stream = torch.cat([stream, (self.mask_token + where).to(stream.dtype)], dim=1)
-            answers = slice(-where.shape[1], None)
+            predicted = slice(-where.shape[1], None)
         stream = run_blocks(self.blocks[:-1], stream, self.grad_checkpointing)
-        return self.norm(_last_block(self.blocks[-1], stream, answers))
+        return self.norm(_last_block(self.blocks[-1], stream, predicted))
 
-    def project(self, geometry: Tensor) -> Tensor:
-        """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one part at a time."""
-        parts = relative_positions(geometry, self.grid, self.width)
-        weights = self.position_projection.weight.split([part.shape[-1] for part in parts], dim=1)
-        rows, columns, scale = (nn.functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True))
+    def project_positions(self, geometry: Tensor) -> Tensor:
+        """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one component at a time."""
+        components = relative_positions(geometry, self.grid, self.width)
+        weights = self.position_projection.weight.split([component.shape[-1] for component in components], dim=1)
+        projected = (nn.functional.linear(component, w) for component, w in zip(components, weights, strict=True))
+        rows, columns, scale = projected
         scale = scale + self.position_projection.bias
         return (rows[:, :, None] + columns[:, None] + scale[:, None, None]).flatten(1, 2)
 
@@ -107,14 +124,17 @@ def make_blocks(width: int, depth: int, heads: int, norm: str) -> nn.ModuleList:
     """Pre-norm transformer blocks with the given norm.
 
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the number of heads does not divide the width.
     """
     if width % heads:
-        raise ValueError(f"{heads} attention heads do not divide a width of {width}; set decoder_heads")
+        raise ValueError(
+            f"expected decoder_num_attention_heads to divide the width {width} of the decoder, got {heads}; "
+            "set decoder_num_attention_heads or decoder_hidden_size"
+        )
     return nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=NORMS[norm]) for _ in range(depth))
 
 
-def _last_block(block: nn.Module, stream: Tensor, wanted: slice) -> Tensor:
-    """The block for the wanted tokens only. Its second norm still runs over all, since batch statistics are of all tokens."""
+def _last_block(block: nn.Module, stream: Tensor, predicted: slice) -> Tensor:
+    """The block, of the predicted tokens only; its second norm runs over all tokens, since batch statistics are of all."""
     stream = stream + block.attn(block.norm1(stream))
-    return stream[:, wanted] + block.mlp(block.norm2(stream)[:, wanted])
+    return stream[:, predicted] + block.mlp(block.norm2(stream)[:, predicted])

@@ -30,7 +30,7 @@ def copy_to_teacher(student: nn.Module, teacher: nn.Module) -> None:
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, in the teacher's precision.
 
-    Buffers are left alone: a batch-normalised teacher normalises with the statistics of its own batches.
+    Buffers are left alone: a batch-normalized teacher normalizes with the statistics of its own batches.
 
     Args:
         momentum: in [0, 1]; 1 leaves the teacher unchanged.

@@ -7,7 +7,7 @@ from torch import Tensor
 LOG_SCALE_FACTOR = 10.0
 
 
-def resample_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+def interpolate_position_embedding(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resample a learned position table to another grid, bicubically and without antialiasing.
 
     This is the rule of `transformers.ViTModel(interpolate_pos_encoding=True)`, so that an exported backbone gives the same
@@ -34,7 +34,7 @@ def sinusoid(values: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
-def fixed_positions(grid: tuple[int, int], width: int) -> Tensor:
+def sincos_position_embedding(grid: tuple[int, int], width: int) -> Tensor:
     """Fixed positions of the patches of a grid, rows before columns.
 
     Args:
@@ -74,12 +74,12 @@ def relative_geometry(seen: Tensor, asked: Tensor) -> Tensor:
 
 
 def relative_coordinates(geometry: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Centres of the patches of the asked view, in patches of the seen one: (..., 4) -> rows (..., h), columns (..., w).
+    """Centers of the patches of the asked view, in patches of the seen one: (..., 4) -> rows (..., h), columns (..., w).
 
-    0 is the centre of the seen view's first patch. Both views have the same grid.
+    0 is the center of the seen view's first patch. Both views have the same grid.
 
     Source: SiameseIM, equation 2.
-    Differs: the paper maps the corners of patches, the released code their centres.
+    Differs: the paper maps the corners of patches, the released code their centers.
     """
     coordinates = []
     for axis, side in enumerate(grid):

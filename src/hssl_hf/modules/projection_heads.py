@@ -10,7 +10,7 @@ from torch.distributed._functional_collectives import all_reduce
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm over all leading positions of (N, C) or (N, C, h, w), with statistics over all processes.
 
-    Unlike `torch.nn.SyncBatchNorm` it runs on every device. In training a teacher normalises with its own batch too.
+    Unlike `torch.nn.SyncBatchNorm` it runs on every device. In training a teacher normalizes with its own batch too.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
@@ -51,8 +51,8 @@ class TokenBatchNorm(nn.Module):
         return self.bn(tokens.flatten(0, -2)).view_as(tokens)
 
 
-class Projection(nn.Sequential):
-    """Three linear layers with GELU between, from C to the bottleneck, normalised to length 1.
+class DINOProjectionHead(nn.Sequential):
+    """Three linear layers with GELU between, from C to the bottleneck, normalized to length 1.
 
     Source: DINO, arXiv 2104.14294, section 3.1; iBOT; HSSL.
     """
@@ -76,22 +76,22 @@ class Prototypes(nn.Module):
     Args:
         bottleneck: width of the projections.
         count: number of prototypes K.
-        learned_length: learn a length for each (`norm_last_layer false` in DINO and iBOT).
+        norm_last_layer: keep every length at 1; otherwise lengths are learned.
     """
 
-    def __init__(self, bottleneck: int, count: int, learned_length: bool = False):
+    def __init__(self, bottleneck: int, count: int, norm_last_layer: bool = True):
         super().__init__()
-        self.directions = nn.Parameter(torch.empty(count, bottleneck))
-        nn.init.trunc_normal_(self.directions, std=0.02)
-        self.lengths = nn.Parameter(torch.ones(count, 1)) if learned_length else None
+        self.weight_v = nn.Parameter(torch.empty(count, bottleneck))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+        self.weight_g = nn.Parameter(torch.ones(count, 1)) if not norm_last_layer else None
 
     def forward(self) -> Tensor:
         """(K, bottleneck), to be worked out once per step."""
-        directions = F.normalize(self.directions, dim=-1)
-        return directions if self.lengths is None else directions * self.lengths
+        directions = F.normalize(self.weight_v, dim=-1)
+        return directions if self.weight_g is None else directions * self.weight_g
 
 
-def similarity(projected: Tensor, prototypes: Tensor) -> Tensor:
+def prototype_logits(projected: Tensor, prototypes: Tensor) -> Tensor:
     """(..., bottleneck) and (K, bottleneck) -> (..., K) fp32."""
     return F.linear(projected.to(prototypes.dtype), prototypes).float()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class FrugalBlock(Block):
+class CheckpointedBlock(Block):
     """timm's transformer block, with its weights and its result."""
 
     @classmethod
@@ -30,12 +30,12 @@ class FrugalBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        x = add_branch(x, self.attend, self.drop_path1)
-        return add_branch(x, self.mix, self.drop_path2)
+        x = residual_add(x, self.attend, self.drop_path1)
+        return residual_add(x, self.mix, self.drop_path2)
 
     def attend(self, x: Tensor) -> Tensor:
         attention = self.attn
-        qkv = recomputed(lambda x: attention.qkv(self.norm1(x)), x)
+        qkv = checkpointed(lambda x: attention.qkv(self.norm1(x)), x)
         q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = attention.q_norm(q), attention.k_norm(k)
         if attention.fused_attn:
@@ -48,14 +48,14 @@ class FrugalBlock(Block):
         return mlp_branch(self.norm2, self.mlp, x)
 
 
-def make_frugal(blocks: nn.Module) -> None:
-    """Let every timm block for which that is possible compute as a `FrugalBlock`; weights and names stay."""
+def use_checkpointed_blocks(blocks: nn.Module) -> None:
+    """Let every timm block for which that is possible compute as a `CheckpointedBlock`; weights and names stay."""
     for block in blocks.modules():
-        if FrugalBlock.replaces(block):
-            block.__class__ = FrugalBlock
+        if CheckpointedBlock.replaces(block):
+            block.__class__ = CheckpointedBlock
 
 
-def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Module, pool: tuple[int, ...] = ()) -> Tensor:
+def residual_add(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Module, pool: tuple[int, ...] = ()) -> Tensor:
     """x + drop_path(branch(x)), without computing the samples that are dropped.
 
     Args:
@@ -82,10 +82,10 @@ def mlp_branch(norm: nn.Module, mlp: Mlp, x: Tensor, pool: tuple[int, ...] = ())
         hidden = mlp.act(hidden)
         return mlp.fc2(hidden.mean(pool) if pool else hidden)
 
-    return recomputed(leave, recomputed(lambda x: mlp.fc1(norm(x)), x))
+    return checkpointed(leave, checkpointed(lambda x: mlp.fc1(norm(x)), x))
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def checkpointed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which only x is kept for the backward pass.
 
     What a linear layer at the end of the function makes is not worked out again, for nobody reads it in the backward pass.

@@ -1,4 +1,4 @@
-"""What the methods share whose student encodes the visible patches alone: who is hidden, and how such a base starts."""
+"""Encoding visible patches only: which patches are masked, how the base is initialized, and dense maps of visible patches."""
 
 import torch
 from torch import Tensor, nn
@@ -6,28 +6,31 @@ from torch import Tensor, nn
 from hssl_hf.modules.backbone import Backbone
 
 
-def split(masks: Tensor, masked_indices: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, h, w) masks with one count of hidden patches -> their positions (B, Q), and those of the others (B, K).
+def split_patches(bool_masked_pos: Tensor, mask_indices: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions of masked and visible patches.
 
     Args:
-        masked_indices: (B * Q,) positions of the hidden patches in the flattened masks; saves waiting for the device.
+        bool_masked_pos: (B, h, w) bool, True = masked, with as many masked patches in every image.
+        mask_indices: (B * Q,) positions of the masked patches in the flattened mask; avoids waiting for the device.
+    Returns:
+        masked_indices (B, Q) and visible_indices (B, K).
     Raises:
-        ValueError: if images hide different numbers of patches.
+        ValueError: if images have different numbers of masked patches.
     """
-    masks = masks.flatten(1)
-    if masked_indices is None:
-        masked_indices = masks.flatten().nonzero().flatten()
-        counts = masks.sum(1)
+    mask = bool_masked_pos.flatten(1)
+    if mask_indices is None:
+        mask_indices = mask.flatten().nonzero().flatten()
+        counts = mask.sum(1)
         if (counts != counts[0]).any():
             raise ValueError(
-                f"every image must hide equally many patches, got {counts.tolist()}; use masks.shape=counted_block"
+                f"expected as many masked patches in every image, got {counts.tolist()}; use masks.shape=fixed_count_block"
             )
-    images, patches = masks.shape
-    if len(masked_indices) % images:
-        raise ValueError(f"{len(masked_indices)} hidden patches do not spread evenly over {images} images")
-    hidden = masked_indices.view(images, -1) % patches
-    kept = masks.int().argsort(dim=1, stable=True)[:, : patches - hidden.shape[1]]
-    return hidden, kept
+    images, patches = mask.shape
+    if len(mask_indices) % images:
+        raise ValueError(f"expected as many masked patches in each of {images} images, got {len(mask_indices)} altogether")
+    masked_indices = mask_indices.view(images, -1) % patches
+    visible_indices = mask.int().argsort(dim=1, stable=True)[:, : patches - masked_indices.shape[1]]
+    return masked_indices, visible_indices
 
 
 def require_transformer(base: Backbone, name: str) -> None:
@@ -37,10 +40,10 @@ def require_transformer(base: Backbone, name: str) -> None:
 
 
 def prepare_base(base: Backbone) -> None:
-    """Fixed positions and initial values of a vision transformer that has just been built."""
+    """Initialize a vision transformer that encodes visible patches, with fixed position embeddings."""
     base.model.apply(init_weights)
     nn.init.normal_(base.model.cls_token, std=0.02)
-    base.fix_positions()
+    base.use_sincos_position_embedding()
     projection = base.model.patch_embed.proj
     projection.reset_parameters()
     nn.init.xavier_uniform_(projection.weight.view(base.width, -1))
@@ -57,18 +60,18 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def fill(visible: Tensor, kept: Tensor, grid: tuple[int, int], filler: Tensor) -> Tensor:
+def scatter_visible(visible: Tensor, visible_indices: Tensor, grid: tuple[int, int], filler: Tensor) -> Tensor:
     """A dense map from the visible patches.
 
     Args:
         visible: (B, K, C) features of the visible patches.
-        kept: (B, K) their positions.
+        visible_indices: (B, K) their positions.
         grid: (h, w).
-        filler: (1, C), what stands at all other positions.
+        filler: (1, C), put at all masked positions.
     Returns:
         (B, h, w, C).
     """
     images, _, width = visible.shape
     dense = filler.to(visible.dtype).expand(images, grid[0] * grid[1], width)
-    dense = torch.scatter(dense, 1, kept[..., None].expand(-1, -1, width), visible)
+    dense = torch.scatter(dense, 1, visible_indices[..., None].expand(-1, -1, width), visible)
     return dense.unflatten(1, tuple(grid))

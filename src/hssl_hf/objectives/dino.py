@@ -1,20 +1,28 @@
-"""DINO: cross-entropy between what teacher and student say of different views of an image (arXiv 2104.14294)."""
+"""DINO: cross-entropy between the outputs of teacher and student for different views of an image (arXiv 2104.14294)."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from hssl_hf.modules.projection_heads import Projection, Prototypes, similarity
-from hssl_hf.modules.tokens import Branches
+from hssl_hf.modules.projection_heads import DINOProjectionHead, Prototypes, prototype_logits
 from hssl_hf.objectives.discrepancy import discrepancy
-from hssl_hf.objectives.supervision import Center, ObjectiveOutput, combine, learners, projected_widths, teachers
+from hssl_hf.objectives.supervision import (
+    Center,
+    ObjectiveInputs,
+    ObjectiveOutput,
+    combine,
+    learners,
+    projected_branches,
+    projected_widths,
+    teachers,
+)
 
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
-class DistillationHeads(nn.Module):
+class DINOHeads(nn.Module):
     """A projection for every branch that learns (or one for all), and prototypes that all branches and levels share.
 
     Source: released HSSL code: two projections, one shared layer of prototypes (Table 16).
@@ -24,10 +32,10 @@ class DistillationHeads(nn.Module):
         super().__init__()
         widths = projected_widths(widths, config)
         self.shared = config.shared_projection
-        self.prototypes = Prototypes(config.projection_size, config.num_prototypes, config.learned_prototype_length)
+        self.prototypes = Prototypes(config.projection_size, config.num_prototypes, config.norm_last_layer)
         self.projections = nn.ModuleDict()
         for name, width in widths.items():
-            self.projections[name] = Projection(width, config.projection_hidden, config.projection_size)
+            self.projections[name] = DINOProjectionHead(width, config.projection_hidden_size, config.projection_size)
 
     def project(self, branch: str, tokens: Tensor) -> Tensor:
         """(..., C) of a branch -> (..., bottleneck), length 1."""
@@ -38,11 +46,11 @@ class DistillationHeads(nn.Module):
 
 
 class DINO(nn.Module):
-    """Every learner predicts, from each of its views, what its teacher says of the other views."""
+    """Every learner predicts, from each of its views, its teacher's output for the other views."""
 
-    in_batch = False  # no term couples the images of a batch, so gradients may accumulate
+    in_batch_negatives = False  # no term couples the images of a batch, so gradients may accumulate
     num_views = None
-    takes_locals = True
+    supports_local_views = True
 
     def __init__(self, config: "HSSLConfig"):
         super().__init__()
@@ -56,95 +64,80 @@ class DINO(nn.Module):
 
     def make_heads(self, widths: dict[str, int]) -> nn.Module:
         """Heads for branches of these widths."""
-        return DistillationHeads(widths, self.config)
+        return DINOHeads(widths, self.config)
 
-    def drop_student_parts(self, heads: nn.Module) -> None:
+    def remove_student_only_modules(self, heads: nn.Module) -> None:
         """Remove what only a student has from the teacher's copy of the heads: nothing here."""
 
-    def forward(
-        self,
-        student: Branches,
-        local: Branches | None,
-        teacher: Branches,
-        heads: nn.Module,
-        teacher_heads: nn.Module,
-        *,
-        masks: Tensor | None = None,
-        masked_indices: Tensor | None = None,
-        temperature: float,
-        prototypes: tuple[Tensor, Tensor] | None = None,
-    ) -> ObjectiveOutput:
-        """
-        Args:
-            student: cls (V, B, C) of the global views.
-            local: cls (L, B, C) of the local views, or None.
-            teacher: cls (V, B, C) of the global views, without gradient.
-            heads, teacher_heads: from `make_heads`.
-            masks, masked_indices: unused here.
-            temperature: tau_t of the teacher.
-            prototypes: of student and teacher, where they have been worked out already (`prototypes_of`).
-        """
-        prototypes = prototypes or prototypes_of(heads, teacher_heads)
-        return self._compare_cls(student, local, teacher, heads, teacher_heads, *prototypes, temperature)
+    def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
+        """The image level, from class tokens alone."""
+        return self._compare_cls(inputs, *(inputs.prototypes or prototypes_of(inputs.student_heads, inputs.teacher_heads)))
 
-    def _compare_cls(self, student, local, teacher, heads, teacher_heads, prototypes, teacher_prototypes, temperature):
-        """The image level."""
-        targets, output = self._targets(teacher, teacher_heads, teacher_prototypes, temperature)
-        logits = {name: self._student_logits(name, student, local, heads, prototypes) for name in learners(self.cls_arrows)}
-        terms = {
-            f"cls_{teacher_name}_to_{learner}": cross_view_loss(targets[teacher_name], logits[learner])
-            for teacher_name, learner in self.cls_arrows
+    def _compare_cls(self, inputs: ObjectiveInputs, prototypes: Tensor, teacher_prototypes: Tensor) -> ObjectiveOutput:
+        teacher_logits = self._teacher_logits(inputs, teacher_prototypes)
+        targets = self._targets(teacher_logits, inputs.teacher_temperature)
+        logits = {name: self._student_logits(name, inputs, prototypes) for name in learners(self.cls_arrows)}
+        losses = {
+            f"cls_{teacher}_to_{learner}": cross_view_loss(targets[teacher], logits[learner])
+            for teacher, learner in self.cls_arrows
         }
-        output.loss = combine(terms, self.config.reduction)
-        output.parts = {**terms, **output.parts, **self._watched(targets, logits)}
+        output = ObjectiveOutput(combine(losses, self.config.reduction), losses, self._metrics(targets, logits))
+        if len(teacher_logits) == 2:
+            output.discrepancy, output.metrics["discrepancy_raw"] = _discrepancies(teacher_logits, inputs.teacher_temperature)
         return output
 
-    def _student_logits(self, name: str, student: Branches, local: Branches | None, heads, prototypes: Tensor) -> Tensor:
+    def _student_logits(self, name: str, inputs: ObjectiveInputs, prototypes: Tensor) -> Tensor:
         """Logits (V + L, B, K) over tau_s of all views."""
-        cls = getattr(student, name).cls
-        if local is not None:
-            cls = torch.cat([cls, getattr(local, name).cls])
-        return similarity(heads.project(name, cls), prototypes) / self.config.student_temperature
+        cls = getattr(inputs.student, name).cls
+        if inputs.local is not None:
+            cls = torch.cat([cls, getattr(inputs.local, name).cls])
+        return prototype_logits(inputs.student_heads.project(name, cls), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
-    def _watched(self, targets: dict[str, Tensor], logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        """How sure the learners are, and how often they give their teacher's first answer for another view."""
-        views = len(next(iter(targets.values())))  # the global ones are enough
-        logits = {name: value[:views] for name, value in logits.items()}
-        watched = {f"student_entropy_{name}": entropies(value.softmax(-1)).mean() for name, value in logits.items()}
-        for teacher, learner in self.cls_arrows:
-            agree = logits[learner].argmax(-1) == targets[teacher].argmax(-1).roll(1, 0)
-            watched[f"agreement_{teacher}_to_{learner}"] = agree.float().mean()
-        return watched
+    def _teacher_logits(self, inputs: ObjectiveInputs, prototypes: Tensor) -> dict[str, Tensor]:
+        """Logits (V, B, K) of the class tokens of every branch that has a projection."""
+        teacher, heads = inputs.teacher, inputs.teacher_heads
+        names = projected_branches(teacher, heads)
+        return {name: prototype_logits(heads.project(name, getattr(teacher, name).cls), prototypes) for name in names}
 
     @torch.no_grad()
-    def _targets(
-        self, teacher: Branches, heads, prototypes: Tensor, temperature: float
-    ) -> tuple[dict[str, Tensor], ObjectiveOutput]:
-        """Targets (V, B, K) of every teaching branch; collects the centres and measures the discrepancy."""
-        measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and heads.has(n)]
-        logits = {name: similarity(heads.project(name, getattr(teacher, name).cls), prototypes) for name in measured}
+    def _targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Centered and sharpened targets (V, B, K) of every teaching branch; collects the centers."""
         targets = {}
         for name in teachers(self.cls_arrows):
             center = self.cls_centers[name]
             targets[name] = torch.softmax((logits[name] - center.value) / temperature, dim=-1)
             center.collect(logits[name].mean((0, 1)))
-        output = ObjectiveOutput(loss=None)
+        return targets
+
+    @torch.no_grad()
+    def _metrics(self, targets: dict[str, Tensor], logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Entropies, spread of the teacher's outputs, and how often a learner agrees with its teacher on another view."""
+        metrics = {}
         for name, target in targets.items():
-            centre, entropy = target.mean((0, 1)), entropies(target).mean()
-            output.parts[f"teacher_entropy_{name}"] = entropy
-            output.parts[f"teacher_spread_{name}"] = entropies(centre) - entropy
-        if len(measured) == 2:
-            flat = [value.flatten(0, 1) for value in logits.values()]
-            output.discrepancy = discrepancy(*(value - value.mean(0) for value in flat), temperature)
-            output.parts["discrepancy_raw"] = discrepancy(*flat)
-        return targets, output
+            entropy = entropies(target).mean()
+            metrics[f"teacher_entropy_{name}"] = entropy
+            metrics[f"teacher_spread_{name}"] = entropies(target.mean((0, 1))) - entropy
+        views = len(next(iter(targets.values())))  # the global ones are enough
+        logits = {name: value[:views] for name, value in logits.items()}
+        metrics |= {f"student_entropy_{name}": entropies(value.softmax(-1)).mean() for name, value in logits.items()}
+        for teacher, learner in self.cls_arrows:
+            agree = logits[learner].argmax(-1) == targets[teacher].argmax(-1).roll(1, 0)
+            metrics[f"agreement_{teacher}_to_{learner}"] = agree.float().mean()
+        return metrics
 
     def update(self) -> None:
         """Once per optimizer step."""
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
+
+
+@torch.no_grad()
+def _discrepancies(logits: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """Discrepancy of two branches at the teacher's temperature on centered logits, and on the logits as they are."""
+    flat = [value.flatten(0, 1) for value in logits.values()]
+    return discrepancy(*(value - value.mean(0) for value in flat), temperature), discrepancy(*flat)
 
 
 def prototypes_of(heads: nn.Module, teacher_heads: nn.Module) -> tuple[Tensor, Tensor]:
@@ -162,7 +155,7 @@ def entropies(probabilities: Tensor) -> Tensor:
 def cross_view_loss(targets: Tensor, logits: Tensor) -> Tensor:
     """Mean over images and over all pairs of different views of the cross-entropy of logits against targets.
 
-    The targets of the other views are added up before the logits are touched, so that every view is normalised once.
+    The targets of the other views are summed first, so that the logits of every view are normalized once.
 
     Args:
         targets: (V, B, K) probabilities.

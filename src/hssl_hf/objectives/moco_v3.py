@@ -8,9 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hssl_hf.modules.projection_heads import contrastive_predictor, contrastive_projector
-from hssl_hf.modules.tokens import Branches
 from hssl_hf.objectives.discrepancy import discrepancy
-from hssl_hf.objectives.supervision import ObjectiveOutput, combine, learners, projected_widths, teachers
+from hssl_hf.objectives.supervision import (
+    ObjectiveInputs,
+    ObjectiveOutput,
+    combine,
+    learners,
+    projected_branches,
+    projected_widths,
+    teachers,
+)
 
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_hssl import HSSLConfig
@@ -24,8 +31,8 @@ class ContrastiveHeads(nn.Module):
         self.shared = config.shared_projection
         self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
         for name, width in projected_widths(widths, config).items():
-            self.projectors[name] = contrastive_projector(width, config.projection_hidden, config.projection_size)
-            self.predictors[name] = contrastive_predictor(config.projection_size, config.projection_hidden)
+            self.projectors[name] = contrastive_projector(width, config.projection_hidden_size, config.projection_size)
+            self.predictors[name] = contrastive_predictor(config.projection_size, config.projection_hidden_size)
 
     def project(self, branch: str, cls: Tensor) -> Tensor:
         return self.projectors["shared" if self.shared else branch](cls)
@@ -40,7 +47,7 @@ class ContrastiveHeads(nn.Module):
 class MoCoV3(nn.Module):
     """Every learner's query of one view is to find its teacher's key of the other view among keys of other images.
 
-    Those are the other keys of the batch, of all processes, or with `contrastive_queue` the keys of earlier batches.
+    Those are the other keys of the batch, of all processes, or with `queue_size` the keys of earlier batches.
 
     Source: MoCo v3, algorithm 1; MoCo, arXiv 1911.05722, section 3.1, for the queue; with an auxiliary head: HSSL, equation 11.
     Differs: HSSL writes the loss with a queue and names MoCo v3, which has none; both forms have the heads of MoCo v3 here, and
@@ -48,61 +55,48 @@ class MoCoV3(nn.Module):
     """
 
     num_views = 2
-    takes_locals = False
+    supports_local_views = False
 
     def __init__(self, config: "HSSLConfig"):
         super().__init__()
         self.config = config
         self.arrows = config.cls_arrows
-        self.in_batch = not config.contrastive_queue  # a batch of negatives cannot be taken in parts
-        sizes = (config.contrastive_queue, config.projection_size)
-        self.queues = nn.ModuleDict({name: Queue(*sizes) for name in teachers(self.arrows)} if config.contrastive_queue else {})
+        self.in_batch_negatives = (
+            not config.queue_size
+        )  # a batch that holds its own negatives cannot be split into micro-batches
+        sizes = (config.queue_size, config.projection_size)
+        self.queues = nn.ModuleDict({name: Queue(*sizes) for name in teachers(self.arrows)} if config.queue_size else {})
 
     def make_heads(self, widths: dict[str, int]) -> nn.Module:
         """Heads for branches of these widths."""
         return ContrastiveHeads(widths, self.config)
 
-    def drop_student_parts(self, heads: nn.Module) -> None:
+    def remove_student_only_modules(self, heads: nn.Module) -> None:
         """Remove what only a student has from the teacher's copy of the heads: the predictors."""
         heads.predictors = nn.ModuleDict()
 
-    def forward(
-        self,
-        student: Branches,
-        local: None,
-        teacher: Branches,
-        heads,
-        teacher_heads,
-        *,
-        masks=None,
-        masked_indices=None,
-        temperature: float | None = None,
-    ) -> ObjectiveOutput:
-        """
-        Args:
-            student, teacher: cls (2, B, C).
-            local, masks, masked_indices, temperature: unused here.
-        """  # fmt: skip
+    def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
+        """Compare the class tokens (2, B, C) of two global views."""
+        heads, teacher_heads, teacher = inputs.student_heads, inputs.teacher_heads, inputs.teacher
         queries = {
-            name: [heads.predict(name, heads.project(name, view)) for view in getattr(student, name).cls]
+            name: [heads.predict(name, heads.project(name, view)) for view in getattr(inputs.student, name).cls]
             for name in learners(self.arrows)
         }
         with torch.no_grad():
-            measured = [n for n in ("base", "auxiliary") if getattr(teacher, n) is not None and teacher_heads.has(n)]
             keys = {
                 name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls]
-                for name in measured
+                for name in projected_branches(teacher, teacher_heads)
             }
-        terms = {}
+        losses = {}
         for name, learner in self.arrows:
             queue = self.queues[name] if self.queues else None
-            (first, second), (other, one) = queries[learner], keys[name]
-            terms[f"cls_{name}_to_{learner}"] = self._contrast(first, one, queue) + self._contrast(second, other, queue)
+            (query1, query2), (key1, key2) = queries[learner], keys[name]
+            losses[f"cls_{name}_to_{learner}"] = self._contrast(query1, key2, queue) + self._contrast(query2, key1, queue)
         for name, queue in self.queues.items():
             queue.collect(torch.cat(keys[name]))
-        output = ObjectiveOutput(combine(terms, self.config.reduction), terms)
-        if len(measured) == 2:
-            base, auxiliary = (torch.cat(keys[name]) for name in measured)
+        output = ObjectiveOutput(combine(losses, self.config.reduction), losses)
+        if len(keys) == 2:
+            base, auxiliary = (torch.cat(views) for views in keys.values())
             output.discrepancy = discrepancy(base, auxiliary, self.config.contrastive_temperature)
         return output
 
@@ -151,7 +145,7 @@ class Queue(nn.Module):
         self._waiting: list[Tensor] = []
 
     def collect(self, keys: Tensor) -> None:
-        """Take note of (n, size) keys of one batch."""
+        """Add (n, size) keys of one batch."""
         self._waiting.append(keys.detach())
 
     @torch.no_grad()

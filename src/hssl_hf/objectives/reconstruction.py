@@ -10,7 +10,7 @@ def pixel_targets(pixels: Tensor, patch: tuple[int, int], normalize: bool) -> Te
     """Images cut into patches.
 
     Args:
-        pixels: (B, 3, H, W) normalised images.
+        pixels: (B, 3, H, W) normalized images.
         patch: (p, q) height and width of a patch in pixels.
         normalize: mean 0 and variance 1 within every patch.
     Returns:

@@ -1,4 +1,4 @@
-"""What all objectives share: the arrows of supervision, the centre, and what an objective returns."""
+"""What all objectives share: who supervises whom, their inputs and outputs, and the center."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,21 +8,50 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hssl_hf.modules.tokens import Branches
+
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_hssl import HSSLConfig
+
+
+@dataclass(frozen=True)
+class ObjectiveInputs:
+    """What an objective compares; V global and L local views of B images.
+
+    Args:
+        student, teacher: tokens (V, B, ...) of the global views; the teacher's without gradient.
+        student_heads, teacher_heads: of `make_heads`.
+        local: the student's tokens (L, B, ...) of the local views, or None.
+        bool_masked_pos: (V, B, h, w) bool, True = masked in the student's input.
+        mask_indices: (M,) positions of the masked patches in the flattened mask, or None to compute them.
+        teacher_temperature: tau_t (dino, ibot).
+        prototypes: (K, bottleneck) of student and teacher where they have been computed already (`prototypes_of`).
+    """
+
+    student: Branches
+    teacher: Branches
+    student_heads: nn.Module
+    teacher_heads: nn.Module
+    local: Branches | None = None
+    bool_masked_pos: Tensor | None = None
+    mask_indices: Tensor | None = None
+    teacher_temperature: float | None = None
+    prototypes: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
 class ObjectiveOutput:
     """
     Args:
-        loss: scalar to minimise.
-        parts: its terms and what is worth watching, scalars by name.
-        discrepancy: scalar, between the teacher's two branches; None without auxiliary head.
+        loss: scalar to minimize.
+        losses: its terms, scalars by name.
+        metrics: monitored scalars by name, which are not part of the loss.
+        discrepancy: scalar, between the teacher's two branches; None without an auxiliary head.
     """
 
     loss: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
     discrepancy: Tensor | None = None
 
 
@@ -34,15 +63,20 @@ def learners(arrows: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({learner for _, learner in arrows})
 
 
-def projected_widths(widths: dict[str, int], config: "HSSLConfig") -> dict[str, int]:
-    """Channels that the projection of every learning branch reads, or of the one that all share.
+def projected_branches(teacher: Branches, heads: nn.Module) -> list[str]:
+    """Branches of the teacher that have a projection."""
+    return [name for name, tokens in teacher._asdict().items() if tokens is not None and heads.has(name)]
 
-    The base comes first, so that its values do not depend on whether there is a head.
+
+def projected_widths(widths: dict[str, int], config: "HSSLConfig") -> dict[str, int]:
+    """Input channels of the projection of every learning branch, or of the one that all share.
+
+    The base comes first, so that its initial values do not depend on whether there is a head.
 
     Args:
         widths: channels of the branches.
     Raises:
-        ValueError: if branches of different widths should share a projection.
+        ValueError: if branches of different widths are to share a projection.
     """
     if config.shared_projection:
         if len(set(widths.values())) > 1:
@@ -52,9 +86,9 @@ def projected_widths(widths: dict[str, int], config: "HSSLConfig") -> dict[str, 
     return {name: widths[name] for name in sorted(found, reverse=True)}
 
 
-def combine(terms: dict[str, Tensor], reduction: str) -> Tensor:
-    """Mean (as released) or sum (equations 1 and 2 of HSSL) of the terms of all arrows."""
-    stacked = torch.stack(list(terms.values()))
+def combine(losses: dict[str, Tensor], reduction: str) -> Tensor:
+    """Mean (as released) or sum (equations 1 and 2 of HSSL) of the losses of all arrows."""
+    stacked = torch.stack(list(losses.values()))
     return stacked.mean() if reduction == "mean" else stacked.sum()
 
 
@@ -73,7 +107,7 @@ class Center(nn.Module):
         self._mean, self._batches = None, 0
 
     def collect(self, mean: Tensor) -> None:
-        """Take note of the mean output (K,) of one batch."""
+        """Add the mean output (K,) of one batch."""
         mean = mean.detach().float()
         self._mean = mean if self._mean is None else self._mean + mean
         self._batches += 1

@@ -15,11 +15,11 @@ def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> Objec
 
     Args:
         prediction: (M, D), of the student.
-        target: (M, D) of the teacher, normalised to squared length D; they carry no gradient.
+        target: (M, D) of the teacher, normalized to squared length D; they carry no gradient.
         negative_weight: lambda.
     Returns:
-        loss, its parts `positive` and `negative` (already weighted), and `collapse`, the share of the targets' energy that is
-        common to all of them: near 0 while they differ, 1 if the teacher says the same of everything.
+        loss, its terms `positive` and `negative` (already weighted), and the metric `collapse`, the fraction of the targets'
+        energy that is common to all of them: near 0 while they differ, 1 if the teacher has collapsed.
     Source: SiameseIM, equation 4.
     Differs: the paper subtracts the squared distance (a misprint) and sums over the negatives; the released code adds it, takes
         means, and divides all by D.
@@ -34,18 +34,18 @@ def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> Objec
         covariance, mean = statistics[:-1], statistics[-1]
         positive = F.mse_loss(prediction, target)
         negative = negative_weight * ((prediction @ covariance) * prediction).sum(1).mean() / width
-    parts = {"positive": positive, "negative": negative, "collapse": mean.square().sum() / covariance.trace()}
-    return ObjectiveOutput(positive + negative, parts)
+    losses = {"positive": positive, "negative": negative}
+    return ObjectiveOutput(positive + negative, losses, {"collapse": mean.square().sum() / covariance.trace()})
 
 
 def normalize_targets(target: Tensor, rule: str) -> Tensor:
     """(..., D) -> (..., D) of squared length D.
 
     Args:
-        rule: "mae", mean 0 and variance 1 over the channels (layer norm without scale and shift, epsilon 1e-5), or "moco", the
+        rule: "layer_norm", mean 0 and variance 1 over the channels (without scale and shift, epsilon 1e-5), or "l2", the
             direction alone.
     Source: SiameseIM, section 3.2 and Table 3.
     """
-    if rule == "mae":
+    if rule == "layer_norm":
         return F.layer_norm(target.float(), target.shape[-1:])
     return F.normalize(target.float(), dim=-1) * target.shape[-1] ** 0.5

@@ -10,17 +10,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from hssl_hf.config.recipe import Recipe
-from hssl_hf.evaluation.encoder import load_encoder, pixels_encoder
+from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
 from hssl_hf.evaluation.probe import Probe
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
-from hssl_hf.publish.export import export_backbone, tell_again
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
+from hssl_hf.publish.export import export_backbone, update_card
 from hssl_hf.runs import manifest
-from hssl_hf.runs.metric_logger import Track, read_log
-from hssl_hf.runs.run_directory import RESULTS, processor_of, story_of
+from hssl_hf.runs.metric_logger import MetricLogger, read_log
+from hssl_hf.runs.run_directory import RESULTS, card_context, image_processor_for
 from hssl_hf.visualization.figures import draw_export
 
 
-class Outcome:
+class RunArtifacts:
     """Probes, manifest, export and pictures of a run; only the main process writes.
 
     Args:
@@ -31,10 +31,10 @@ class Outcome:
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, accelerator: Accelerator, track: Track, images_per_epoch: int, seconds: float
+        self, recipe: Recipe, folder: Path, accelerator: Accelerator, track: MetricLogger, images_per_epoch: int, seconds: float
     ):
         self.recipe, self.folder, self.track = recipe, folder, track
-        self.probe = Probe(recipe.probe, processor_of(recipe))
+        self.probe = Probe(recipe.probe, image_processor_for(recipe))
         self.before, self.started = seconds, perf_counter()
         self.manifest = manifest.begin(recipe, folder, accelerator, images_per_epoch)
 
@@ -43,21 +43,21 @@ class Outcome:
         """Wall time of the run so far, without what was lost between checkpoint and kill."""
         return self.before + perf_counter() - self.started
 
-    def measure(self, method: StudentTeacherModel | None, step: int) -> None:
+    def measure(self, method: StudentTeacherPreTrainedModel | None, step: int) -> None:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew.
 
         Args:
             method: with whole weights; None where there is no probe.
         """
         if method is not None:
-            encode = partial(_encode, method.network(self.recipe.run.export_network).base)
+            encode = partial(_encode, method.get_network(self.recipe.run.export_network).base)
             values = {"knn_top1": self.probe.knn(encode, f"k-NN at step {step}")["top1"]}
             if step == 0:
-                values["knn_top1_pixels"] = self.probe.knn(pixels_encoder, "k-NN of raw pixels")["top1"]
+                values["knn_top1_pixels"] = self.probe.knn(raw_pixel_encoder, "k-NN of raw pixels")["top1"]
             self.track.log(step, values)
         self.track.draw()
 
-    def finish(self, method: StudentTeacherModel, steps: int, corrupt: list[str]) -> list[str]:
+    def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str]) -> list[str]:
         """Export, evaluate, write manifest and pictures; returns the lines of the report."""
         log = [line for line in read_log(self.track.path) if "memory_gib" in line]
         self.manifest |= {
@@ -77,7 +77,7 @@ class Outcome:
         self.track.draw()
         if self.recipe.probe.path is not None:
             draw_export(export, self.probe.processor, *self.probe.splits(), self.folder, self.recipe.probe.features)
-        tell_again(export, story_of(self.folder, self.recipe))
+        update_card(export, card_context(self.folder, self.recipe))
         lines += ["", f"run     {self.folder}\ncurves  {self.track.curves}\nexport  {export}", "", "Load it anywhere:"]
         return [*lines, f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")']
 
@@ -96,7 +96,7 @@ class Outcome:
         for subject, value in found.items():
             self.probe.record("knn_top1", value, final["n"], self.probe.knn_settings(), subject, self.recipe.seed, results)
         probe = self.recipe.probe
-        lines = [f"k-NN top-1 on {final['n']} images ({probe.query_split}), neighbours from {probe.bank_split}:"]
+        lines = [f"k-NN top-1 on {final['n']} images ({probe.test_split}), neighbors from {probe.train_split}:"]
         return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
 
 

@@ -1,13 +1,13 @@
 """The doctor: does the training still learn something, and if not, why and what helps.
 
 Self-supervised losses fall when everything collapses, so other figures tell: how sure teacher and student are (entropy), how
-much the teacher's answers differ between images (KL to their centre), how many dimensions the features fill (RankMe), how often
+much the teacher's answers differ between images (KL to their center), how many dimensions the features fill (RankMe), how often
 student and teacher agree, and what share of the loss each term has.
 """
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from hssl_hf.errors import UserError
 from hssl_hf.runs.run_directory import ALARMS
 
+logger = logging.getLogger(__name__)
 PATIENCE = 3  # lines of the log in a row; ours: one odd batch is no illness
 RANK_IMAGES = 256
 
@@ -53,15 +54,27 @@ def rank_me(features: Tensor) -> float:
     return math.exp(-(shares * shares.clamp(min=1e-12).log()).sum().item())
 
 
-def largest_rank(features: Tensor) -> int:
+def add_diagnostics(values: dict[str, float], features: Tensor | None) -> int | None:
+    """Add RankMe and the fractions of the loss terms to a line of the log.
+
+    Args:
+        values: averages by name, to which they are added.
+        features: (N, C) of the teacher, or None.
+    Returns:
+        the largest value that RankMe could have; None without features.
+    """
+    values |= loss_fractions(values)
+    if features is None:
+        return None
+    values["rank_me"] = rank_me(features)
     return min(RANK_IMAGES, *features.shape)
 
 
-def shares(values: Mapping[str, float]) -> dict[str, float]:
+def loss_fractions(values: Mapping[str, float]) -> dict[str, float]:
     """The share of each term in the sum of the loss's terms; empty where there is only one."""
     terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
     total = sum(terms.values())
-    return {f"share_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
+    return {f"loss_fraction_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
 
 
 def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: int | None = None) -> list[Alarm]:
@@ -103,7 +116,7 @@ def _of_entropies(values: Mapping[str, float], most: float):
             yield Alarm(
                 "the student has learned nothing", f"its entropy is {entropy:.2f} of {most:.2f}, the loss is flat at ln K",
                 "The learning rate is too low for the batch, or the prototypes still stand still.",
-                "Raise optim.learning_rate_per_256, shorten optim.warmup_epochs or optim.freeze_prototypes_epochs.",
+                "Raise optim.base_learning_rate, shorten optim.warmup_epochs or optim.freeze_last_layer_epochs.",
             )  # fmt: skip
 
 
@@ -112,16 +125,16 @@ def _of_figures(values: Mapping[str, float], rank: int | None):
         yield Alarm(
             "the features fill few dimensions", f"RankMe is {values['rank_me']:.1f} of at most {rank}",
             "The network maps all images to a line or a plane.",
-            "Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs, or raise optim.batch_size.",
+            "Lower optim.base_learning_rate, lengthen optim.warmup_epochs, or raise optim.batch_size.",
         )  # fmt: skip
     for arrow, share in _family(values, "agreement_"):
         if share > 0.995:
             yield Alarm(
                 "the task is too easy", f"student and teacher agree on {100 * share:.1f} % of the images ({arrow})",
                 "Something gives an image away: weak augmentation, repeated images, or answers that are always the same.",
-                "Strengthen views.jitter, views.global_scale or views.global_blur, and look for duplicates in the data.",
+                "Strengthen views.jitter, views.global_crop_scale or views.global_crop_blur; remove duplicates from the data.",
             )  # fmt: skip
-    for term, share in _family(values, "share_"):
+    for term, share in _family(values, "loss_fraction_"):
         if share < 0.005:
             yield Alarm(
                 "a term does not count", f"{term} is {100 * share:.2f} % of the loss",
@@ -132,17 +145,17 @@ def _of_figures(values: Mapping[str, float], rank: int | None):
         yield Alarm(
             "the head says what the base says", f"the discrepancy is {values['discrepancy']:.1g} nats",
             "A head that describes images as the base does has nothing to teach it.",
-            "Set model.auxiliary_shortcut=false, another model.auxiliary, or model.auxiliary_init=xavier.",
+            "Set model.auxiliary_first_shortcut=false, another model.auxiliary, or model.auxiliary_init=xavier.",
         )  # fmt: skip
     if values.get("collapse", 0.0) > 0.98:
         yield Alarm(
             "the targets are all alike", f"{100 * values['collapse']:.1f} % of their energy is common to all",
             "The teacher has collapsed: nothing pushes its answers apart.",
-            "Raise model.negative_weight, lower optim.learning_rate_per_256, or lengthen optim.warmup_epochs.",
+            "Raise model.negative_weight, lower optim.base_learning_rate, or lengthen optim.warmup_epochs.",
         )  # fmt: skip
 
 
-class Doctor:
+class TrainingMonitor:
     """Examines every line of the log and raises each alarm once, in `alarms.jsonl` and on the screen.
 
     Args:
@@ -165,7 +178,7 @@ class Doctor:
         for alarm in raised:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")
-            print(f"\nalarm at step {step}: {alarm}", file=sys.stderr)
+            logger.warning("alarm at step %d: %s", step, alarm)
         return raised
 
 
@@ -192,6 +205,6 @@ def require_finite(values: dict[str, float], step: int, report: Path, checkpoint
 def advice(checkpoint: Path | None) -> str:
     """What to do when figures or gradients are not finite."""
     return (
-        f"The newest good checkpoint is {checkpoint}. Lower optim.learning_rate_per_256, lengthen optim.warmup_epochs or "
-        "tighten optim.clip."
+        f"The newest good checkpoint is {checkpoint}. Lower optim.base_learning_rate, lengthen optim.warmup_epochs or "
+        "tighten optim.max_grad_norm."
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -23,24 +24,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForPreTraining
 
-import hssl_hf.pretraining.artifacts  # noqa: F401 (a run has it loaded, so that the memory of libraries is that of a run)
+import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.data.augmentation import Augmentation
 from hssl_hf.data.loader import epoch_length
 from hssl_hf.data.views import collate
 from hssl_hf.engine.memory import GIB, held_in_turn, process_held_in_turn, total
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
-from hssl_hf.pretraining.training_schedule import Plan
-from hssl_hf.runs.manifest import FORECAST
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
+from hssl_hf.pretraining.training_schedule import TrainingSchedule
+from hssl_hf.runs.manifest import ESTIMATE
 
 CONTEXT = 0.75 * GIB  # of CUDA and its libraries; ours: what an idle process with PyTorch takes
 PHOTOGRAPH = (375, 500)
-FEWEST = 2  # images of a step; in-batch objectives compare them
+LIBRARIES = ("datasets", "evaluate", "matplotlib.figure", "transformers")  # which a run has loaded
+MIN_IMAGES = 2  # images of a step; in-batch objectives compare them
 OPERATIONS = 2e11  # of a step that is measured: a second or two on a few cores
 
 
 @dataclass(frozen=True)
-class Share:
+class EngineSharding:
     """What one of N processes holds of weights, gradients and optimizer, and of gradients again for their exchange."""
 
     weights: bool = False
@@ -51,16 +53,16 @@ class Share:
 
 
 ENGINES = {
-    "single": Share(exchange=False),
-    "ddp": Share(),
-    "fsdp2": Share(weights=True, gradients=True, optimizer=True, exchange=False),
-    "zero1": Share(optimizer=True, master=True),
-    "zero2": Share(gradients=True, optimizer=True, master=True),
+    "single": EngineSharding(exchange=False),
+    "ddp": EngineSharding(),
+    "fsdp2": EngineSharding(weights=True, gradients=True, optimizer=True, exchange=False),
+    "zero1": EngineSharding(optimizer=True, master=True),
+    "zero2": EngineSharding(gradients=True, optimizer=True, master=True),
 }
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """What was measured of steps here.
 
     Args:
@@ -78,12 +80,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """What a process will hold, in bytes by kind, and how fast the run will be.
 
     Args:
         engine, processes, images: under which engine, and the images of one process at once.
-        parts: bytes of one process; `logits` are a part of `step`.
+        memory_items: bytes of one process; `logits` are a part of `step`.
         available: bytes of a device.
         parameters: trained ones, by part of the model.
         steps, images_per_second, hours: of the whole run.
@@ -93,7 +95,7 @@ class Forecast:
     engine: str
     processes: int
     images: int
-    parts: dict[str, float]
+    memory_items: dict[str, float]
     available: float
     parameters: dict[str, int]
     steps: int
@@ -103,26 +105,28 @@ class Forecast:
 
     @property
     def needed(self) -> float:
-        return sum(value for name, value in self.parts.items() if name != "logits")
+        return sum(value for name, value in self.memory_items.items() if name != "logits")
 
     def table(self) -> str:
         """For the screen."""
         lines = [f"{name:34s}{count / 1e6:10.1f} million parameters" for name, count in self.parameters.items()]
         lines += ["", f"one of {self.processes} processes, engine {self.engine}, {self.images} images at once:"]
         names = {"logits": "  of it logits", "step": "step: activations, gradients", "runtime": "libraries"}
-        lines += [f"  {names.get(name, name):32s}{value / GIB:10.2f} GiB" for name, value in self.parts.items()]
+        lines += [f"  {names.get(name, name):32s}{value / GIB:10.2f} GiB" for name, value in self.memory_items.items()]
         verdict = "fits" if self.needed <= self.available else "DOES NOT FIT"
         lines += [f"  {'together':32s}{self.needed / GIB:10.2f} GiB of {self.available / GIB:.1f}: {verdict}"]
         if self.needed > self.available:
-            lines.append("  try optim.accumulate, run.activation_checkpointing=true, more processes, or fsdp2 / zero2")
+            lines.append(
+                "  try optim.gradient_accumulation_steps, run.activation_checkpointing=true, more processes, or fsdp2 / zero2"
+            )
         lines += ["", f"{self.steps:,} steps, {self.images_per_second:,.1f} images per second, {self.hours:,.1f} hours"]
         lines += ["at the speed of this machine; --tflops says that of another"] if self.measured_here else []
         return "\n".join(lines)
 
 
-def foresee(
+def estimate(
     recipe: Recipe, engine: str = "single", processes: int = 1, memory: float | None = None, tflops: float | None = None
-) -> Forecast:
+) -> Estimate:
     """
     Args:
         recipe: to be launched.
@@ -136,21 +140,23 @@ def foresee(
     images = recipe.images_per_process(processes)
     with torch.device("meta"):
         model = _build(recipe)
+    for library in LIBRARIES:
+        import_module(library)
     runtime = CONTEXT if memory else psutil.Process().memory_info().rss
     step = measure_step(recipe, images, device_like=memory is not None)
-    parts = _parts(model, step, images, engine, processes) | {"runtime": runtime}
+    memory_items = _memory_items(model, step, images, engine, processes) | {"runtime": runtime}
     available = memory * GIB if memory else total(torch.device("cpu")) / processes
     known = recipe.data.images_per_epoch  # so that the data need not be here
-    plan = Plan(recipe, round(known * recipe.data.share) if known else epoch_length(recipe.data))
+    schedule = TrainingSchedule(recipe, round(known * recipe.data.fraction) if known else epoch_length(recipe.data))
     speed = processes * tflops * 1e12 / step.flops_per_image if tflops else 1 / step.seconds_per_image
-    hours = plan.steps * recipe.optim.batch_size / speed / 3600
+    hours = schedule.steps * recipe.optim.batch_size / speed / 3600
     counts = {name: _count_trained(getattr(model.student, name, None)) for name in ("base", "auxiliary", "heads")}
     counts["all that is trained"] = _count_trained(model.student)
     counts = {name: count for name, count in counts.items() if count}
-    return Forecast(engine, processes, images, parts, available, counts, plan.steps, speed, hours, tflops is None)
+    return Estimate(engine, processes, images, memory_items, available, counts, schedule.steps, speed, hours, tflops is None)
 
 
-def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step:
+def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> StepCost:
     """Run and profile steps with few images on the processor.
 
     Args:
@@ -164,24 +170,24 @@ def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step
     try:
         model = _build(recipe).train()
         operations, logits = _count_operations(model, recipe)
-        large = max(2 * FEWEST, min(images, int(OPERATIONS / operations)))
+        large = max(2 * MIN_IMAGES, min(images, int(OPERATIONS / operations)))
         run = {count: partial(_step, model, recipe, _samples(recipe, model, count)) for count in (large // 2, large)}
         small, most = held_in_turn(list(run.values())) if device_like else process_held_in_turn(list(run.values()))
         seconds = _seconds(run[large]) / large
     finally:
         timm.layers.set_fused_attn(fused)
     slope = (most - small) / (large - large // 2)
-    return Step(most - large * slope, slope, logits, operations, seconds)
+    return StepCost(most - large * slope, slope, logits, operations, seconds)
 
 
-def _count_operations(model: StudentTeacherModel, recipe: Recipe) -> tuple[float, float]:
+def _count_operations(model: StudentTeacherPreTrainedModel, recipe: Recipe) -> tuple[float, float]:
     """Floating point operations of an image, and bytes of its logits, without computing anything; no branch is dropped."""
-    samples, logits = _samples(recipe, model, FEWEST), LogitBytes(getattr(model.config, "num_prototypes", None))
+    samples, logits = _samples(recipe, model, MIN_IMAGES), LogitBytes(getattr(model.config, "num_prototypes", None))
     right = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=right) as counter, FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _step(model.eval(), recipe, samples, fake=mode, watching=logits)
     model.train()
-    return counter.get_total_flops() / FEWEST, logits.bytes / FEWEST
+    return counter.get_total_flops() / MIN_IMAGES, logits.bytes / MIN_IMAGES
 
 
 def _convolution_backward(out, _, weight, *arguments, **named) -> int:
@@ -220,15 +226,16 @@ def _seconds(call: Callable[[], None]) -> float:
     return min(found)
 
 
-def write_forecast(folder: Path, forecast: Forecast) -> None:
+def write_estimate(folder: Path, estimate: Estimate) -> None:
     """Keep it in the folder of the run that is to come, whose manifest will show it beside what came."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"needed_gib": round(forecast.needed / GIB, 3), **asdict(forecast)}
-    (folder / FORECAST).write_text(json.dumps(told, indent=1) + "\n")
+    told = {"needed_gib": round(estimate.needed / GIB, 3), **asdict(estimate)}
+    (folder / ESTIMATE).write_text(json.dumps(told, indent=1) + "\n")
 
 
-def _build(recipe: Recipe) -> StudentTeacherModel:
+def _build(recipe: Recipe) -> StudentTeacherPreTrainedModel:
     try:
+        hssl_hf.register()
         config = recipe.model_config()
         model = AutoModelForPreTraining.from_config(config)
     except ValueError as error:
@@ -251,7 +258,7 @@ def _step(
 ) -> None:
     """Views, forward and backward as in training; gradients are dropped again, as the optimizer does."""
     with unset_fake_temporarily():
-        tensors = collate(samples).coloured(recipe.views).tensors()
+        tensors = collate(samples).augment_and_normalize(recipe.views).tensors()
     if fake is not None:
         tensors = {name: fake.from_tensor(value) for name, value in tensors.items()}
     arguments = {**tensors, "teacher_temperature": recipe.optim.teacher_temperature[-1]}
@@ -263,17 +270,17 @@ def _step(
     model.zero_grad(set_to_none=True)
 
 
-def _parts(model, step: Step, images: int, engine: str, processes: int) -> dict[str, float]:
+def _memory_items(model, step: StepCost, images: int, engine: str, processes: int) -> dict[str, float]:
     """Bytes by kind for one process; weights, moments and gradients are of 4 bytes each."""
-    share = ENGINES[engine]
-    pieces = {name: processes if getattr(share, name) else 1 for name in ("weights", "gradients", "optimizer")}
+    sharding = ENGINES[engine]
+    pieces = {name: processes if getattr(sharding, name) else 1 for name in ("weights", "gradients", "optimizer")}
     trained = 4 * _count_trained(model.student)
     saved = trained - trained / pieces["gradients"]  # gradients are a part of what a step holds
     return {
         "student": sum(p.nbytes for p in model.student.parameters()) / pieces["weights"],
         "teacher": sum(p.nbytes for p in model.teacher.parameters()) / pieces["weights"] if model.teacher is not None else 0.0,
-        "optimizer": (3 if share.master else 2) * trained / pieces["optimizer"],
-        "exchange of gradients": float(trained) if share.exchange and processes > 1 else 0.0,
+        "optimizer": (3 if sharding.master else 2) * trained / pieces["optimizer"],
+        "exchange of gradients": float(trained) if sharding.exchange and processes > 1 else 0.0,
         "step": max(0.0, step.fixed + images * step.per_image - saved),
         "logits": images * step.logits_per_image,
     }

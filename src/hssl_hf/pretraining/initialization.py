@@ -6,13 +6,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, ViTModel
 
+from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_base import PreTrainingConfig
-from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.ema import copy_to_teacher
-from hssl_hf.publish.to_transformers import from_native, from_vit
+from hssl_hf.publish.to_transformers import from_transformers, from_vit
 
 
-def start_from(model: StudentTeacherModel, where: str) -> bool:
+def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bool:
     """Give a fresh model the weights of another.
 
     Args:
@@ -21,7 +22,7 @@ def start_from(model: StudentTeacherModel, where: str) -> bool:
     Returns:
         whether the heads are fresh, because `where` holds a backbone alone.
     Raises:
-        ValueError: if there is nothing to load, or it does not fit the model.
+        UserError: if there is nothing to load, or it does not fit the model.
     """
     path, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
     asked = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
@@ -29,7 +30,7 @@ def start_from(model: StudentTeacherModel, where: str) -> bool:
         whole = isinstance(AutoConfig.from_pretrained(**asked), PreTrainingConfig)
         source = (AutoModelForPreTraining if whole else AutoModel).from_pretrained(**asked)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
-        raise ValueError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
+        raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
     if whole:
         _load(model, source.state_dict(), where, "student, teacher and heads")
         return False
@@ -37,7 +38,7 @@ def start_from(model: StudentTeacherModel, where: str) -> bool:
     if hasattr(source, "timm_model"):
         state = source.timm_model.state_dict()
     else:
-        state = from_vit(source) if isinstance(source, ViTModel) else from_native(source, base)
+        state = from_vit(source) if isinstance(source, ViTModel) else from_transformers(source, base)
     own = {name: name for name in base.model.state_dict()} | {f"norm.{name}": f"norm.{name}" for name in base.norm.state_dict()}
     unexpected = {name for name in state if name not in own and not name.startswith(("norm.", "fc_norm."))}
     kept = {name: value for name, value in state.items() if name in own or name in unexpected}
@@ -63,7 +64,7 @@ def _check(expected: dict[str, Tensor], found: dict[str, Tensor], where: str, wh
         if name in found and found[name].shape != value.shape
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"init_from={where!r} does not fit {what} that the recipe describes:\n  " + "\n  ".join(problems[:10])
-            + "\nSet model.* and views.global_size to those of the model to start from; facts.yaml beside its weights has them."
+            + "\nSet model.* and views.global_crop_size to those of that model; facts.yaml beside its weights has them."
         )  # fmt: skip

@@ -1,12 +1,12 @@
-"""A step whose gradients are not finite: kept with its batch and the weights before it, so that it can be run again.
+"""A step whose gradients are not finite: captured with its batch and the weights before it, so that it can be replayed.
 
-Such an error is gone with the next step and rarely comes back in a smaller program. `hssl-hf replay` shows which losses and
-which gradients break.
+Such an error is hard to reproduce otherwise. `hssl-hf replay` shows which losses and which gradients are not finite.
 """
 
 import json
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 
@@ -18,82 +18,100 @@ from torch import nn
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import STATE, WEIGHTS
 from hssl_hf.pretraining.diagnostics import NonFiniteError, advice
-from hssl_hf.runs.run_directory import RunFolder
+from hssl_hf.runs.run_directory import RunDirectory
 
 CAPTURES = "captures"
 
 
-class Recorder:
-    """The last parts of batches, as they came from the loader, with the random state that they met.
+class BatchRecorder:
+    """Keeps the last micro-batches as the loader delivered them, with the random state before their forward pass.
 
     Args:
-        parts: how many to keep.
+        limit: how many to keep.
     """
 
-    def __init__(self, parts: int):
-        self.parts: deque[dict] = deque(maxlen=parts)
+    def __init__(self, limit: int):
+        self.micro_batches: deque[dict] = deque(maxlen=limit)
 
-    def note(self, step: int, batch: Views, temperature: float) -> None:
+    def record(self, step: int, batch: Views, temperature: float) -> None:
         random = torch.get_rng_state()
-        self.parts.append({"step": step, "temperature": temperature, "random": random, "batch": dict(vars(batch))})
+        self.micro_batches.append({"step": step, "temperature": temperature, "random": random, "batch": dict(vars(batch))})
 
-    def save(self, accelerator: Accelerator, whole: nn.Module | None, folder: Path, step: int) -> Path:
-        """Write the parts of a step of every process, and the weights.
+    def save(self, accelerator: Accelerator, model: nn.Module | None, folder: Path, step: int) -> Path:
+        """Write the micro-batches of a step of every process, and the weights.
 
         Args:
-            whole: the model, on the main process.
+            model: with unsharded weights, on the main process.
             folder: folder of the run.
         """
         place = folder / CAPTURES / f"step-{step:08d}"
         place.mkdir(parents=True, exist_ok=True)
-        parts = [part for part in self.parts if part["step"] == step]
-        torch.save(parts, place / f"parts-{accelerator.process_index}.pt")
+        micro_batches = [micro_batch for micro_batch in self.micro_batches if micro_batch["step"] == step]
+        torch.save(micro_batches, place / f"micro-batches-{accelerator.process_index}.pt")
         if accelerator.is_main_process:
-            save_file({name: value.contiguous() for name, value in whole.state_dict().items()}, place / WEIGHTS)
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, place / WEIGHTS)
             (place / STATE).write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
         accelerator.wait_for_everyone()
         return place
 
-    def stop(self, accelerator: Accelerator, whole: nn.Module | None, folder: Path, step: int, newest: Path | None) -> None:
-        """Save, and end the run.
+    def abort(self, accelerator: Accelerator, model: nn.Module | None, folder: Path, step: int, newest: Path | None) -> None:
+        """Save the step and end the run.
 
         Args:
             newest: the newest checkpoint.
         Raises:
-            NonFiniteError: always, with what to do.
+            NonFiniteError: always; the message says how to replay the step and what to change.
         """
-        place = self.save(accelerator, whole, folder, step)
+        place = self.save(accelerator, model, folder, step)
         raise NonFiniteError(
-            f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {place}; see which "
-            f"losses and weights break with: hssl-hf replay {place}\n{advice(newest)}"
+            f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {place}; to see "
+            f"which losses and gradients: hssl-hf replay {place}\n{advice(newest)}"
         )
 
 
-def replay(place: Path) -> list[dict]:
-    """Run the parts of a captured step again, forward and backward.
+@dataclass(frozen=True)
+class ReplayedMicroBatch:
+    """What the replay of a micro-batch showed.
 
     Args:
-        place: folder of a capture.
-    Returns:
-        for every part of every process: its losses by name, and the parameters whose gradients are not finite.
+        process: file of the process that it belonged to.
+        losses: loss, its terms and the metrics by name.
+        not_finite: names of the parameters whose gradients are not finite.
+    """
+
+    process: str
+    losses: dict[str, float]
+    not_finite: list[str]
+
+    def __str__(self) -> str:
+        values = "  ".join([self.process, *(f"{name} {value:.4g}" for name, value in self.losses.items())])
+        return "\n    ".join([f"{values}\n  gradients that are not finite: {len(self.not_finite)}", *self.not_finite])
+
+
+def replay(folder: Path) -> list[ReplayedMicroBatch]:
+    """Run the micro-batches of a captured step again, forward and backward.
+
+    Args:
+        folder: of a capture.
     Raises:
         CheckpointError: if the folder holds no capture.
     """
-    run = RunFolder.open(place)
+    run = RunDirectory.open(folder)
     model, recipe = run.model, run.recipe
     model.train()
     known, reports = signature(model.forward).parameters, []
-    for path in sorted(place.glob("parts-*.pt")):
-        for part in torch.load(path, weights_only=True):
-            views = Views(**part["batch"]).coloured(recipe.views)
-            arguments = {**views.tensors(), "teacher_temperature": part["temperature"]}
-            torch.set_rng_state(part["random"])
+    for path in sorted(folder.glob("micro-batches-*.pt")):
+        for micro_batch in torch.load(path, weights_only=True):
+            views = Views(**micro_batch["batch"]).augment_and_normalize(recipe.views)
+            arguments = {**views.tensors(), "teacher_temperature": micro_batch["temperature"]}
+            torch.set_rng_state(micro_batch["random"])
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.optim.mixed_precision == "bf16"):
                 output = model(**{name: value for name, value in arguments.items() if name in known})
             model.zero_grad()
             output.loss.backward()
-            losses = {"loss": output.loss.item(), **{name: value.item() for name, value in output.parts.items()}}
-            reports.append({"process": path.stem, "losses": losses, "not_finite": list(_not_finite(model.named_parameters()))})
+            values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
+            losses = {name: value.item() for name, value in values.items()}
+            reports.append(ReplayedMicroBatch(path.stem, losses, list(_not_finite(model.named_parameters()))))
     return reports
 
 

@@ -1,247 +1,216 @@
 """The loop of pre-training, on plain Accelerate."""
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
 
-import timm
-import torch
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object, set_seed, tqdm
-from transformers import AutoModelForPreTraining
+from accelerate.utils import gather_object, tqdm
+from torch import Tensor
 
-from hssl_hf.config.recipe import Recipe, RecipeError, differences, load_recipe
-from hssl_hf.data.augmentation import Augmentation
-from hssl_hf.data.loader import epoch_length, make_loader, take_up
+from hssl_hf.config.recipe import Recipe
+from hssl_hf.data.loader import epoch_length, restore_loader
+from hssl_hf.data.views import Views
 from hssl_hf.engine import memory
-from hssl_hf.engine.checkpoint import STATE, Checkpoints
-from hssl_hf.engine.distributed import Engine, make_accelerator
+from hssl_hf.engine.checkpoint import STATE, CheckpointManager
+from hssl_hf.engine.distributed import make_accelerator
 from hssl_hf.engine.launch import check_launch
-from hssl_hf.engine.optim import build_optimizer, set_rates
-from hssl_hf.engine.signals import Interrupt
-from hssl_hf.pretraining.artifacts import Outcome
-from hssl_hf.pretraining.diagnostics import Doctor, largest_rank, rank_me, require_finite, shares
-from hssl_hf.pretraining.initialization import start_from
-from hssl_hf.pretraining.replay import Recorder
-from hssl_hf.pretraining.training_schedule import Plan
-from hssl_hf.runs.metric_logger import Meter, Track, progress_figures
+from hssl_hf.engine.optim import set_rates
+from hssl_hf.engine.signals import SignalHandler
+from hssl_hf.pretraining.artifacts import RunArtifacts
+from hssl_hf.pretraining.diagnostics import TrainingMonitor, add_diagnostics, require_finite
+from hssl_hf.pretraining.initialization import load_initial_weights
+from hssl_hf.pretraining.replay import BatchRecorder
+from hssl_hf.pretraining.setup import (
+    as_recipe_error,
+    build_engine,
+    build_loader,
+    build_method,
+    open_run_directory,
+    require_trackers,
+    use_all_cores,
+)
+from hssl_hf.pretraining.training_schedule import TrainingSchedule
+from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_figures
 from hssl_hf.visualization.figures import draw_views
 
+logger = logging.getLogger(__name__)
 
-class Pretraining:
-    """One run, from its recipe to its export."""
+
+class PreTrainer:
+    """One pre-training run, from its recipe to its export; resumed from the newest checkpoint where there is one.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; created if needed.
+    Raises:
+        UserError: for recipes that cannot be run, data that cannot be read, launches that do not fit, damaged checkpoints.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
-        optim = recipe.optim
-        config = _check(recipe.model_config)
-        missing = set(recipe.run.trackers) - {str(tracker) for tracker in get_available_trackers()}
-        if missing:
-            raise RecipeError(f"run.trackers: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
-        self.batch = recipe.images_per_process(int(os.environ.get("WORLD_SIZE", 1)))
+        config = as_recipe_error(recipe.model_config)
+        require_trackers(recipe.run.report_to)
+        self.bf16 = recipe.optim.mixed_precision == "bf16"
+        self.images = recipe.images_per_process(int(os.environ.get("WORLD_SIZE", 1)))  # of a micro-batch
         self.accelerator = make_accelerator(
-            optim.mixed_precision == "bf16", optim.accumulate, self.batch,
-            log_with=list(recipe.run.trackers) or None, project_dir=str(folder),
+            self.bf16, recipe.optim.gradient_accumulation_steps, self.images,
+            log_with=list(recipe.run.report_to) or None, project_dir=str(folder),
         )  # fmt: skip
         check_launch(self.accelerator, "training/pretrain.py")
-        self._open_folder()
-        if self.accelerator.device.type == "cpu":
-            timm.layers.set_fused_attn(optim.mixed_precision == "no")  # in bf16 its backward pass takes many times as long
-            cores = len(os.sched_getaffinity(0)) // self.accelerator.num_processes
-            torch.set_num_threads(max(1, cores))  # `accelerate launch` leaves a process one thread
-        self._build_model(config)
-        self._build_stream()
-        self.plan = Plan(recipe, self.images_per_epoch, self.fresh_heads)
+        self.checkpoints = CheckpointManager(folder / "checkpoints", recipe.run.save_total_limit)
+        self.checkpoint = open_run_directory(recipe, folder, self.checkpoints, self.accelerator)
+        use_all_cores(self.accelerator, self.bf16)
+        self.method = build_method(recipe, config)
+        starts = recipe.init_from is not None and self.checkpoint is None
+        self.fresh_heads = starts and as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
+        self.engine = build_engine(recipe, self.method, self.accelerator)
+        self.arguments = signature(self.method.forward).parameters.keys()
+        self.images_per_epoch = epoch_length(recipe.data)
+        self.loader = build_loader(recipe, self.method, self.images, self.accelerator)
+        self.schedule = TrainingSchedule(recipe, self.images_per_epoch, self.fresh_heads)
         self.corrupt: list[str] = []
+        self.first_step, seconds = self._restore()
+        self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(recipe.to_dict())})
+        self.logger, self.metrics = MetricLogger(folder, self.accelerator, self.first_step), MetricAccumulator()
+        self.artifacts = RunArtifacts(recipe, folder, self.accelerator, self.logger, self.images_per_epoch, seconds)
+        has_prototypes = "prototypes" in self.method.freezable_parameters()
+        self.monitor = TrainingMonitor(
+            folder, self.method.config.num_prototypes if has_prototypes else None, first_step=self.schedule.warmup_end
+        )
+        recorded = 1 if self.accelerator.device.type == "cpu" else min(16, recipe.run.logging_steps)
+        self.recorder = BatchRecorder(recorded * recipe.optim.gradient_accumulation_steps)
+        self.teacher_features: Tensor | None = None  # of the last micro-batch
+        self.summary: list[str] = []  # of the finished run
+        self.signals = SignalHandler()
 
-    def _open_folder(self) -> None:
-        """Make the folder of the run; keep the recipe that it was started with, and refuse to resume with another."""
-        saved = self.folder / "recipe.yaml"
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.run.keep_checkpoints)
-        self.resumed = self.checkpoints.newest(self.accelerator, put_aside=self.recipe.resume == "auto")
-        if self.resumed and self.recipe.resume == "never":
-            raise RecipeError(f"{self.folder} holds a run already; continue it with resume=auto, or set run.output_dir")
-        if self.resumed:
-            changed = differences(load_recipe(saved).to_dict(), self.recipe.to_dict())
-            if changed:
-                raise RecipeError(
-                    f"the run in {self.folder} was started with another recipe:\n  " + "\n  ".join(changed)
-                    + "\nResume with the old values, or start a new run with run.output_dir=..."
-                )  # fmt: skip
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.accelerator.is_main_process:
-                self.recipe.save(saved)
-        except OSError as error:
-            raise RecipeError(f"cannot write to run.output_dir={self.folder}: {error}") from error
-
-    def _build_model(self, config) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        set_seed(recipe.seed)
-        self.method = method = _check(lambda: AutoModelForPreTraining.from_config(config))
-        _check(lambda: method.check_views(len(recipe.views.global_blur), recipe.views.local_number))
-        _check(lambda: method.network(recipe.run.export_network))
-        if recipe.views.local_number:
-            _check(lambda: method.student.base.check_size(recipe.views.local_size, recipe.views.local_size))
-        if method.counted_masks and not recipe.masks.counted:
-            raise RecipeError(
-                "this method hides equally many patches in every image; set masks.shape to counted_block or random, one ratio "
-                "in masks.ratios, and masks.spreads=[0.0]"
-            )
-        if method.in_batch and recipe.optim.accumulate > 1:
-            raise RecipeError("this objective compares the images of a batch, so optim.accumulate must be 1")
-        starts = recipe.init_from is not None and self.resumed is None
-        self.fresh_heads = starts and _check(lambda: start_from(method, recipe.init_from))
-        if recipe.run.activation_checkpointing:
-            method.activation_checkpointing_enable()
-        set_seed(recipe.seed, device_specific=True)
-        model = method
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        optimizer = build_optimizer(method.student, recipe.optim.betas, method.parts())
-        self.engine = Engine(accelerator, model, optimizer, recipe.optim.mixed_precision == "bf16")
-        self.arguments = signature(method.forward).parameters.keys()
-        method.train()
-
-    def _build_stream(self) -> None:
-        self.images_per_epoch = epoch_length(self.recipe.data)
-        self.place = (self.accelerator.process_index, self.accelerator.num_processes)
-        grid, masked = self.method.student.base.grid, self.method.masked_views
-        augmentation = Augmentation(self.recipe.views, self.recipe.masks, grid, self.recipe.seed, masked)
-        self.loader = make_loader(self.recipe.data, augmentation, self.batch, *self.place)
-
-    def run(self) -> int:
-        """Train from the newest checkpoint, or from the start, to the end; returns the exit code."""
-        first, seconds = self._resume()
-        self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(self.recipe.to_dict())})
-        self.track, self.meter, interrupt = Track(self.folder, self.accelerator, first), Meter(), Interrupt()
-        self.outcome = Outcome(self.recipe, self.folder, self.accelerator, self.track, self.images_per_epoch, seconds)
-        prototypes = getattr(self.method.config, "num_prototypes", None) if "prototypes" in self.method.parts() else None
-        self.doctor = Doctor(self.folder, prototypes, first_step=self.plan.settled)
-        kept = 1 if self.accelerator.device.type == "cpu" else min(16, self.recipe.run.log_every_steps)
-        self.recorder = Recorder(kept * self.recipe.optim.accumulate)
-        if first == 0 or (first % self.plan.probe_every == 0 and not self.track.has(first, "knn_top1")):
-            self._measure(first)
-        views, run = iter(self.loader), self.recipe.run
-        pause = 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))  # spare the logs of batch jobs
-        with tqdm(total=self.plan.steps, initial=first, unit="step", smoothing=0.05, mininterval=pause) as bar:
-            for step in range(first, self.plan.steps):
-                self._train_step(step, views)
+    def train(self) -> int:
+        """Train to the end, or until a signal asks to stop; returns the exit code of the program."""
+        recipe, schedule, engine = self.recipe, self.schedule, self.engine
+        if self.first_step == 0 or (self._probe_is_due(self.first_step) and not self.logger.has(self.first_step, "knn_top1")):
+            self._probe(self.first_step)
+        batches = iter(self.loader)
+        with tqdm(total=schedule.steps, initial=self.first_step, unit="step", smoothing=0.05, mininterval=_interval()) as bar:
+            for step in range(self.first_step, schedule.steps):
+                frozen = schedule.frozen_parts(step)
+                set_rates(engine.optimizer, schedule.learning_rate(step), schedule.weight_decay(step), frozen)
+                for _ in range(recipe.optim.gradient_accumulation_steps):
+                    arguments = self._next_arguments(step, batches)
+                    with self.accelerator.accumulate(engine.model):
+                        output = engine.forward(**arguments)
+                        engine.backward(output.loss)
+                        engine.clip_and_step(step, frozen, recipe.optim.max_grad_norm, recipe.optim.grad_clip)
+                    self._collect(output)
+                if self.accelerator.device.type == "cpu":  # on other devices, which this would wait for, with every log line
+                    self._require_finite_gradients()
+                self.method.update_teacher(schedule.momentum(step + self.method.teacher_updates_first))
                 done = step + 1
-                save = done % run.save_every_steps == 0 or done == self.plan.steps
-                alone = self.accelerator.num_processes == 1
-                if save or done % run.log_every_steps == 0 or (alone and interrupt.number):
-                    values, (stop,) = self.meter.read(self.accelerator, [float(interrupt.number > 0)])
-                    self._log(done, values, bar)
-                    if save or stop:
-                        self._save(done)
-                    if stop:
-                        print(f"\ninterrupted after step {done}; continue with resume=auto", file=sys.stderr)
-                        return interrupt.exit_code
+                save = done % recipe.run.save_steps == 0 or done == schedule.steps
+                stop = self._log(done, bar) if save or self._log_is_due(done) else False
+                if save or stop:
+                    self._save(done)
+                if stop:
+                    logger.warning("interrupted after step %d; continue with resume_from_checkpoint=auto", done)
+                    return self.signals.exit_code
                 bar.update()
-                if done % self.plan.probe_every == 0 and done < self.plan.steps:
-                    self._measure(done)
-        del views
+                if self._probe_is_due(done) and done < schedule.steps:
+                    self._probe(done)
+        del batches
         self._finish()
         return 0
 
-    def _train_step(self, step: int, batches) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        still = self.plan.still(step)
-        set_rates(self.engine.optimizer, self.plan.learning_rate(step), self.plan.weight_decay(step), still)
-        for _ in range(recipe.optim.accumulate):
-            started = perf_counter()
-            batch = next(batches)
-            self.meter.waited += perf_counter() - started
-            self.corrupt += batch.corrupt
-            temperature = self.plan.temperature(step)
-            self.recorder.note(step, batch, temperature)
-            views = batch.to(accelerator.device).coloured(recipe.views)
-            if step == 0 and accelerator.is_main_process:
-                draw_views(views, recipe.views, self.folder / "pictures" / "views.png")
-            arguments = {**views.tensors(), "teacher_temperature": temperature}
-            with accelerator.accumulate(self.engine.model):
-                output = self.engine.forward(**{name: arguments[name] for name in self.arguments & arguments.keys()})
-                self.engine.backward(output.loss)
-                self.engine.step(step, still, recipe.optim.clip, recipe.optim.clip_norm)
-            values = {"loss": output.loss, **output.parts, "discrepancy": output.get("discrepancy")}
-            self.meter.add(values, self.batch * accelerator.num_processes)
-            self.features = output.get("features")  # of the last batch
-        if accelerator.device.type == "cpu":  # others would have to wait for the answer, and are asked with the log
-            self._require_finite_gradients()
-        self.method.update_teacher(self.plan.momentum(step + self.method.moves_before_forward))
+    def _next_arguments(self, step: int, batches: Iterator[Views]) -> dict:
+        """Arguments of the model's forward pass for the next micro-batch."""
+        started = perf_counter()
+        batch = next(batches)
+        self.metrics.waited += perf_counter() - started
+        self.corrupt += batch.corrupt
+        temperature = self.schedule.temperature(step)
+        self.recorder.record(step, batch, temperature)
+        views = batch.to(self.accelerator.device).augment_and_normalize(self.recipe.views)
+        if step == 0 and self.accelerator.is_main_process:
+            draw_views(views, self.recipe.views, self.folder / "pictures" / "views.png")
+        arguments = {**views.tensors(), "teacher_temperature": temperature}
+        return {name: arguments[name] for name in self.arguments & arguments.keys()}
+
+    def _collect(self, output) -> None:
+        values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
+        values["discrepancy"] = output.get("discrepancy")
+        self.metrics.add(values, self.images * self.accelerator.num_processes)
+        self.teacher_features = output.get("teacher_pooler_output")
 
     def _require_finite_gradients(self) -> None:
         if (step := int(self.engine.bad_step)) >= 0:
-            newest = next(reversed(self.checkpoints.all()), None)
-            self.recorder.stop(self.accelerator, self.engine.whole(), self.folder, step, newest)
+            model, newest = self.engine.unsharded_model(), self.checkpoints.newest()
+            self.recorder.abort(self.accelerator, model, self.folder, step, newest)
 
-    def _log(self, done: int, values: dict[str, float], bar) -> None:
+    def _log_is_due(self, done: int) -> bool:
+        alone = self.accelerator.num_processes == 1
+        return done % self.recipe.run.logging_steps == 0 or bool(alone and self.signals.number)
+
+    def _log(self, done: int, bar: tqdm) -> bool:
+        """Write one line of the log; returns whether any process has been asked to stop."""
+        values, (stop,) = self.metrics.read(self.accelerator, [float(self.signals.number > 0)])
         self._require_finite_gradients()
-        values["learning_rate"] = self.plan.learning_rate(done - 1)
-        newest = next(reversed(self.checkpoints.all()), None)
-        require_finite(values, done, self.folder / "not_finite.json", newest)
+        values["learning_rate"] = self.schedule.learning_rate(done - 1)
+        require_finite(values, done, self.folder / "not_finite.json", self.checkpoints.newest())
         values["memory_gib"] = memory.peak(self.accelerator.device) / memory.GIB
         memory.reset_peak(self.accelerator.device)
         values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
         if self.accelerator.is_main_process:
-            self._examine(done, values)
-        self.track.log(done, values)
+            self.monitor.examine(done, values, add_diagnostics(values, self.teacher_features))
+        self.logger.log(done, values)
         bar.set_postfix(progress_figures(values), refresh=False)
-
-    def _examine(self, done: int, values: dict[str, float]) -> None:
-        rank = None
-        if self.features is not None:
-            values["rank_me"], rank = rank_me(self.features), largest_rank(self.features)
-        values |= shares(values)
-        self.doctor.examine(done, values, rank)
+        return stop > 0
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
         state = {
             "processes": self.accelerator.num_processes,
-            "seconds": self.outcome.seconds,
-            "frozen_steps": self.plan.frozen_steps,
+            "seconds": self.artifacts.seconds,
+            "frozen_steps": self.schedule.frozen_steps,
         }
-        self.checkpoints.save(self.accelerator, done, position, state, self.engine.whole)
+        self.checkpoints.save(self.accelerator, done, position, state, self.engine.unsharded_model)
 
-    def _resume(self) -> tuple[int, float]:
+    def _restore(self) -> tuple[int, float]:
         """Finished steps, and the seconds that they took."""
-        if not self.resumed:
+        if not self.checkpoint:
             return 0, 0.0
         accelerator = self.accelerator
-        self.engine.check_processes(json.loads((self.resumed / STATE).read_text())["processes"])
-        state, positions = self.checkpoints.load(accelerator, self.resumed)
-        take_up(self.loader, [position["loader"] for position in positions], *self.place)
+        self.engine.check_processes(json.loads((self.checkpoint / STATE).read_text())["processes"])
+        state, positions = self.checkpoints.load(accelerator, self.checkpoint)
+        loaders = [position["loader"] for position in positions]
+        restore_loader(self.loader, loaders, accelerator.process_index, accelerator.num_processes)
         if len(positions) == accelerator.num_processes:
             self.corrupt = positions[accelerator.process_index]["corrupt"]
         elif accelerator.is_main_process:
             self.corrupt = [name for position in positions for name in position["corrupt"]]
-            print(f"resuming with {accelerator.num_processes} processes what {len(positions)} began", file=sys.stderr)
-        self.plan.frozen_steps = state["frozen_steps"]
+            logger.warning("resuming with %d processes a run of %d", accelerator.num_processes, len(positions))
+        self.schedule.frozen_steps = state["frozen_steps"]
         return state["step"], state["seconds"]
 
-    def _measure(self, done: int) -> None:
-        method = self.engine.whole() if self.recipe.probe.path is not None else None
+    def _probe_is_due(self, done: int) -> bool:
+        return done % self.schedule.probe_every == 0
+
+    def _probe(self, done: int) -> None:
+        method = self.engine.unsharded_model() if self.recipe.probe.path is not None else None
         if self.accelerator.is_main_process:
-            self.outcome.measure(method, done)
+            self.artifacts.measure(method, done)
         self.accelerator.wait_for_everyone()
         memory.reset_peak(self.accelerator.device)
 
     def _finish(self) -> None:
-        corrupt, method = gather_object(self.corrupt), self.engine.whole()
+        corrupt, method = gather_object(self.corrupt), self.engine.unsharded_model()
         if self.accelerator.is_main_process:
-            print("\n".join(self.outcome.finish(method, self.plan.steps, corrupt)))
+            self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
 
-def _check(build):
-    """Turn a refusal of the model's configuration into an error of the recipe."""
-    try:
-        return build()
-    except ValueError as error:
-        raise RecipeError(f"model: {error}") from error
+def _interval() -> float:
+    """Seconds between two updates of the progress bar: few in the logs of batch jobs."""
+    return 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))

@@ -4,7 +4,7 @@ from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.engine.schedules import Cosine, EpochRamp
 
 
-class Plan:
+class TrainingSchedule:
     """Schedules and periods in optimizer steps.
 
     Args:
@@ -23,25 +23,25 @@ class Plan:
             )
         per_epoch = images_per_epoch // optim.batch_size
         self.steps = max(1, round(optim.epochs * per_epoch))
-        peak = optim.learning_rate_per_256 * optim.batch_size / 256
+        peak = optim.base_learning_rate * optim.batch_size / optim.base_batch_size
         warmup = round(optim.warmup_epochs * per_epoch)
         self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, warmup, warmup_rule=optim.warmup_rule)
         self.weight_decay = Cosine(*optim.weight_decay, self.steps)
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
-        self.temperature = EpochRamp(*optim.teacher_temperature, optim.teacher_temperature_epochs, per_epoch)
-        warm_up = float(fresh_heads) if optim.freeze_base_epochs is None else optim.freeze_base_epochs
+        self.temperature = EpochRamp(*optim.teacher_temperature, optim.warmup_teacher_temperature_epochs, per_epoch)
+        warm_up = float(fresh_heads) if optim.freeze_backbone_epochs is None else optim.freeze_backbone_epochs
         self.frozen_steps = {
-            "prototypes": round(optim.freeze_prototypes_epochs * per_epoch),
+            "prototypes": round(optim.freeze_last_layer_epochs * per_epoch),
             "base": round(warm_up * per_epoch),
         }
         self._warmup = warmup
         self.probe_every = max(1, round(recipe.probe.every_epochs * per_epoch))
 
     @property
-    def settled(self) -> int:
+    def warmup_end(self) -> int:
         """The step from which on the student should learn."""
         return max(self._warmup, *self.frozen_steps.values())
 
-    def still(self, step: int) -> set[str]:
+    def frozen_parts(self, step: int) -> set[str]:
         """Parts of the model that do not move in a step."""
         return {part for part, steps in self.frozen_steps.items() if step < steps}

@@ -10,7 +10,7 @@ PICTURES = {
     "curves.png": "Training: losses, discrepancy or collapse, k-NN.",
     "pictures/components.png": "The first three principal components of the patches as red, green and blue.",
     "pictures/attention.png": "Where the class token looks in the last block, one map per attention head.",
-    "pictures/neighbours.png": "Images and their nearest neighbours by cosine similarity.",
+    "pictures/neighbors.png": "Images and their nearest neighbors by cosine similarity.",
     "pictures/views.png": "Views of the first images of the training, as the student saw them.",
 }
 TRAINING = {
@@ -19,7 +19,7 @@ TRAINING = {
     "steps": lambda m: f"{m['steps']:,}" if "steps" in m else None,
     "undecodable images": lambda m: m.get("undecodable") or None,
     "wall time": lambda m: _duration(m["seconds"]) if "seconds" in m else None,
-    "foretold": lambda m: _foretold(m["forecast"]) if m.get("forecast") else None,
+    "estimated": lambda m: _estimated(m["estimate"]) if m.get("estimate") else None,
     "images per second": lambda m: f"{m['images_per_second']:,.1f}" if "images_per_second" in m else None,
     "peak memory per process": lambda m: f"{m['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in m else None,
     "hardware": lambda m: (
@@ -150,13 +150,13 @@ def limits(facts: dict) -> list[str]:
         found.append("The architecture departs from the standard one of its name; its figures compare with nothing published.")
     data = facts.get("manifest", {}).get("data", {}).get("path")
     if data and not facts.get("recipe", {}).get("init_from"):
-        found.append(f"It has seen nothing but `{data}`, whose terms apply beside the licence of the weights.")
+        found.append(f"It has seen nothing but `{data}`, whose terms apply beside the license of the weights.")
     return found
 
 
-def _foretold(forecast: dict) -> str:
+def _estimated(estimate: dict) -> str:
     return (
-        f"{forecast['needed_gib']:.2f} GiB, {forecast['images_per_second']:,.1f} images per second, {forecast['hours']:.1f} h"
+        f"{estimate['needed_gib']:.2f} GiB, {estimate['images_per_second']:,.1f} images per second, {estimate['hours']:.1f} h"
     )
 
 

@@ -15,24 +15,25 @@ import torch
 import yaml
 from transformers import BitImageProcessor, PreTrainedModel
 
+from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
 from hssl_hf.publish import model_card, parity
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.onnx import save_onnx
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
-from hssl_hf.publish.to_transformers import is_stock_vit, to_native, to_vit
+from hssl_hf.publish.to_transformers import is_stock_vit, to_transformers, to_vit
 
 if TYPE_CHECKING:
-    from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+    from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
 KINDS = ("training", "timm", "main")
 FACTS = "facts.yaml"
-__all__ = ["KINDS", "ExportError", "Story", "export_backbone", "export_model", "refuse_foreign", "tell_again"]
+__all__ = ["KINDS", "CardContext", "ExportError", "export_backbone", "export_model", "refuse_foreign", "update_card"]
 
 
 @dataclass(frozen=True)
-class Story:
+class CardContext:
     """What is told of a model beside its weights.
 
     Args:
@@ -50,13 +51,13 @@ class Story:
 
 
 def export_backbone(
-    model: "StudentTeacherModel",
+    model: "StudentTeacherPreTrainedModel",
     folder: Path | str,
     *,
     kind: str = "main",
     network: str | None = None,
     processor: BitImageProcessor | None = None,
-    story: Story | None = None,
+    context: CardContext | None = None,
     onnx: bool = False,
 ) -> Path:
     """Write the base model as a stock folder and prove that it is equal.
@@ -67,16 +68,16 @@ def export_backbone(
         kind: "main" for transformers, "timm" for timm (which transformers reads too, where timm is installed).
         network: "teacher" or "student"; by default the one that the method keeps.
         processor: saved beside the weights; by default `image_processor` at the model's image size.
-        story: for the card.
+        context: for the card.
         onnx: write `onnx/model.onnx` too.
     Returns:
         the folder.
     Raises:
         ExportError: if a reloaded model differs from ours or does not load cleanly.
-        ValueError: if the folder holds something else.
+        UserError: if the folder holds something else.
     """
-    network, story = network or model.kept_network, story or Story()
-    base, size = model.network(network).base, model.config.image_size
+    network, context = network or model.default_network, context or CardContext()
+    base, size = model.get_network(network).base, model.config.image_size
     processor = processor or image_processor(size)
 
     def write(draft: Path) -> None:
@@ -95,21 +96,25 @@ def export_backbone(
         found = {}
         for reader in readers:
             found |= parity.compare(base, draft, sizes, processor, reader)
-        facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=found, **story.about)
-        _tell(draft, facts, story, kind)
+        facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=found, **context.about)
+        _write_card(draft, facts, context, kind)
 
     return _whole_or_not_at_all(Path(folder), write)
 
 
 def export_model(
-    model: "StudentTeacherModel", folder: Path | str, *, processor: BitImageProcessor | None = None, story: Story | None = None
+    model: "StudentTeacherPreTrainedModel",
+    folder: Path | str,
+    *,
+    processor: BitImageProcessor | None = None,
+    context: CardContext | None = None,
 ) -> Path:
     """Write student, teacher and heads, from which training can go on, and read them back; the rest as for `export_backbone`.
 
     Raises:
         ExportError: if a tensor comes back changed.
     """
-    story = story or Story()
+    context = context or CardContext()
 
     def write(draft: Path) -> None:
         model.save_pretrained(draft)
@@ -118,32 +123,32 @@ def export_model(
         if changed:
             raise ExportError(f"the model in {draft} does not read back as it was written: {', '.join(changed[:5])}")
         (processor or image_processor(model.config.image_size)).save_pretrained(draft)
-        base = model.network().base
-        _tell(
+        base = model.get_network().base
+        _write_card(
             draft,
-            model_card.facts(model.config, model.kept_network, without_norm=not has_norm(base), **story.about),
-            story,
+            model_card.facts(model.config, model.default_network, without_norm=not has_norm(base), **context.about),
+            context,
             "training",
         )
 
     return _whole_or_not_at_all(Path(folder), write)
 
 
-def tell_again(folder: Path, story: Story) -> None:
+def update_card(folder: Path, context: CardContext) -> None:
     """Write the card of an exported backbone anew, now that more is known of it."""
-    facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in story.about.items() if value}}
-    _tell(folder, facts, story, "main")
+    facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in context.about.items() if value}}
+    _write_card(folder, facts, context, "main")
 
 
 def refuse_foreign(folder: Path) -> None:
     """Raise a ValueError if a folder to be written holds something else than a model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
-        raise ValueError(f"{folder} is not empty and is no export; choose another folder")
+        raise UserError(f"{folder} is not empty and is no export; choose another folder")
 
 
 def _stock(base: Backbone, size: int) -> PreTrainedModel | None:
     """The base as a class of transformers itself, where that has one."""
-    return to_vit(base, size) if is_stock_vit(base) else to_native(base, size)
+    return to_vit(base, size) if is_stock_vit(base) else to_transformers(base, size)
 
 
 def _whole_or_not_at_all(folder: Path, write) -> Path:
@@ -169,13 +174,13 @@ def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Pat
     save_timm_wrapper(base.model, base.timm_state_dict(), config.backbone, arguments, processor, folder)
 
 
-def _tell(folder: Path, facts: dict, story: Story, kind: str) -> None:
+def _write_card(folder: Path, facts: dict, context: CardContext, kind: str) -> None:
     """Card, facts, records and pictures, beside the weights."""
-    where = {"repository": story.repository, "revision": story.revision}
-    pictures = story.pictures if kind == "main" else {}
-    (folder / "README.md").write_text(model_card.render(facts, story.records, kind=kind, pictures=list(pictures), **where))
+    where = {"repository": context.repository, "revision": context.revision}
+    pictures = context.pictures if kind == "main" else {}
+    (folder / "README.md").write_text(model_card.render(facts, context.records, kind=kind, pictures=list(pictures), **where))
     (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False))
-    entries = model_card.eval_results(facts, story.records) if kind == "main" else None
+    entries = model_card.eval_results(facts, context.records) if kind == "main" else None
     if entries:
         (folder / model_card.EVAL_RESULTS).parent.mkdir(exist_ok=True)
         (folder / model_card.EVAL_RESULTS).write_text(entries)

@@ -22,12 +22,12 @@ from huggingface_hub.errors import (
 )
 
 from hssl_hf.errors import UserError
-from hssl_hf.publish.export import KINDS, Story, export_backbone, export_model
+from hssl_hf.publish.export import KINDS, CardContext, export_backbone, export_model
 from hssl_hf.publish.model_card import branch
 from hssl_hf.publish.secret_scan import refuse_secrets
 
 if TYPE_CHECKING:
-    from hssl_hf.models.modeling_student_teacher import StudentTeacherModel
+    from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
 ALLOWED = (
     "README.md", "config.json", "facts.yaml", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
@@ -42,21 +42,29 @@ class PushError(UserError):
 
 
 def stage(
-    model: "StudentTeacherModel", folder: Path, *, network: str | None = None, processor=None, story: Story, onnx=False
+    model: "StudentTeacherPreTrainedModel",
+    folder: Path,
+    *,
+    network: str | None = None,
+    processor=None,
+    context: CardContext,
+    onnx=False,
 ) -> Path:
     """Write the three branches into `folder/training`, `folder/timm` and `folder/main`, checked and with their cards."""
-    export_model(model, folder / "training", processor=processor, story=story)
-    shared = {"network": network, "processor": processor, "story": story}
+    export_model(model, folder / "training", processor=processor, context=context)
+    shared = {"network": network, "processor": processor, "context": context}
     export_backbone(model, folder / "timm", kind="timm", **shared)
     export_backbone(model, folder / "main", onnx=onnx, **shared)
     return folder
 
 
-def push_model(model: "StudentTeacherModel", repository: str, *, license: str | None = None, **more) -> dict[str, str]:
+def push_model(
+    model: "StudentTeacherPreTrainedModel", repository: str, *, license: str | None = None, **more
+) -> dict[str, str]:
     """Stage a model and push it; of the training it tells nothing. `more` and errors are those of `push`."""
-    story = Story({"license": license}, repository=repository, revision=more.get("revision", "main"))
+    context = CardContext({"license": license}, repository=repository, revision=more.get("revision", "main"))
     with tempfile.TemporaryDirectory() as folder:
-        return push(stage(model, Path(folder), story=story), repository, **more)
+        return push(stage(model, Path(folder), context=context), repository, **more)
 
 
 def push(

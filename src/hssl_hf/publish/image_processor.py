@@ -5,16 +5,16 @@ from transformers import BitImageProcessor
 
 
 def image_processor(
-    image_size: int, crop_share: float = 0.875, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
+    image_size: int, crop_pct: float = 0.875, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
 ) -> BitImageProcessor:
-    """Resize the short side, crop the centre, normalise.
+    """Resize the short side, crop the center, normalize.
 
     Args:
         image_size: side of the crop in pixels.
-        crop_share: side of the crop as a share of the resized short side; 1 for images that are small already.
+        crop_pct: side of the crop as a share of the resized short side; 1 for images that are small already.
     """
     return BitImageProcessor(
-        size={"shortest_edge": round(image_size / crop_share)},
+        size={"shortest_edge": round(image_size / crop_pct)},
         crop_size={"height": image_size, "width": image_size},
         image_mean=list(mean),
         image_std=list(std),

@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
 import hssl_hf
 from hssl_hf.publish import card_text
-from hssl_hf.publish.paper_differences import differences
+from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.publish.redaction import is_hub_id
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _license(facts: dict) -> str | None:
 
 
 def _differences(config: "PreTrainingConfig") -> list[tuple[str, str]]:
-    return [(f"{file}: {name}", text) for file, name, text in differences(config.described_in())]
+    return [(f"{file}: {name}", text) for file, name, text in paper_differences(config.described_in())]
 
 
 def _tables(records: list[dict]) -> list[str]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, ViTModel
 
+from hssl_hf.errors import UserError
+
 
 class _TwoOutputs(nn.Module):
     """A stock model as ONNX knows it: pixels -> last_hidden_state, pooler_output."""
@@ -24,13 +26,13 @@ def save_onnx(folder: Path, image_size: int) -> None:
     """Write the stock model of a folder as `onnx/model.onnx`, for any number of images, and any size where the model allows it.
 
     Raises:
-        ValueError: if the packages for it are not installed.
+        UserError: if the packages for it are not installed.
     """
     try:
         import onnxruntime  # noqa: F401 (the check needs it)
         import onnxscript  # noqa: F401 (torch needs it)
     except ImportError as error:
-        raise ValueError(f"ONNX needs more packages: pip install 'hssl-hf[onnx]' ({error})") from error
+        raise UserError(f"ONNX needs more packages: pip install 'hssl-hf[onnx]' ({error})") from error
     kind = AutoConfig.from_pretrained(folder).model_type
     plain = {"attn_implementation": "eager"} if kind == "swin" else {}  # its fused attention cannot be written as ONNX
     model = _TwoOutputs(AutoModel.from_pretrained(folder, **plain)).eval()

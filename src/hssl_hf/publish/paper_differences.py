@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 
 
-def differences(described_in: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
+def paper_differences(described_in: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
     """(file, name, difference), of all the code or of some files.
 
     Args:

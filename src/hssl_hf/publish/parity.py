@@ -19,7 +19,7 @@ from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm
 
 TOLERANCE = 1e-4
-ROUNDED = 2e-2  # of pixels, about two grey levels: timm resizes images of 8 bits, and rounds
+ROUNDED = 2e-2  # of pixels, about two gray levels: timm resizes images of 8 bits, and rounds
 TRANSFORMERS = """
 from transformers import AutoImageProcessor, AutoModel, pipeline
 model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -128,7 +128,7 @@ def _outputs(base: Backbone, pixels: Tensor, like_timm: bool) -> dict[str, Tenso
 
 
 def _picture() -> Image.Image:
-    """A photograph's worth of smooth colour and noise, wider than high."""
+    """A photograph's worth of smooth color and noise, wider than high."""
     row, column = np.mgrid[0:120, 0:160]
     waves = np.stack([np.sin(row / 9), np.cos(column / 7), np.sin((row + column) / 11)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 12, waves.shape)

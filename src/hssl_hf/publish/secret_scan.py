@@ -6,6 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
+from hssl_hf.errors import UserError
+
 PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{50,})\b",
@@ -35,6 +37,6 @@ def refuse_secrets(files: dict[str, Path], token: str | None = None) -> None:
         found = [what for what, pattern in PATTERNS.items() if re.search(pattern, text)]
         found += [what for what, value in own.items() if len(value) > 4 and value in text]
         if found:
-            raise ValueError(
+            raise UserError(
                 f"{name} holds {' and '.join(found)}, so nothing was uploaded; take it out of the recipe or the records"
             )

@@ -21,6 +21,7 @@ from transformers import (
     ViTModel,
 )
 
+from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm
 
 CONVNEXT = [
@@ -67,7 +68,7 @@ SWIN = [
 
 
 @torch.no_grad()
-def to_native(base: Backbone, image_size: int) -> PreTrainedModel | None:
+def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
     """The base as transformers' own model, or None where it has none that computes the same."""
     family = FAMILIES.get(type(base.model).__name__)
     if family is None:
@@ -91,16 +92,16 @@ def to_native(base: Backbone, image_size: int) -> PreTrainedModel | None:
     return native if same else None
 
 
-def from_native(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
+def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
     """Weights of transformers' own model under timm's names, for a base of the same architecture.
 
     Raises:
-        ValueError: if the architectures differ.
+        UserError: if the architectures differ.
     """
     state, found = native.state_dict(), {}
     family = FAMILIES.get(type(base.model).__name__)
     if family is None:
-        raise ValueError(f"a {type(native).__name__} cannot become a {type(base.model).__name__}")
+        raise UserError(f"a {type(native).__name__} cannot become a {type(base.model).__name__}")
     for name, value in base.timm_state_dict().items():
         parts = [state[part] for part in _renamed(name, value, family[1]) if part in state]
         if parts:
@@ -191,7 +192,7 @@ def is_stock_vit(base: Backbone) -> bool:
 
 
 def to_vit(base: Backbone, image_size: int) -> ViTModel:
-    """The base as a `ViTModel` whose pooler is the identity, so that `pooler_output` is the normalised class token.
+    """The base as a `ViTModel` whose pooler is the identity, so that `pooler_output` is the normalized class token.
 
     A base without a final norm gets one with scale 1 and shift 0, and a configuration that says `features: hidden_states`.
     """

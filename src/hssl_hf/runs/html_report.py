@@ -7,6 +7,7 @@ import yaml
 from jinja2 import Environment
 
 from hssl_hf.config.recipe import Recipe, load_recipe
+from hssl_hf.errors import UserError
 from hssl_hf.publish import card_text
 from hssl_hf.publish.model_card import METRICS
 from hssl_hf.runs import manifest
@@ -36,10 +37,10 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Returns:
         the file.
     Raises:
-        ValueError: if the folder holds no run.
+        UserError: if the folder holds no run.
     """
     if not (folder / RECIPE).is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} is no run: it holds no {RECIPE}. Name the folder that training wrote to, such as runs/quickstart"
         )
     recipe, log = load_recipe(folder / RECIPE), read_log(folder / LOG)

@@ -13,19 +13,19 @@ import torch
 from accelerate import Accelerator
 
 from hssl_hf.config.recipe import Recipe
-from hssl_hf.data.source import StreamError, identify
+from hssl_hf.data.source import StreamError, dataset_fingerprint
 from hssl_hf.engine.memory import GIB, total
 from hssl_hf.evaluation.records import current_commit
 from hssl_hf.publish.redaction import public_path
 
-MANIFEST, FORECAST = "manifest.json", "forecast.json"
+MANIFEST, ESTIMATE = "manifest.json", "estimate.json"
 PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
 
 
 def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epoch: int) -> dict:
     """What is known before the first step: data, code, versions, machine."""
     try:
-        identity = identify(recipe.data)
+        identity = dataset_fingerprint(recipe.data)
     except StreamError:
         identity = {}
     data = recipe.data
@@ -41,17 +41,17 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
         "hardware": hardware(accelerator),
         "engine": accelerator.distributed_type.value.lower().replace("no", "single"),
         "processes": accelerator.num_processes,
-        "forecast": foretold(folder),
+        "estimate": read_estimate(folder),
     }  # fmt: skip
 
 
-def foretold(folder: Path) -> dict | None:
+def read_estimate(folder: Path) -> dict | None:
     """What `hssl-hf plan` has written into the folder of the run, as far as it can be compared with what came."""
-    path = folder / FORECAST
+    path = folder / ESTIMATE
     if not path.is_file():
         return None
-    forecast = json.loads(path.read_text())
-    return {name: forecast[name] for name in ("engine", "processes", "needed_gib", "images_per_second", "hours")}
+    estimate = json.loads(path.read_text())
+    return {name: estimate[name] for name in ("engine", "processes", "needed_gib", "images_per_second", "hours")}
 
 
 def hardware(accelerator: Accelerator) -> dict:

@@ -13,7 +13,7 @@ from hssl_hf.visualization.curves import draw_curves
 LOG, CURVES = "log.jsonl", "curves.png"
 
 
-class Track:
+class MetricLogger:
     """The log of a run; only the main process writes.
 
     Args:
@@ -47,7 +47,7 @@ class Track:
             draw_curves(read_log(self.path), self.curves)
 
 
-class Meter:
+class MetricAccumulator:
     """Sums of what the steps report, kept on the device; read only when a line of the log is due."""
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""The folder of a run, read by whoever comes after the training: the model, what it was trained with, what was measured."""
+"""The folder of a run, read after the training: its model, recipe, records and figures; and how they are exported."""
 
 import json
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, BitImageProcessor, PreTrainedModel
 
+import hssl_hf
 from hssl_hf.config.recipe import Recipe, load_recipe
-from hssl_hf.engine.checkpoint import STATE, WEIGHTS, CheckpointError, Checkpoints
+from hssl_hf.engine.checkpoint import STATE, WEIGHTS, CheckpointError, CheckpointManager
 from hssl_hf.publish.card_text import PICTURES
-from hssl_hf.publish.export import Story
+from hssl_hf.publish.export import CardContext, export_backbone, export_model
+from hssl_hf.publish.hub import stage
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.redaction import is_hub_id, public_path
 from hssl_hf.runs import manifest
@@ -20,7 +22,7 @@ RECIPE, RESULTS, ALARMS = "recipe.yaml", "results.jsonl", "alarms.jsonl"
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDirectory:
     """A run at one of its checkpoints.
 
     Args:
@@ -32,7 +34,7 @@ class RunFolder:
     checkpoint: Path
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: Path) -> "RunDirectory":
         """
         Args:
             path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
@@ -40,7 +42,7 @@ class RunFolder:
             CheckpointError: if the folder holds no complete checkpoint.
         """
         path = path.resolve()
-        checkpoint = path if (path / STATE).is_file() else next(reversed(Checkpoints(path / "checkpoints").all()), None)
+        checkpoint = path if (path / STATE).is_file() else CheckpointManager(path / "checkpoints").newest()
         if checkpoint is None:
             raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
         return cls(checkpoint.parents[1], checkpoint)
@@ -51,36 +53,54 @@ class RunFolder:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        config = self.recipe.model_config()
-        model = AutoModelForPreTraining.from_config(config)
+        hssl_hf.register()
+        model = AutoModelForPreTraining.from_config(self.recipe.model_config())
         model.load_state_dict(load_file(self.checkpoint / WEIGHTS))
         return model
 
     @property
     def processor(self) -> BitImageProcessor:
-        return processor_of(self.recipe)
+        return image_processor_for(self.recipe)
 
-    def story(self, **more) -> Story:
-        """What the run tells of its model.
+    def context(self, **kwargs) -> CardContext:
+        """Context of the model card; `kwargs` are those of `card_context`."""
+        return card_context(self.folder, self.recipe, **kwargs)
 
-        Args:
-            more: `license`; `repository`, `revision`.
-        """
-        return story_of(self.folder, self.recipe, **more)
+    def export(
+        self, folder: Path, kind: str = "main", network: str | None = None, license: str | None = None, onnx: bool = False
+    ) -> Path:
+        """Write one of the kinds of `hssl_hf.publish.export`; returns the folder."""
+        shared = {"processor": self.processor, "context": self.context(license=license)}
+        if kind == "training":
+            return export_model(self.model, folder, **shared)
+        return export_backbone(self.model, folder, kind=kind, network=network, onnx=onnx, **shared)
+
+    def stage(
+        self,
+        repository: str,
+        revision: str = "main",
+        network: str | None = None,
+        license: str | None = None,
+        onnx: bool = False,
+    ) -> Path:
+        """Write what is to be pushed to a repository into `push/`; returns that folder."""
+        context = self.context(license=license, repository=repository, revision=revision)
+        shared = {"network": network, "processor": self.processor, "context": context}
+        return stage(self.model, self.folder / "push", onnx=onnx, **shared)
 
 
-def processor_of(recipe: Recipe) -> BitImageProcessor:
+def image_processor_for(recipe: Recipe) -> BitImageProcessor:
     """The image processor that goes with a recipe's views."""
-    return image_processor(recipe.views.global_size, recipe.probe.crop_share, recipe.views.mean, recipe.views.std)
+    return image_processor(recipe.views.global_crop_size, recipe.probe.crop_pct, recipe.views.mean, recipe.views.std)
 
 
-def story_of(folder: Path, recipe: Recipe, license: str | None = None, **where: str) -> Story:
-    """Recipe, manifest, records and pictures of a run."""
+def card_context(folder: Path, recipe: Recipe, license: str | None = None, **where: str) -> CardContext:
+    """Recipe, manifest, records and figures of a run; `where` names `repository` and `revision`."""
     about = {"recipe": manifest.public_recipe(recipe), "manifest": manifest.read(folder), "license": license}
     start = public_path(recipe.init_from)
     about["base_model"] = start.partition("@")[0] if start and is_hub_id(start.partition("@")[0]) else None
     pictures = {name: folder / name for name in PICTURES if (folder / name).is_file()}
-    return Story(about, read_lines(folder / RESULTS), pictures, **where)
+    return CardContext(about, read_lines(folder / RESULTS), pictures, **where)
 
 
 def read_lines(path: Path) -> list[dict]:

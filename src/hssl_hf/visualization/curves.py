@@ -43,7 +43,7 @@ def _panels(lines: list[dict]) -> dict[str, list[str]]:
 def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
     for key, points in curves.items():
         if key == "knn_top1_pixels":
-            axes.axhline(points[0][1], color="grey", linestyle="--", linewidth=1, label="raw pixels")
+            axes.axhline(points[0][1], color="gray", linestyle="--", linewidth=1, label="raw pixels")
         else:
             label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
             axes.plot(*zip(*points, strict=True), marker=None if len(points) > 40 else ".", linewidth=1.2, label=label)

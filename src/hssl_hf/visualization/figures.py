@@ -1,6 +1,6 @@
 """Pictures of what was learned and of what was seen: drawn where people would rather look than read.
 
-All but the views read an export, as anybody would load it, and labelled or unlabelled images that it was not trained to please.
+All but the views read an export, as anybody would load it, and labeled or unlabeled images that it was not trained to please.
 """
 
 from itertools import islice
@@ -16,26 +16,26 @@ from transformers import AutoConfig, AutoModel, BitImageProcessor
 from hssl_hf.data.augmentation import ViewConfig
 from hssl_hf.data.views import Views
 from hssl_hf.evaluation.encoder import Encoder, load_encoder
-from hssl_hf.evaluation.features import LabelledImages, image_features
+from hssl_hf.evaluation.features import LabeledImages, image_features
 
 FOLDER = "pictures"
-SHOWN, NEIGHBOURS, BANK = 8, 5, 2000
+SHOWN, NEIGHBORS, BANK = 8, 5, 2000
 
 
 def draw_export(
     export: Path,
     processor: BitImageProcessor,
-    bank: LabelledImages,
-    queries: LabelledImages,
+    bank: LabeledImages,
+    queries: LabeledImages,
     folder: Path,
     kind: str = "cls",
 ) -> None:
-    """Principal components, attention and nearest neighbours, as far as the architecture has them.
+    """Principal components, attention and nearest neighbors, as far as the architecture has them.
 
     Args:
         export: folder of the stock model.
         processor: that goes with it.
-        bank: images among which neighbours are looked for; the first 2000 are.
+        bank: images among which neighbors are looked for; the first 2000 are.
         queries: images that are shown; the first 8 are.
         folder: of the run; pictures go to `pictures/` in it.
         kind: features that stand for an image, `image_features`.
@@ -47,26 +47,26 @@ def draw_export(
     large = _enlarged(processor, 2 if _takes_any_size(export) else 1)
     _components(encoder, large, shown, place / "components.png")
     _attention(export, large, shown, place / "attention.png")
-    _neighbours(encoder, processor, [image for image, _ in islice(iter(bank), BANK)], shown, kind, place / "neighbours.png")
+    _neighbors(encoder, processor, [image for image, _ in islice(iter(bank), BANK)], shown, kind, place / "neighbors.png")
 
 
 def draw_views(views: Views, config: ViewConfig, path: Path) -> None:
-    """The first images of a batch as the student sees them: global views with hidden patches in grey, and local views.
+    """The first images of a batch as the student sees them: global views with hidden patches in gray, and local views.
 
     Args:
-        views: after `Views.coloured`.
+        views: after `Views.augment_and_normalize`.
         config: whose mean and std are taken back.
         path: where to.
     """
-    images = min(SHOWN, views.global_pixels.shape[1])
-    rows = [_pixels(view[:images], config) for view in views.global_pixels]
-    for row, masks in zip(rows, [] if views.masks is None else views.masks, strict=False):
+    images = min(SHOWN, views.pixel_values.shape[1])
+    rows = [_pixels(view[:images], config) for view in views.pixel_values]
+    for row, masks in zip(rows, [] if views.bool_masked_pos is None else views.bool_masked_pos, strict=False):
         hidden = F.interpolate(masks[:images, None].float(), size=row.shape[1:3], mode="nearest")[:, 0].bool().cpu()
         row[hidden.numpy()] = 0.5
     names = [f"global view {number + 1}" for number in range(len(rows))]
-    if views.local_pixels is not None:
-        rows += [_pixels(view[:images], config) for view in views.local_pixels]
-        names += [f"local view {number + 1}" for number in range(len(views.local_pixels))]
+    if views.local_pixel_values is not None:
+        rows += [_pixels(view[:images], config) for view in views.local_pixel_values]
+        names += [f"local view {number + 1}" for number in range(len(views.local_pixel_values))]
     path.parent.mkdir(exist_ok=True)
     _grid(rows, path, names)
 
@@ -82,8 +82,8 @@ def _components(encoder: Encoder, processor: BitImageProcessor, images: list[Ten
     _, _, directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     values = (flat - flat.mean(0)) @ directions[:3].T
     low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
-    colours = ((values - low) / (high - low).clamp_min(1e-9)).clamp(0, 1).unflatten(0, patches.shape[:3])
-    _grid([_shown(pixels, processor), colours.numpy()], path, ["image", "components"])
+    colors = ((values - low) / (high - low).clamp_min(1e-9)).clamp(0, 1).unflatten(0, patches.shape[:3])
+    _grid([_shown(pixels, processor), colors.numpy()], path, ["image", "components"])
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def _attention(export: Path, processor: BitImageProcessor, images: list[Tensor],
 
 
 @torch.no_grad()
-def _neighbours(encoder, processor, bank: list[Tensor], shown: list[Tensor], kind: str, path: Path) -> None:
+def _neighbors(encoder, processor, bank: list[Tensor], shown: list[Tensor], kind: str, path: Path) -> None:
     """Every shown image beside those of the bank that are most similar."""
 
     def features(images: list[Tensor]) -> Tensor:
@@ -109,10 +109,10 @@ def _neighbours(encoder, processor, bank: list[Tensor], shown: list[Tensor], kin
         found = [image_features(*encoder(processor(part, return_tensors="pt")["pixel_values"]), kind) for part in parts]
         return F.normalize(torch.cat(found), dim=1)
 
-    nearest = (features(shown) @ features(bank).T).topk(min(NEIGHBOURS, len(bank)), dim=1).indices
+    nearest = (features(shown) @ features(bank).T).topk(min(NEIGHBORS, len(bank)), dim=1).indices
     columns = [shown, *([bank[index] for index in column] for column in nearest.T.tolist())]
     rows = [_shown(processor(column, return_tensors="pt")["pixel_values"], processor) for column in columns]
-    names = ["image", *(f"neighbour {number + 1}" for number in range(len(rows) - 1))]
+    names = ["image", *(f"neighbor {number + 1}" for number in range(len(rows) - 1))]
     _grid(rows, path, names)
 
 
@@ -130,15 +130,15 @@ def _enlarged(processor: BitImageProcessor, factor: int) -> BitImageProcessor:
 
 
 def _shown(pixels: Tensor, processor: BitImageProcessor) -> np.ndarray:
-    return _denormalised(pixels, processor.image_mean, processor.image_std)
+    return _denormalized(pixels, processor.image_mean, processor.image_std)
 
 
 def _pixels(pixels: Tensor, config: ViewConfig) -> np.ndarray:
-    return _denormalised(pixels.float().cpu(), config.mean, config.std)
+    return _denormalized(pixels.float().cpu(), config.mean, config.std)
 
 
-def _denormalised(pixels: Tensor, mean, std) -> np.ndarray:
-    """(B, 3, H, W) normalised -> (B, H, W, 3) in [0, 1]."""
+def _denormalized(pixels: Tensor, mean, std) -> np.ndarray:
+    """(B, 3, H, W) normalized -> (B, H, W, 3) in [0, 1]."""
     shape = (1, 3, 1, 1)
     return (pixels * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 

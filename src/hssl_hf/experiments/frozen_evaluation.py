@@ -1,0 +1,95 @@
+"""Evaluations of frozen backbones as the command line asks for them: settings in, records and lines of text out."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from hssl_hf.config.recipe import load_recipe
+from hssl_hf.config.strict_yaml import build, override
+from hssl_hf.errors import UserError
+from hssl_hf.evaluation.complementarity import complementarity, draw
+from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
+from hssl_hf.evaluation.linear import LinearConfig
+from hssl_hf.evaluation.probe import Probe, ProbeConfig
+
+
+def evaluate(
+    export: str, protocol: str, settings: list[str], pixels: bool, results: Path | None, subject: str | None, seed: int
+) -> list[str]:
+    """Evaluate an export by k-NN or a linear probe.
+
+    Args:
+        export: folder or Hub repository.
+        protocol: "knn" or "linear".
+        settings: `data.a=b` of the images, `linear.a=b` of the probe.
+        pixels: evaluate raw pixels instead, as the export's processor prepares them.
+        results: file to which the records are added, or None.
+        subject: name of the model in the records; None for the export.
+        seed: of its training, for the records.
+    Returns:
+        lines for the screen.
+    Raises:
+        UserError: for settings that are not known, and images or models that cannot be read.
+    """
+    tree = {"linear": {}}
+    for setting in settings:
+        if setting.startswith("linear."):
+            override(tree, setting)
+    linear = build(LinearConfig, tree["linear"], "linear.")
+    config = _labeled_images([setting for setting in settings if not setting.startswith("linear.")])
+    encoder, processor = load_encoder(export)
+    encoder, probe, lines = raw_pixel_encoder if pixels else encoder, Probe(config, processor), []
+    if protocol == "knn":
+        found, used = probe.knn(encoder, "k-NN"), probe.knn_settings()
+    else:
+        found = probe.linear(encoder, linear, "linear probe")
+        used = {**asdict(linear), "learning_rate": found["learning_rate"]}
+        held_out = f"{found['validation_top1']:.2f} % on held-out training images"
+        lines.append(f"learning rate {found['learning_rate']} per 256, {held_out}")
+    for metric in ("top1", "top5"):
+        lines.append(f"{protocol.replace('knn', 'k-NN')} {metric}  {found[metric]:.2f} %  ({found['n']} images)")
+        if results:
+            name = subject or ("raw pixels" if pixels else export)
+            probe.record(f"{protocol}_{metric}", found[metric], found["n"], used, name, seed, results)
+    return lines
+
+
+def compare(first: str, second: str, settings: list[str], points: int, output: Path, results: Path | None) -> list[str]:
+    """Classify by linear combinations of two frozen backbones, and draw the curve.
+
+    Args:
+        first, second: folders or Hub repositories.
+        settings: as for `evaluate`.
+        points: weights from 0 to 1.
+        output: file of the curve.
+        results: file to which the records are added, or None.
+    Returns:
+        lines for the screen.
+    """
+    config, names, features = _labeled_images(settings), (first, second), []
+    for name in names:
+        encoder, processor = load_encoder(name)
+        probe = Probe(config, processor)
+        features.append(probe.features(encoder, name))
+    train, test = (tuple(split for split, _ in splits) for splits in zip(*features, strict=True))
+    (_, train_labels), (_, labels) = features[0]
+    found = complementarity(train, train_labels, test, labels, points=points, **probe.knn_settings())
+    draw(found, names, output)
+    lines = [f"α = {alpha:.2f}   k-NN top1  {accuracy:.2f} %" for alpha, accuracy in found.curve]
+    lines += [f"N_s  {found.apart:.4g}", f"sIoU  {found.overlap:.4g}", str(output)]
+    values = [("knn_top1", accuracy, "percent", {"alpha": alpha}) for alpha, accuracy in found.curve]
+    values += [("N_s", found.apart, "images", {}), ("sIoU", found.overlap, "fraction", {})]
+    for metric, value, unit, own in values if results else ():
+        probe.record(metric, value, found.n, {**probe.knn_settings(), **own}, " + ".join(names), 0, results, unit)
+    return lines
+
+
+def _labeled_images(settings: list[str]) -> ProbeConfig:
+    """Images to evaluate on, from values `data.a=b`.
+
+    Raises:
+        UserError: if no dataset is named.
+    """
+    config = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in settings]).probe
+    if config.path is None:
+        raise UserError("name the images to evaluate on, for example data.path=uoft-cs/cifar10")
+    return config

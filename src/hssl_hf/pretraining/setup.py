@@ -1,0 +1,114 @@
+"""What a pre-training run is built from: its directory, model, engine and loader, checked against each other."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import AutoModelForPreTraining
+
+import hssl_hf
+from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
+from hssl_hf.data.augmentation import Augmentation
+from hssl_hf.data.loader import make_loader
+from hssl_hf.engine.checkpoint import CheckpointManager
+from hssl_hf.engine.distributed import Engine
+from hssl_hf.engine.optim import build_optimizer
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
+from hssl_hf.runs.run_directory import RECIPE
+
+
+def require_trackers(names: tuple[str, ...]) -> None:
+    """Raise a RecipeError if a tracker is not installed."""
+    missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
+    if missing:
+        raise RecipeError(f"run.report_to: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
+
+
+def open_run_directory(recipe: Recipe, folder: Path, checkpoints: CheckpointManager, accelerator: Accelerator) -> Path | None:
+    """Create the folder of the run and keep its recipe there; returns the checkpoint to resume from.
+
+    Raises:
+        RecipeError: if the folder holds a run that is not to be resumed, or one with another recipe.
+    """
+    saved, resume = folder / RECIPE, recipe.resume_from_checkpoint == "auto"
+    checkpoint = checkpoints.newest_everywhere(accelerator, quarantine=resume)
+    if checkpoint and not resume:
+        raise RecipeError(f"{folder} already holds a run; continue it with resume_from_checkpoint=auto, or set run.output_dir")
+    if checkpoint and (changed := recipe_diff(load_recipe(saved).to_dict(), recipe.to_dict())):
+        raise RecipeError(
+            f"the run in {folder} was started with another recipe:\n  " + "\n  ".join(changed)
+            + "\nResume with the old values, or start a new run with run.output_dir=..."
+        )  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            recipe.save(saved)
+    except OSError as error:
+        raise RecipeError(f"cannot write to run.output_dir={folder}: {error}") from error
+    return checkpoint
+
+
+def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:
+    """Divide the cores among the processes of a CPU run; `accelerate launch` leaves each of them one thread."""
+    if accelerator.device.type == "cpu":
+        timm.layers.set_fused_attn(not bf16)  # in bf16 its backward pass takes many times as long
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+
+
+def build_method(recipe: Recipe, config) -> StudentTeacherPreTrainedModel:
+    """The model of a recipe, initialized from its seed.
+
+    Raises:
+        RecipeError: if views, masks or accumulation do not suit it.
+    """
+    hssl_hf.register()
+    set_seed(recipe.seed)
+    method = as_recipe_error(lambda: AutoModelForPreTraining.from_config(config))
+    as_recipe_error(lambda: method.check_views(len(recipe.views.global_crop_blur), recipe.views.num_local_crops))
+    as_recipe_error(lambda: method.get_network(recipe.run.export_network))
+    if recipe.views.num_local_crops:
+        as_recipe_error(lambda: method.student.base.check_size(*[recipe.views.local_crop_size] * 2))
+    if method.equal_mask_counts and not recipe.masks.fixed_count:
+        raise RecipeError(
+            "this method needs as many masked patches in every image; set masks.shape to fixed_count_block or random, one "
+            "ratio in masks.ratios, and masks.ratio_jitter=[0.0]"
+        )
+    if method.in_batch_negatives and recipe.optim.gradient_accumulation_steps > 1:
+        raise RecipeError("this objective compares the images of a batch, so optim.gradient_accumulation_steps must be 1")
+    return method
+
+
+def build_engine(recipe: Recipe, method: StudentTeacherPreTrainedModel, accelerator: Accelerator) -> Engine:
+    """Model and optimizer under the accelerator's engine; randomness from here on differs between processes."""
+    if recipe.run.activation_checkpointing:
+        method.activation_checkpointing_enable()
+    set_seed(recipe.seed, device_specific=True)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    optimizer = build_optimizer(method.student, recipe.optim.betas, method.freezable_parameters())
+    engine = Engine(accelerator, method, optimizer, recipe.optim.mixed_precision == "bf16")
+    method.train()
+    return engine
+
+
+def build_loader(
+    recipe: Recipe, method: StudentTeacherPreTrainedModel, images: int, accelerator: Accelerator
+) -> StatefulDataLoader:
+    """Batches of this process, of `images` each."""
+    grid = method.student.base.grid
+    augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, method.masked_views)
+    return make_loader(recipe.data, augmentation, images, accelerator.process_index, accelerator.num_processes)
+
+
+def as_recipe_error(build: Callable):
+    """Turn a refusal of the model's configuration into an error of the recipe."""
+    try:
+        return build()
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from error
