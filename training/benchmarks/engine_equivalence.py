@@ -3,8 +3,8 @@
     python -m training.benchmarks.engine_equivalence [--engines one accumulated ddp ...] [--methods ibot moco_v3]
 
 Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
-images. Each is run once more up to its third step and resumed, and is compared with the variant of one process. Everything is in
-fp32 on CPUs. The table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether
+images. Each is run once more up to its third step and resumed, and is compared with the variant of one process. Everything is
+in fp32 on CPUs. The table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether
 resuming gave the same bits; the program fails if a difference exceeds its tolerance.
 """
 
