@@ -86,12 +86,7 @@ def test_draws_have_the_stated_chances_and_ranges():
     assert drawn[:, C.SOLARIZE].mean() == pytest.approx(0.2, abs=0.02)
     sigma = drawn[:, C.SIGMA][drawn[:, C.SIGMA] > 0]
     assert 0.1 <= sigma.min() < 0.12 and 1.98 < sigma.max() <= 2
-    for column, strength, neutral in (
-        (C.BRIGHTNESS, 0.4, 1),
-        (C.CONTRAST, 0.4, 1),
-        (C.SATURATION, 0.2, 1),
-        (C.HUE, 0.1, 0),
-    ):
+    for column, strength, neutral in ((C.BRIGHTNESS, 0.4, 1), (C.CONTRAST, 0.4, 1), (C.SATURATION, 0.2, 1), (C.HUE, 0.1, 0)):
         values = drawn[jittered, column] - neutral
         assert values.abs().max() <= strength + 1e-6 and values.std() == pytest.approx(strength / 3**0.5, rel=0.05)
     orders = {tuple(order.int().tolist()) for order in drawn[:, C.ORDER]}

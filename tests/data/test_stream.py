@@ -24,10 +24,7 @@ def png(value: int, size: int = 8) -> bytes:
 
 def write_parquet(folder, images: int, shards: int, column: str = "image"):
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {
-        column: [{"bytes": png(i), "path": f"{i}.png"} for i in range(images)],
-        "label": [i % 2 for i in range(images)],
-    }
+    rows = {column: [{"bytes": png(i), "path": f"{i}.png"} for i in range(images)], "label": [i % 2 for i in range(images)]}
     features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     table = datasets.Dataset.from_dict(rows, features=features)
     for shard in range(shards):

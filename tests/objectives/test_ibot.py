@@ -57,8 +57,7 @@ def test_equals_released_hssl(golden, call):
     student = Branches(Tokens(base_cls.view(2, 2, 64), base_patch.view(2, 2, 4, 4, 64)), Tokens(aux_cls.view(2, 2, 64)))
     local = Branches(Tokens(local_base.view(3, 2, 64)), Tokens(local_aux.view(3, 2, 64)))
     teacher = Branches(
-        Tokens(torch.zeros(2, 2, 64), load("t_base_patch").view(2, 2, 4, 4, 64)),
-        Tokens(load("t_aux_cls").view(2, 2, 64)),
+        Tokens(torch.zeros(2, 2, 64), load("t_base_patch").view(2, 2, 4, 4, 64)), Tokens(load("t_aux_cls").view(2, 2, 64))
     )
     mask, temperature = torch.from_numpy(arrays["hssl_loss/masks"]), released_temperature(int(load("epoch")))
     inputs = ObjectiveInputs(student, teacher, Bare(64), Bare(64), local, mask, teacher_temperature=temperature)

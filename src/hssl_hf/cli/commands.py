@@ -199,9 +199,7 @@ def report(
     return 0
 
 
-def replay(
-    capture: Annotated[Path, typer.Argument(help="RUN/captures/step-..., as named by the error of the run.")],
-) -> int:
+def replay(capture: Annotated[Path, typer.Argument(help="RUN/captures/step-..., as named by the error of the run.")]) -> int:
     """Replay a step whose gradients were not finite."""
     from hssl_hf.pretraining.replay import replay as library
 

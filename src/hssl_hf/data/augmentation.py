@@ -114,12 +114,7 @@ class Augmentation:
     """
 
     def __init__(
-        self,
-        config: ViewConfig,
-        masks: MaskConfig | None = None,
-        grid=(14, 14),
-        seed: int = 0,
-        masked_views: int | None = None,
+        self, config: ViewConfig, masks: MaskConfig | None = None, grid=(14, 14), seed: int = 0, masked_views: int | None = None
     ):
         self.config, self.masks, self.grid, self.seed = config, masks, grid, seed
         self.num_global_crops = len(config.global_crop_blur)

@@ -74,9 +74,7 @@ def hue(images: Tensor, shifts: Tensor) -> Tensor:
     chroma = value - images.amin(1, keepdim=True)
     scale = 1 / chroma.clamp(min=1e-8)
     sector = torch.where(
-        value == red,
-        (green - blue) * scale,
-        torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4),
+        value == red, (green - blue) * scale, torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
     )
     phase = (sector + 6 * shifts + images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)) % 6
     return value - chroma * torch.minimum(phase, 4 - phase).clamp_(0, 1)

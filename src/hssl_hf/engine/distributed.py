@@ -9,12 +9,7 @@ from collections.abc import Collection
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import PartialState
-from accelerate.utils import (
-    DeepSpeedPlugin,
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 

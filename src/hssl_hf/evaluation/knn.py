@@ -13,12 +13,7 @@ from hssl_hf.evaluation.metrics import TopKAccuracy
 
 @torch.no_grad()
 def knn_scores(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    num_neighbors: int = 20,
-    temperature: float = 0.07,
-    chunk: int = 1024,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, num_neighbors: int = 20, temperature: float = 0.07, chunk: int = 1024
 ) -> Tensor:
     """Let the nearest bank images vote, each with weight exp(cosine / T).
 

@@ -66,10 +66,7 @@ def spearman(first: list[float], second: list[float]) -> float:
 
 def table(findings: Findings) -> list[str]:
     """Lines of Markdown: references, baseline, variants."""
-    lines = [
-        "| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |", "|---|---|---|---|---|---|---|---|"]
     for subject in (PIXELS, UNTRAINED, *findings.study.variants):
         accuracies = findings.of("knn_top1", subject)
         if not accuracies:

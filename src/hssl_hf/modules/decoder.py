@@ -85,11 +85,7 @@ class Decoder(nn.Module):
         return self.prediction(self.hidden_states(tokens, visible_indices, masked_indices, geometry))
 
     def hidden_states(
-        self,
-        tokens: Tensor,
-        visible_indices: Tensor,
-        masked_indices: Tensor | None = None,
-        geometry: Tensor | None = None,
+        self, tokens: Tensor, visible_indices: Tensor, masked_indices: Tensor | None = None, geometry: Tensor | None = None
     ) -> Tensor:
         """The last hidden states, of which predictions are a linear map.
 

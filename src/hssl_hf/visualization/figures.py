@@ -23,12 +23,7 @@ SHOWN, NEIGHBORS, BANK = 8, 5, 2000
 
 
 def draw_export(
-    export: Path,
-    processor: BitImageProcessor,
-    bank: LabeledImages,
-    queries: LabeledImages,
-    folder: Path,
-    kind: str = "cls",
+    export: Path, processor: BitImageProcessor, bank: LabeledImages, queries: LabeledImages, folder: Path, kind: str = "cls"
 ) -> None:
     """Principal components, attention and nearest neighbors, as far as the architecture has them.
 
