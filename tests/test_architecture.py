@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_nothing_imports_the_folders_beside_the_package():
         modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         assert not {"training", "model_cards", "tests"} & {name.split(".")[0] for name in modules}, path
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "models").glob("configuration_*.py")), ids=lambda path: path.stem)
+def test_configurations_need_neither_torch_nor_models(path):
+    nodes = [node for node in nodes_at_run_time(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in nodes for alias in node.names} | {getattr(node, "module", None) or "" for node in nodes}
+    assert not {name for name in names if name.split(".")[0] in ("torch", "timm") or "modeling" in name}
+
+
+def test_models_import_no_library_of_evaluation():
+    code = "import sys, hssl_hf.models.auto as auto; auto.register(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split() and not {"datasets", "evaluate", "pandas", "matplotlib"} & set(done.stdout.split())
 
 
 def test_files_are_short_and_public_names_documented():
