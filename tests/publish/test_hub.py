@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -74,6 +75,23 @@ def test_a_model_pushes_itself(hub, monkeypatch):
     assert {commit.title for commit in hub.repository("user/name").history("timm")} == {"mine", "initial commit"}
 
 
+def test_what_is_changed_after_the_scan_is_not_uploaded(hub, staged, tmp_path):
+    """A secret that is written into the staged folder while the push is on its way."""
+    folder = tmp_path / "push"
+    shutil.copytree(staged, folder)
+    before = expected(staged, "main")["README.md"]
+
+    def write():
+        for kind in ("main", "timm", "training"):
+            (folder / kind / "README.md").write_text(f"token: {TOKEN}")
+        return False
+
+    hub.faults.append(Fault("POST", "/repos/create", write))
+    push(folder, "user/name", token=TOKEN)
+    assert contents(hub, "main")["README.md"] == before
+    assert not [path for path in folder.iterdir() if path.name.startswith(".upload-")]
+
+
 def test_another_branch_leaves_main_alone(hub, staged):
     push(staged, "user/name", token=TOKEN, revision="v2")
     assert whole(hub, staged, "v2") and contents(hub, "main") == {}
@@ -99,7 +117,7 @@ def test_what_passes_is_asked_again(hub, staged, method, path, act):
 def test_a_failed_push_shows_nothing_half_and_a_later_one_sends_only_the_rest(hub, staged):
     """The connection is lost for good in front of the commit to main; everything but that commit is there already."""
     hub.faults.append(Fault("POST", "/commit/main", 500, times=100))
-    with pytest.raises(PushError, match="Push again: what has been sent is kept, and main"):
+    with pytest.raises(PushError, match="Push again: uploaded files are kept, and main"):
         push(staged, "user/name", token=TOKEN)
     assert contents(hub, "main") == {} and contents(hub, "timm") == expected(staged, "timm")
     sent = hub.count("PUT", "/_lfs/")
@@ -167,11 +185,11 @@ def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
 @pytest.mark.parametrize(
     ("token", "repository", "message"),
     [
-        ("hf_" + "x" * 34, "user/name", "the Hub does not know who you are"),
+        ("hf_" + "x" * 34, "user/name", "not logged in to the Hub"),
         (READ_TOKEN, "user/name", "this token may not write to 'user/name'"),
         (OTHER_TOKEN, "user/name", "this token may not write to 'user/name'"),
-        (TOKEN, "user/na me", "is no name of a repository; expected user/name"),
-        (TOKEN, "../../etc/passwd", "is no name of a repository; expected user/name"),
+        (TOKEN, "user/na me", "expected a repository of the form user/name, got"),
+        (TOKEN, "../../etc/passwd", "expected a repository of the form user/name, got"),
     ],
 )
 def test_refusals_say_what_to_do(hub, staged, token, repository, message):

@@ -1,16 +1,16 @@
-"""One repository, three branches: staged in a folder, checked, and brought to the Hub so that nothing half is visible.
+"""One repository, three branches: staged in a folder, checked, and pushed to the Hub so that nothing is half visible.
 
-Every branch changes by one commit, whose files are complete before it is made; `main` comes last. What was sent by an earlier
-try is not sent again. If somebody else pushes meanwhile, the push starts over, and ends only when all branches are its own.
+Every branch changes by one commit, made when all of its files are uploaded; `main` comes last. Files that an earlier try has
+uploaded are not sent again. If another push happens meanwhile, this one starts over; it ends when all branches are its own.
 """
 
-import sys
+import logging
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import httpx
 
 from hssl_hf.errors import UserError
 from hssl_hf.publish.export import KINDS, CardContext, export_backbone, export_model
@@ -29,16 +30,17 @@ from hssl_hf.publish.secret_scan import refuse_secrets
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
+logger = logging.getLogger(__name__)
 ALLOWED = (
     "README.md", "config.json", "facts.yaml", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "preprocessor_config.json", "curves.png", "pictures/*.png", ".eval_results/*.yaml", "onnx/model.onnx*",
 )  # fmt: skip
 TRIES, FIRST_PAUSE = 6, 1.0
-PASSING = {408, 429, 500, 502, 503, 504}
+TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
 class PushError(UserError):
-    """A push that did not come through; the message says what is visible now and what to do."""
+    """A push that failed; the message says what is visible now and what to do."""
 
 
 def stage(
@@ -59,12 +61,12 @@ def stage(
 
 
 def push_model(
-    model: "StudentTeacherPreTrainedModel", repository: str, *, license: str | None = None, **more
+    model: "StudentTeacherPreTrainedModel", repository: str, *, license: str | None = None, **kwargs
 ) -> dict[str, str]:
-    """Stage a model and push it; of the training it tells nothing. `more` and errors are those of `push`."""
-    context = CardContext({"license": license}, repository=repository, revision=more.get("revision", "main"))
+    """Stage a model and push it, without information about its training; `kwargs` and errors are those of `push`."""
+    context = CardContext({"license": license}, repository=repository, revision=kwargs.get("revision", "main"))
     with tempfile.TemporaryDirectory() as folder:
-        return push(stage(model, Path(folder), context=context), repository, **more)
+        return push(stage(model, Path(folder), context=context), repository, **kwargs)
 
 
 def push(
@@ -77,101 +79,120 @@ def push(
     create_pr: bool = False,
     commit_message: str = "Upload a pre-trained backbone",
 ) -> dict[str, str]:
-    """Bring staged branches to the Hub.
+    """Push staged branches to the Hub.
+
+    Files are copied first, so that exactly what was searched for secrets is uploaded.
 
     Args:
         folder: from `stage`.
-        repository: user/name; created if there is none.
-        private: of a repository that is created.
-        token: by default the one that `hf auth login` or HF_TOKEN has left.
-        revision: branch of the stock model; the others are named after it (`card.branch`).
+        repository: user/name; created if it does not exist.
+        private: visibility of a repository that is created.
+        token: by default that of `hf auth login` or HF_TOKEN.
+        revision: branch of the stock model; the others are named after it (`model_card.branch`).
         create_pr: open pull requests instead of committing.
         commit_message: title of the commits or pull requests.
     Returns:
         address of the commit or pull request, by kind of branch.
     Raises:
-        PushError: if the Hub refuses or cannot be reached, or others keep pushing.
-        ValueError: if a file holds what looks like a secret.
+        PushError: if the Hub refuses, cannot be reached, or receives other pushes all the time.
+        UserError: if a file contains what looks like a secret.
     """
-    files = {kind: staged_files(folder / kind) for kind in KINDS}
-    for listed in files.values():
-        refuse_secrets(listed, token)
     api = HfApi(token=token)
-    try:
-        _ask(api.create_repo, repository, private=private, exist_ok=True)
-        for _ in range(TRIES):
-            done = _push_once(api, repository, files, revision, create_pr, commit_message)
-            if done is not None:
-                return done
-            print(f"somebody else is pushing to {repository}; starting over", file=sys.stderr)
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, RuntimeError, OSError) as error:
-        raise PushError(_explain(error, repository)) from error
+    with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as copies:
+        files = {kind: _copy_files(folder / kind, Path(copies) / kind) for kind in KINDS}
+        for branch_files in files.values():
+            refuse_secrets(branch_files, token)
+        try:
+            _retry(api.create_repo, repository, private=private, exist_ok=True)
+            for _ in range(TRIES):
+                addresses = _push_once(api, repository, files, revision, create_pr, commit_message)
+                if addresses is not None:
+                    return addresses
+                logger.warning("%s was changed by another push; starting over", repository)
+        except (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalTokenNotFoundError,
+            OfflineModeIsEnabled,
+            RuntimeError,
+            OSError,
+        ) as error:
+            raise PushError(_explain(error, repository)) from error
     raise PushError(
-        f"others kept pushing to {repository}; its branches may be of different pushes. Push again when they are done"
+        f"{repository} was changed by other pushes all the time; its branches may belong to different pushes. Push again when "
+        "they have ended"
     )
 
 
 def staged_files(folder: Path) -> dict[str, Path]:
-    """Files to be uploaded, by their path inside the repository; whatever else lies there stays there."""
+    """Files to be uploaded, by their path in the repository; other files in the folder are not."""
     return {path.relative_to(folder).as_posix(): path for pattern in ALLOWED for path in sorted(folder.glob(pattern))}
 
 
+def _copy_files(folder: Path, target: Path) -> dict[str, Path]:
+    for name, path in staged_files(folder).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+    return staged_files(target)
+
+
 def _push_once(api: HfApi, repository: str, files: dict, revision: str, create_pr: bool, message: str) -> dict[str, str] | None:
-    """One commit per branch; None if another push came in between."""
+    """One commit per branch; None if another push happened in between."""
     branches = {kind: branch(revision, kind) for kind in KINDS}
-    heads, done = {kind: _head(api, repository, name) for kind, name in branches.items()}, {}
+    heads = {kind: _head(api, repository, name) for kind, name in branches.items()}
+    commits = {}
     for kind, name in branches.items():
         try:
-            done[kind] = _commit(api, repository, files[kind], name, heads[kind], create_pr, message)
+            commits[kind] = _commit(api, repository, files[kind], name, heads[kind], create_pr, message)
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 412:
                 return None
             raise
-    if not create_pr and any(_head(api, repository, name) != done[kind].oid for kind, name in branches.items()):
+    if not create_pr and any(_head(api, repository, name) != commits[kind].oid for kind, name in branches.items()):
         return None
-    return {kind: info.pr_url or info.commit_url for kind, info in done.items()}
+    return {kind: info.pr_url or info.commit_url for kind, info in commits.items()}
 
 
 def _head(api: HfApi, repository: str, name: str) -> str:
-    """The newest commit of a branch, which is made if there is none."""
+    """The newest commit of a branch, which is created if it does not exist."""
     try:
-        return _ask(api.model_info, repository, revision=name).sha
+        return _retry(api.model_info, repository, revision=name).sha
     except RevisionNotFoundError:
-        _ask(api.create_branch, repository, branch=name, exist_ok=True)
-        return _ask(api.model_info, repository, revision=name).sha
+        _retry(api.create_branch, repository, branch=name, exist_ok=True)
+        return _retry(api.model_info, repository, revision=name).sha
 
 
 def _commit(api: HfApi, repository: str, files: dict[str, Path], name: str, head: str, create_pr: bool, message: str):
-    there = _ask(api.list_repo_files, repository, revision=head)
+    existing = _retry(api.list_repo_files, repository, revision=head)
 
-    def once():
+    def commit():
         operations = [CommitOperationAdd(path, file) for path, file in files.items()]
-        operations += [CommitOperationDelete(path) for path in there if path not in files and path != ".gitattributes"]
+        operations += [CommitOperationDelete(path) for path in existing if path not in files and path != ".gitattributes"]
         return api.create_commit(
             repository, operations, commit_message=message, revision=name, parent_commit=head, create_pr=create_pr
         )
 
-    return _ask(once)
+    return _retry(commit)
 
 
-def _ask(function, *arguments, **named):
-    """Ask the Hub, again after a pause where the trouble may pass."""
+def _retry(function, *args, **kwargs):
+    """Call the Hub, and retry after transient errors with growing pauses."""
     for trial in range(TRIES):
         try:
-            return function(*arguments, **named)
-        except (HfHubHTTPError, RuntimeError, httpx2.TransportError) as error:
-            if trial == TRIES - 1 or not _may_pass(error):
+            return function(*args, **kwargs)
+        except (HfHubHTTPError, RuntimeError, httpx.TransportError) as error:
+            if trial == TRIES - 1 or not _is_transient(error):
                 raise
         time.sleep(FIRST_PAUSE * 2**trial)
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether a cause of the error is one that passes; uploads wrap it."""
+def _is_transient(error: BaseException | None) -> bool:
+    """Whether a cause of the error is transient; uploads wrap it."""
     while error is not None:
-        if isinstance(error, httpx2.TransportError):
+        if isinstance(error, httpx.TransportError):
             return True
         if isinstance(error, HfHubHTTPError):
-            return error.response is not None and error.response.status_code in PASSING
+            return error.response is not None and error.response.status_code in TRANSIENT
         error = error.__cause__
     return False
 
@@ -179,11 +200,11 @@ def _may_pass(error: BaseException | None) -> bool:
 def _explain(error: Exception, repository: str) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, HFValidationError):
-        return f"{repository!r} is no name of a repository; expected user/name: {error}"
+        return f"expected a repository of the form user/name, got {repository!r}: {error}"
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return "the Hub does not know who you are: log in with `hf auth login`, or give a valid token with --token or HF_TOKEN"
+        return "not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN"
     if status == 403:
-        return f"this token may not write to {repository!r}; it needs the role 'write', and you the right to write there"
+        return f"this token may not write to {repository!r}; it needs the role 'write' and write access to that repository"
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repository!r}, or this token may not see it"
-    return f"the Hub could not be reached or refused: {error}\nPush again: what has been sent is kept, and main is as it was"
+    return f"the Hub could not be reached or refused: {error}\nPush again: uploaded files are kept, and main is unchanged"
