@@ -208,7 +208,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "publish/parity.py": "publish/test_export.py",
     "publish/redaction.py": "runs/test_manifest.py",
     "publish/timm_wrapper.py": "publish/test_export.py",
-    "publish/to_transformers.py": "publish/test_export.py",
     "runs/run_directory.py": "engine/test_checkpoint.py",
     "visualization/curves.py": "runs/test_metric_logger.py",
 }

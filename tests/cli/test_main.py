@@ -34,10 +34,10 @@ def test_naming_the_package_after_transformers_registers_at_once():
 
 def test_evaluate(tmp_path, capsys):
     from hssl_hf.publish.image_processor import image_processor
-    from hssl_hf.publish.to_transformers import to_vit
+    from hssl_hf.publish.to_transformers import to_transformers
 
     folder = tmp_path / "export"
-    to_vit(tiny_model().teacher.base, 32).save_pretrained(folder)
+    to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
     image_processor(32).save_pretrained(folder)
     arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
     assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0

@@ -14,7 +14,7 @@ from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import ExportError, export_backbone, export_model
 from hssl_hf.publish.image_processor import image_processor
-from hssl_hf.publish.to_transformers import to_vit
+from hssl_hf.publish.to_transformers import to_transformers
 from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
 OTHERS = {  # architecture -> its arguments, image size, and the class that everybody loads
@@ -186,18 +186,18 @@ def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):
     from hssl_hf.publish import export
 
     def damaged(base, image_size):
-        vit = to_vit(base, image_size)
+        vit = to_transformers(base, image_size)
         vit.layers[0].mlp.fc1.weight.data[0, 0] += 1
         return vit
 
-    monkeypatch.setattr(export, "to_vit", damaged)
+    monkeypatch.setattr(export, "to_transformers", damaged)
     with pytest.raises(ExportError, match=r"differs from the model: (pipeline|size_32/\w+) by"):
         export_backbone(moved, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_report_of_missing_weights_is_refused(moved, tmp_path):
-    vit = to_vit(moved.teacher.base, 32)
+    vit = to_transformers(moved.teacher.base, 32)
     vit.pooler = None
     vit.save_pretrained(tmp_path)
     image_processor(32).save_pretrained(tmp_path)

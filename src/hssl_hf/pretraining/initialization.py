@@ -4,13 +4,13 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, ViTModel
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.ema import copy_to_teacher
-from hssl_hf.publish.to_transformers import from_transformers, from_vit
+from hssl_hf.publish.to_transformers import from_transformers
 
 
 def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bool:
@@ -35,10 +35,7 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
         _load(model, source.state_dict(), where, "student, teacher and heads")
         return False
     base = model.student.base
-    if hasattr(source, "timm_model"):
-        state = source.timm_model.state_dict()
-    else:
-        state = from_vit(source) if isinstance(source, ViTModel) else from_transformers(source, base)
+    state = source.timm_model.state_dict() if hasattr(source, "timm_model") else from_transformers(source, base)
     own = {name: name for name in base.model.state_dict()} | {f"norm.{name}": f"norm.{name}" for name in base.norm.state_dict()}
     unexpected = {name for name in state if name not in own and not name.startswith(("norm.", "fc_norm."))}
     kept = {name: value for name, value in state.items() if name in own or name in unexpected}

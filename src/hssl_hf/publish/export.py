@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import yaml
-from transformers import BitImageProcessor, PreTrainedModel
+from transformers import BitImageProcessor
 
 from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
@@ -22,7 +22,7 @@ from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.onnx import save_onnx
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
-from hssl_hf.publish.to_transformers import is_stock_vit, to_transformers, to_vit
+from hssl_hf.publish.to_transformers import to_transformers
 
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
@@ -82,7 +82,7 @@ def export_backbone(
 
     def write(draft: Path) -> None:
         readers, sizes = [parity.TRANSFORMERS], [size]
-        stock = _stock(base, size) if kind == "main" else None
+        stock = to_transformers(base, size) if kind == "main" else None
         if stock is not None:
             stock.save_pretrained(draft)
             sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
@@ -144,11 +144,6 @@ def refuse_foreign(folder: Path) -> None:
     """Raise a ValueError if a folder to be written holds something else than a model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
         raise UserError(f"{folder} is not empty and is no export; choose another folder")
-
-
-def _stock(base: Backbone, size: int) -> PreTrainedModel | None:
-    """The base as a class of transformers itself, where that has one."""
-    return to_vit(base, size) if is_stock_vit(base) else to_transformers(base, size)
 
 
 def _whole_or_not_at_all(folder: Path, write) -> Path:

@@ -1,253 +1,272 @@
-"""ConvNeXt, ResNet and Swin as transformers' own models, so that nobody needs timm to load them.
+"""ViT, ConvNeXt, ResNet and Swin backbones as classes of transformers itself, so that loading them needs no timm.
 
-Everything else, and every variant of these that transformers does not compute alike, stays a timm model that transformers
-wraps. PoolFormer is among them: transformers' own has neither a pooled output nor the norm behind the pooling.
+One table per architecture pairs timm's parameter names with those of transformers; `map_names` applies it in either direction.
+A further architecture is one table, one config builder and one row of `ARCHITECTURES`.
+
+All other architectures, and every variant that transformers does not compute identically, are exported as timm models in a
+`TimmWrapperModel`. PoolFormer is among them: transformers' own has neither a pooled output nor the norm behind the pooling.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    ConvNextConfig,
-    ConvNextModel,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetModel,
-    SwinConfig,
-    SwinModel,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import ConvNextModel, PreTrainedModel, ResNetModel, SwinModel, ViTModel
 
 from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm
 
-CONVNEXT = [
-    (r"^stem\.0\.", "embeddings.patch_embeddings."),
-    (r"^stem\.1\.", "embeddings.layernorm."),
-    (r"^stages\.(\d+)\.downsample\.", r"encoder.stages.\1.downsampling_layer."),
-    (r"^stages\.(\d+)\.blocks\.(\d+)\.", r"encoder.stages.\1.layers.\2."),
-    (r"\.gamma$", ".layer_scale_parameter"),
-    (r"\.conv_dw\.", ".dwconv."),
-    (r"(layers\.\d+)\.norm\.", r"\1.layernorm."),
-    (r"\.mlp\.fc(\d)\.", r".pwconv\1."),
-    (r"^head\.norm\.", "layernorm."),
-]
-RESNET = [
-    (r"^conv1\.", "embedder.embedder.convolution."),
-    (r"^bn1\.", "embedder.embedder.normalization."),
-    (r"^layer1\.(\d+)\.", r"encoder.stages.0.layers.\1."),
-    (r"^layer2\.(\d+)\.", r"encoder.stages.1.layers.\1."),
-    (r"^layer3\.(\d+)\.", r"encoder.stages.2.layers.\1."),
-    (r"^layer4\.(\d+)\.", r"encoder.stages.3.layers.\1."),
-    (r"\.downsample\.0\.", ".shortcut.convolution."),
-    (r"\.downsample\.1\.", ".shortcut.normalization."),
-    (r"(layers\.\d+)\.conv1\.", r"\1.layer.0.convolution."),
-    (r"(layers\.\d+)\.conv2\.", r"\1.layer.1.convolution."),
-    (r"(layers\.\d+)\.conv3\.", r"\1.layer.2.convolution."),
-    (r"(layers\.\d+)\.bn1\.", r"\1.layer.0.normalization."),
-    (r"(layers\.\d+)\.bn2\.", r"\1.layer.1.normalization."),
-    (r"(layers\.\d+)\.bn3\.", r"\1.layer.2.normalization."),
-]
-SWIN = [
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^patch_embed\.norm\.", "embeddings.norm."),
-    (r"^layers\.1\.downsample\.", "encoder.layers.0.downsample."),
-    (r"^layers\.2\.downsample\.", "encoder.layers.1.downsample."),
-    (r"^layers\.3\.downsample\.", "encoder.layers.2.downsample."),
-    (r"^layers\.", "encoder.layers."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-    (r"\.attn\.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table"),
-    (r"\.attn\.", ".attention."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"^norm\.", "layernorm."),
-]
+# A row pairs two modules or two parameters: {s} and {i} are numbers, and what follows in a name (`.weight`) stays the same.
+# The fused `attn.qkv` of timm is split into `attn.q`, `attn.k` and `attn.v` before.
+VIT = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.{i}.norm1": "layers.{i}.layernorm_before",
+    "blocks.{i}.attn.q": "layers.{i}.attention.q_proj",
+    "blocks.{i}.attn.k": "layers.{i}.attention.k_proj",
+    "blocks.{i}.attn.v": "layers.{i}.attention.v_proj",
+    "blocks.{i}.attn.proj": "layers.{i}.attention.o_proj",
+    "blocks.{i}.norm2": "layers.{i}.layernorm_after",
+    "blocks.{i}.mlp.fc1": "layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.fc2": "layers.{i}.mlp.fc2",
+    "norm": "layernorm",
+}
+CONVNEXT = {
+    "stem.0": "embeddings.patch_embeddings",
+    "stem.1": "embeddings.layernorm",
+    "stages.{s}.downsample": "encoder.stages.{s}.downsampling_layer",
+    "stages.{s}.blocks.{i}.conv_dw": "encoder.stages.{s}.layers.{i}.dwconv",
+    "stages.{s}.blocks.{i}.norm": "encoder.stages.{s}.layers.{i}.layernorm",
+    "stages.{s}.blocks.{i}.mlp.fc1": "encoder.stages.{s}.layers.{i}.pwconv1",
+    "stages.{s}.blocks.{i}.mlp.fc2": "encoder.stages.{s}.layers.{i}.pwconv2",
+    "stages.{s}.blocks.{i}.gamma": "encoder.stages.{s}.layers.{i}.layer_scale_parameter",
+    "head.norm": "layernorm",
+}
+RESNET_LAYER = {
+    "conv1": "layer.0.convolution",
+    "conv2": "layer.1.convolution",
+    "conv3": "layer.2.convolution",
+    "bn1": "layer.0.normalization",
+    "bn2": "layer.1.normalization",
+    "bn3": "layer.2.normalization",
+    "downsample.0": "shortcut.convolution",
+    "downsample.1": "shortcut.normalization",
+}
+RESNET = {
+    "conv1": "embedder.embedder.convolution",
+    "bn1": "embedder.embedder.normalization",
+    **{
+        f"layer{stage + 1}.{{i}}.{timm}": f"encoder.stages.{stage}.layers.{{i}}.{transformers}"
+        for stage in range(4)
+        for timm, transformers in RESNET_LAYER.items()
+    },
+}
+SWIN = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "patch_embed.norm": "embeddings.norm",
+    "layers.1.downsample": "encoder.layers.0.downsample",
+    "layers.2.downsample": "encoder.layers.1.downsample",
+    "layers.3.downsample": "encoder.layers.2.downsample",
+    "layers.{s}.blocks.{i}.norm1": "encoder.layers.{s}.blocks.{i}.layernorm_before",
+    "layers.{s}.blocks.{i}.attn.q": "encoder.layers.{s}.blocks.{i}.attention.q_proj",
+    "layers.{s}.blocks.{i}.attn.k": "encoder.layers.{s}.blocks.{i}.attention.k_proj",
+    "layers.{s}.blocks.{i}.attn.v": "encoder.layers.{s}.blocks.{i}.attention.v_proj",
+    "layers.{s}.blocks.{i}.attn.proj": "encoder.layers.{s}.blocks.{i}.attention.o_proj",
+    "layers.{s}.blocks.{i}.attn.relative_position_bias_table":
+        "encoder.layers.{s}.blocks.{i}.attention.relative_position_bias.relative_position_bias_table",
+    "layers.{s}.blocks.{i}.norm2": "encoder.layers.{s}.blocks.{i}.layernorm_after",
+    "layers.{s}.blocks.{i}.mlp.fc1": "encoder.layers.{s}.blocks.{i}.mlp.fc1",
+    "layers.{s}.blocks.{i}.mlp.fc2": "encoder.layers.{s}.blocks.{i}.mlp.fc2",
+    "norm": "layernorm",
+}  # fmt: skip
+ONLY_IN_TRANSFORMERS = ("pooler", "embeddings.mask_token")
 
 
 @torch.no_grad()
 def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
-    """The base as transformers' own model, or None where it has none that computes the same."""
-    family = FAMILIES.get(type(base.model).__name__)
-    if family is None:
+    """The base as transformers' own model in eval mode, or None where transformers has none with identical outputs.
+
+    The pooler of a `ViTModel` is the identity, so that `pooler_output` is the normalized class token. A ViT without a final
+    norm gets one with scale 1 and shift 0, and `features: hidden_states` in its configuration.
+    """
+    architecture = ARCHITECTURES.get(type(base.model).__name__)
+    if architecture is None:
         return None
-    build, rules = family
     try:
-        native = build(base, image_size).eval()
-        state = {}
-        for name, value in base.timm_state_dict().items():
-            state |= _renamed(name, value.detach().float(), rules)
-        expected = native.state_dict()
-        native.load_state_dict({name: value.reshape(expected[name].shape) for name, value in state.items()})
-    except (AttributeError, KeyError, RuntimeError, ValueError):  # a variant that has no place there
+        weights = _split_qkv(base.timm_state_dict())
+        names = map_names(weights, architecture.names)
+        config = architecture.model_class.config_class(**architecture.config(base, image_size))
+        native = architecture.model_class(config).eval()
+        shapes = {name: value.shape for name, value in native.state_dict().items()}
+        state = {names[name]: value.reshape(shapes[names[name]]) for name, value in weights.items()}
+        native.load_state_dict({**architecture.constants(base.width), **state})
+    except (AttributeError, KeyError, RuntimeError, ValueError):  # a variant that the class in transformers does not have
         return None
+    return native if _computes_the_same(native, base, image_size) else None
+
+
+def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
+    """Weights of transformers' own model under timm's names, without a ViT's pooler, for a base of the same architecture.
+
+    Raises:
+        UserError: if the architectures differ, or a weight has no counterpart in timm.
+    """
+    timm_class = type(base.model).__name__
+    architecture = ARCHITECTURES.get(timm_class)
+    if architecture is None or not isinstance(native, architecture.model_class):
+        expected = "a timm model" if architecture is None else f"a {architecture.model_class.__name__} or a timm model"
+        raise UserError(
+            f"expected {expected} for the backbone {timm_class}, got a {type(native).__name__}; choose weights of the same "
+            "architecture"
+        )
+    state = {name: value for name, value in native.state_dict().items() if not name.startswith(ONLY_IN_TRANSFORMERS)}
+    names = map_names(state, {theirs: timms for timms, theirs in architecture.names.items()})
+    weights = _fuse_qkv({names[name]: value for name, value in state.items()})
+    shapes = {name: value.shape for name, value in base.timm_state_dict().items()}
+    same_size = {name for name, value in weights.items() if name in shapes and value.numel() == shapes[name].numel()}
+    return {name: value.reshape(shapes[name]) if name in same_size else value for name, value in weights.items()}
+
+
+def map_names(names: Iterable[str], table: dict[str, str]) -> dict[str, str]:
+    """Parameter names of one library -> those of the other.
+
+    Args:
+        names: of parameters and buffers, with separate q, k and v.
+        table: pattern of a name -> pattern of its counterpart; the order of the rows does not matter.
+    Raises:
+        UserError: if a name matches no row or several, or two names have the same counterpart.
+    """
+    mapped: dict[str, str] = {}
+    for name in names:
+        matches = [match for row in table.items() if (match := _counterpart(name, *row)) is not None]
+        if len(matches) != 1 or matches[0] in mapped.values():
+            raise UserError(f"expected one counterpart for the weight {name!r} and for no other weight, got {matches}")
+        mapped[name] = matches[0]
+    return mapped
+
+
+def _counterpart(name: str, pattern: str, target: str) -> str | None:
+    """The name in the other library by one row; None if the row is for other names."""
+    for placeholder, number in zip(pattern.split("."), name.split("."), strict=False):
+        if placeholder.startswith("{") and number.isdecimal():
+            pattern, target = pattern.replace(placeholder, number), target.replace(placeholder, number)
+    return target + name[len(pattern) :] if f"{name}.".startswith(f"{pattern}.") else None
+
+
+def _split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    split = {}
+    for name, value in weights.items():
+        if ".attn.qkv." in name:
+            chunks = zip("qkv", value.chunk(3), strict=True)
+            split |= {name.replace(".attn.qkv.", f".attn.{letter}."): chunk for letter, chunk in chunks}
+        else:
+            split[name] = value
+    return split
+
+
+def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    fused = {}
+    for name, value in weights.items():
+        if ".attn.q." in name:
+            chunks = [weights[name.replace(".attn.q.", f".attn.{letter}.")] for letter in "qkv"]
+            fused[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(chunks)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            fused[name] = value
+    return fused
+
+
+def _computes_the_same(native: PreTrainedModel, base: Backbone, image_size: int) -> bool:
+    """Whether both have the same features (B, C) for two random images, up to 1e-4 of the largest."""
     pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     training, device = base.training, next(base.parameters()).device
     expected = base.eval()(pixels.to(device))[0].cls.float().cpu()
     base.train(training)
-    found = native(pixels).pooler_output.flatten(1)
-    same = found.shape == expected.shape and (found - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1.0)
-    return native if same else None
+    output = native(pixels, output_hidden_states=True)
+    without_norm = getattr(native.config, "features", None) == "hidden_states"
+    actual = output.hidden_states[-1][:, 0] if without_norm else output.pooler_output.flatten(1)
+    tolerance = 1e-4 * expected.abs().max().clamp_min(1.0)
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= tolerance)
 
 
-def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
-    """Weights of transformers' own model under timm's names, for a base of the same architecture.
-
-    Raises:
-        UserError: if the architectures differ.
-    """
-    state, found = native.state_dict(), {}
-    family = FAMILIES.get(type(base.model).__name__)
-    if family is None:
-        raise UserError(f"a {type(native).__name__} cannot become a {type(base.model).__name__}")
-    for name, value in base.timm_state_dict().items():
-        parts = [state[part] for part in _renamed(name, value, family[1]) if part in state]
-        if parts:
-            joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-            found[name] = joined.reshape(value.shape) if joined.numel() == value.numel() else joined
-    return found
-
-
-def _renamed(name: str, value: Tensor, rules: list[tuple[str, str]]) -> dict[str, Tensor]:
-    if ".attn.qkv." in name:
-        parts = zip("qkv", value.chunk(3), strict=True)
-        return {k: v for p, rows in parts for k, v in _renamed(name.replace("qkv", f"{p}_proj"), rows, rules).items()}
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return {name: value.contiguous().clone()}
-
-
-def _convnext(base: Backbone, image_size: int) -> ConvNextModel:
-    stages = base.model.stages
-    return ConvNextModel(
-        ConvNextConfig(
-            depths=[len(stage.blocks) for stage in stages],
-            hidden_sizes=[info["num_chs"] for info in base.model.feature_info],
-            patch_size=base.model.stem[0].kernel_size[0],
-            layer_norm_eps=stages[0].blocks[0].norm.eps,
-            image_size=image_size,
-        )
-    )
-
-
-def _resnet(base: Backbone, image_size: int) -> ResNetModel:
-    stages = [getattr(base.model, f"layer{number}") for number in range(1, 5)]
-    bottleneck = type(stages[0][0]).__name__ == "Bottleneck"
-    return ResNetModel(
-        ResNetConfig(
-            depths=[len(stage) for stage in stages],
-            hidden_sizes=[info["num_chs"] for info in base.model.feature_info[-4:]],
-            embedding_size=base.model.conv1.out_channels,
-            layer_type="bottleneck" if bottleneck else "basic",
-        )
-    )
-
-
-def _swin(base: Backbone, image_size: int) -> SwinModel:
-    stages = base.model.layers
-    return SwinModel(
-        SwinConfig(
-            image_size=image_size,
-            patch_size=base.model.patch_embed.patch_size[0],
-            embed_dim=base.model.patch_embed.proj.out_channels,
-            depths=[len(stage.blocks) for stage in stages],
-            num_heads=[stage.blocks[0].attn.num_heads for stage in stages],
-            window_size=max(stage.blocks[0].attn.window_size[0] for stage in stages),
-            mlp_ratio=stages[0].blocks[0].mlp.fc1.out_features / stages[0].blocks[0].mlp.fc1.in_features,
-            drop_path_rate=0.0,
-        )
-    )
-
-
-FAMILIES: dict[str, tuple[Callable, list[tuple[str, str]]]] = {
-    "ConvNeXt": (_convnext, CONVNEXT),
-    "ResNet": (_resnet, RESNET),
-    "SwinTransformer": (_swin, SWIN),
-}
-
-
-VIT_NAMES = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "norm": "layernorm",
-}
-
-
-def is_stock_vit(base: Backbone) -> bool:
-    """Whether transformers' `ViTModel` has a place for every weight of the base."""
-    block = {"norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
-    known = {"cls_token", "pos_embed", "patch_embed.proj", "norm"}
-    names = {name.removesuffix(".weight").removesuffix(".bias") for name in base.timm_state_dict()}
-    return base.is_transformer and all(
-        name in known or (name.startswith("blocks.") and name.split(".", 2)[2] in block) for name in names
-    )
-
-
-def to_vit(base: Backbone, image_size: int) -> ViTModel:
-    """The base as a `ViTModel` whose pooler is the identity, so that `pooler_output` is the normalized class token.
-
-    A base without a final norm gets one with scale 1 and shift 0, and a configuration that says `features: hidden_states`.
-    """
-    timm_model = base.model
-    attention = timm_model.blocks[0].attn
-    config = ViTConfig(
+def _vit_config(base: Backbone, image_size: int) -> dict:
+    blocks = base.model.blocks
+    return dict(
         hidden_size=base.width,
-        num_hidden_layers=len(timm_model.blocks),
-        num_attention_heads=attention.num_heads,
-        intermediate_size=timm_model.blocks[0].mlp.fc1.out_features,
-        layer_norm_eps=timm_model.blocks[0].norm1.eps,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=blocks[0].attn.num_heads,
+        intermediate_size=blocks[0].mlp.fc1.out_features,
+        layer_norm_eps=blocks[0].norm1.eps,
         image_size=image_size,
-        patch_size=timm_model.patch_embed.patch_size[0],
-        qkv_bias=attention.qkv.bias is not None,
+        patch_size=base.model.patch_embed.patch_size[0],
+        qkv_bias=blocks[0].attn.qkv.bias is not None,
         pooler_act="linear",
         **({} if has_norm(base) else {"features": "hidden_states"}),
     )
-    vit = ViTModel(config)
-    state: dict[str, Tensor] = {
-        "pooler.dense.weight": torch.eye(base.width),
-        "pooler.dense.bias": torch.zeros(base.width),
-        "layernorm.weight": torch.ones(base.width),
-        "layernorm.bias": torch.zeros(base.width),
-    }
-    for name, value in base.timm_state_dict().items():
-        if ".attn.qkv." in name:
-            layer, kind = name.split(".")[1], name.rsplit(".", 1)[1]
-            for part, rows in zip("qkv", value.chunk(3), strict=True):
-                state[f"layers.{layer}.attention.{part}_proj.{kind}"] = rows
-        else:
-            state[_vit_name(name)] = value
-    vit.load_state_dict({key: value.detach().float().contiguous().clone() for key, value in state.items()})
-    return vit.eval()
 
 
-def from_vit(vit: ViTModel) -> dict[str, Tensor]:
-    """The inverse of `to_vit`: weights under timm's names, with the final norm and without the pooler."""
-    names, state, found = {ours: timms for timms, ours in VIT_NAMES.items()}, vit.state_dict(), {}
-    for name, value in state.items():
-        layer = re.match(r"layers\.(\d+)\.", name)
-        prefix, inner = (f"blocks.{layer.group(1)}.", name[layer.end() :]) if layer else ("", name)
-        if inner.startswith("attention.q_proj."):
-            parts = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            found[f"{prefix}attn.qkv.{inner.rsplit('.', 1)[1]}"] = torch.cat(parts)
-        elif inner in names:
-            found[prefix + names[inner]] = value
-        elif inner.rpartition(".")[0] in names:
-            found[f"{prefix}{names[inner.rpartition('.')[0]]}.{inner.rpartition('.')[2]}"] = value
-    return found
+def _vit_constants(width: int) -> dict[str, Tensor]:
+    pooler = {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+    return {**pooler, "layernorm.weight": torch.ones(width), "layernorm.bias": torch.zeros(width)}
 
 
-def _vit_name(name: str) -> str:
-    prefix = ""
-    if name.startswith("blocks."):
-        _, layer, name = name.split(".", 2)
-        prefix = f"layers.{layer}."
-    stem, dot, kind = name.rpartition(".")
-    return prefix + (f"{VIT_NAMES[stem]}.{kind}" if kind in ("weight", "bias") and dot else VIT_NAMES[name])
+def _convnext_config(base: Backbone, image_size: int) -> dict:
+    stages = base.model.stages
+    return dict(
+        depths=[len(stage.blocks) for stage in stages],
+        hidden_sizes=[info["num_chs"] for info in base.model.feature_info],
+        patch_size=base.model.stem[0].kernel_size[0],
+        layer_norm_eps=stages[0].blocks[0].norm.eps,
+        image_size=image_size,
+    )
+
+
+def _resnet_config(base: Backbone, _image_size: int) -> dict:
+    stages = [getattr(base.model, f"layer{number}") for number in range(1, 5)]
+    return dict(
+        depths=[len(stage) for stage in stages],
+        hidden_sizes=[info["num_chs"] for info in base.model.feature_info[-4:]],
+        embedding_size=base.model.conv1.out_channels,
+        layer_type="bottleneck" if type(stages[0][0]).__name__ == "Bottleneck" else "basic",
+    )
+
+
+def _swin_config(base: Backbone, image_size: int) -> dict:
+    stages = base.model.layers
+    mlp = stages[0].blocks[0].mlp
+    return dict(
+        image_size=image_size,
+        patch_size=base.model.patch_embed.patch_size[0],
+        embed_dim=base.model.patch_embed.proj.out_channels,
+        depths=[len(stage.blocks) for stage in stages],
+        num_heads=[stage.blocks[0].attn.num_heads for stage in stages],
+        window_size=max(stage.blocks[0].attn.window_size[0] for stage in stages),
+        mlp_ratio=mlp.fc1.out_features / mlp.fc1.in_features,
+        drop_path_rate=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a timm architecture becomes a model of transformers.
+
+    Args:
+        model_class: in transformers.
+        config: (base, image size in pixels) -> arguments of the model's configuration.
+        names: table of parameter names, timm -> transformers.
+        constants: width -> weights that transformers' model has and the base may lack.
+    """
+
+    model_class: type[PreTrainedModel]
+    config: Callable[[Backbone, int], dict]
+    names: dict[str, str]
+    constants: Callable[[int], dict[str, Tensor]] = lambda width: {}
+
+
+ARCHITECTURES = {  # by timm's class
+    "VisionTransformer": Architecture(ViTModel, _vit_config, VIT, _vit_constants),
+    "ConvNeXt": Architecture(ConvNextModel, _convnext_config, CONVNEXT),
+    "ResNet": Architecture(ResNetModel, _resnet_config, RESNET),
+    "SwinTransformer": Architecture(SwinModel, _swin_config, SWIN),
+}
