@@ -1,6 +1,6 @@
 """Heterogeneous self-supervised learning and siamese image modeling in the Hugging Face ecosystem.
 
-Public names are imported on first use, so that the command line answers at once. The models become known to transformers'
+Public names are imported on first use, so that the command line starts at once. The models become known to transformers'
 `AutoConfig`, `AutoModel` and `AutoModelForPreTraining` when this package is imported after transformers, or else with the first
 use of any of its names.
 """

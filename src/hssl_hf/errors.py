@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something that a user can put right; the message says what was expected, what came and what to do."""
+    """Bad input that a user can correct; the message holds what was expected, what came and what to do."""

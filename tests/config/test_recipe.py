@@ -237,15 +237,17 @@ def test_fresh_heads_warm_up_for_an_epoch_unless_the_recipe_says_otherwise():
     """100 images in batches of 10 are 10 steps; the prototypes stand still for the first epoch anyway."""
     recipe = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0"])
     assert TrainingSchedule(recipe, 100).frozen_steps == {"prototypes": 10, "base": 0}
-    assert TrainingSchedule(recipe, 100).frozen_parts(9) == {"prototypes"}
+    assert TrainingSchedule(recipe, 100).frozen_groups(9) == {"prototypes"}
     schedule = TrainingSchedule(recipe, 100, fresh_heads=True)
     assert (
-        schedule.frozen_parts(9) == {"prototypes", "base"} and schedule.frozen_parts(10) == set() and schedule.warmup_end == 10
+        schedule.frozen_groups(9) == {"prototypes", "base"}
+        and schedule.frozen_groups(10) == set()
+        and schedule.warmup_end == 10
     )
     longer = load_recipe(
         None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0", "optim.freeze_backbone_epochs=3"]
     )
     assert (
-        TrainingSchedule(longer, 100).frozen_parts(29) == {"base"}
+        TrainingSchedule(longer, 100).frozen_groups(29) == {"base"}
         and TrainingSchedule(longer, 100, fresh_heads=True).warmup_end == 30
     )

@@ -20,7 +20,7 @@ from hssl_hf.convert import (
     read_checkpoint,
     to_siamese_im,
 )
-from hssl_hf.engine.optim import build_optimizer, clip_gradient, set_rates
+from hssl_hf.engine.optim import build_optimizer, clip_global_norm, set_rates
 from tests.conftest import MAE, siamese_views, tiny_siamese
 from tests.models import siamese_reference as reference
 
@@ -54,7 +54,7 @@ def train(state, views, momenta, lr=1e-3):
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
-        clip_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 1.0)
+        clip_global_norm([p.grad for p in model.student.parameters() if p.grad is not None], 1.0)
         optimizer.step()
         losses.append(loss.item())
     return to_siamese_im(model), losses

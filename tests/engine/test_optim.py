@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from hssl_hf.engine.optim import build_optimizer, clip_each_gradient, clip_gradient, drop_gradients, parameter_groups, set_rates
+from hssl_hf.engine.optim import (
+    build_optimizer,
+    clip_global_norm,
+    clip_per_parameter,
+    drop_gradients,
+    parameter_groups,
+    set_rates,
+)
 from tests.conftest import tiny_model, tiny_siamese, tiny_views
 
 
@@ -25,7 +32,7 @@ def test_decay_spares_biases_and_norms_alone():
 def test_every_tensor_is_clipped_by_its_own_norm():
     """Not the global norm: a small gradient beside a large one stays as it is."""
     small, large = torch.full((4,), 0.1), torch.full((4,), 5.0)
-    norms = clip_each_gradient([small, large], largest=3.0)
+    norms = clip_per_parameter([small, large], largest=3.0)
     torch.testing.assert_close(norms, torch.tensor([0.2, 10.0]))
     torch.testing.assert_close(small, torch.full((4,), 0.1))
     torch.testing.assert_close(large, torch.full((4,), 5.0) * 3 / (10 + 1e-6))
@@ -33,11 +40,11 @@ def test_every_tensor_is_clipped_by_its_own_norm():
 
 def test_all_tensors_are_clipped_by_their_common_norm():
     small, large = torch.full((4,), 0.3), torch.full((4,), 0.4)
-    norm = clip_gradient([small, large], largest=0.5)
+    norm = clip_global_norm([small, large], largest=0.5)
     torch.testing.assert_close(norm, torch.tensor([1.0]))
     torch.testing.assert_close(small, torch.full((4,), 0.15), rtol=1e-4, atol=0)
     torch.testing.assert_close(large, torch.full((4,), 0.2), rtol=1e-4, atol=0)
-    clip_gradient([small, large], largest=0.5001)
+    clip_global_norm([small, large], largest=0.5001)
     torch.testing.assert_close(large, torch.full((4,), 0.2), rtol=1e-4, atol=0)
 
 
@@ -73,13 +80,13 @@ def test_parts_stand_still_when_they_shall():
     optimizer = build_optimizer(model.student, (0.9, 0.999), model.freezable_parameters())
     groups = optimizer.param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.student.parameters()))
-    (frozen,) = [group for group in groups if group["part"] == "prototypes"]
+    (frozen,) = [group for group in groups if group["name"] == "prototypes"]
     assert [id(p) for p in frozen["params"]] == [id(p) for p in model.freezable_parameters()["prototypes"]]
-    base = {id(p) for group in groups if group["part"] == "base" for p in group["params"]}
+    base = {id(p) for group in groups if group["name"] == "base" for p in group["params"]}
     assert base == {id(p) for p in model.student.base.parameters()}
     set_rates(optimizer, 0.1, 0.5, frozen={"prototypes"})
     assert (frozen["lr"], frozen["weight_decay"]) == (0.0, 0.0)
-    assert {group["lr"] for group in groups if group["part"] != "prototypes"} == {0.1}
+    assert {group["lr"] for group in groups if group["name"] != "prototypes"} == {0.1}
     set_rates(optimizer, 0.1, 0.5)
     assert (frozen["lr"], frozen["weight_decay"]) == (0.1, 0.5)
 

@@ -127,5 +127,5 @@ class Store:
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Whether the Hub keeps a file in LFS: weights and pictures, and whatever is large."""
+    """Whether the Hub keeps a file in LFS: weights and images, and whatever is large."""
     return size > 10 * 2**20 or any(fnmatch.fnmatch(path, pattern) for pattern in LFS_PATTERNS)

@@ -13,6 +13,14 @@ def test_defaults_are_the_released_ones():
     assert config.num_prototypes == 8192 and config.reduction == "mean"
 
 
+@pytest.mark.parametrize(("objective", "patches"), [("dino", []), ("ibot", [("base", "base")]), ("moco_v3", [])])
+def test_default_arrows_suit_objective_and_head(objective, patches):
+    config = tiny_config(objective=objective)
+    assert config.cls_arrows == [("auxiliary", "base"), ("auxiliary", "auxiliary")] and config.patch_arrows == patches
+    alone = tiny_config(objective=objective, auxiliary=None)
+    assert alone.cls_arrows == [("base", "base")] and alone.patch_arrows == patches
+
+
 def test_round_trip(tmp_path):
     config = tiny_config(auxiliary="swin", reduction="sum")
     config.save_pretrained(tmp_path)
@@ -23,7 +31,7 @@ def test_round_trip(tmp_path):
     ("changes", "message"),
     [
         ({"auxiliary": "convnet"}, r"no auxiliary head 'convnet'.*Did you mean 'convnext'"),
-        ({"auxiliary": None}, "needs an auxiliary head, but auxiliary is null"),
+        ({"auxiliary": None, "cls_supervision": ["auxiliary->base"]}, "needs an auxiliary head, but auxiliary is null"),
         ({"cls_supervision": ["base=>base"]}, r"expected an arrow such as 'auxiliary->base'.*'base=>base'"),
         ({"cls_supervision": []}, "cls_supervision is empty"),
         ({"objective": "dino", "patch_supervision": ["base->base"]}, "has no patch level"),

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf import HSSLConfig, HSSLForPreTraining
 from hssl_hf.auxiliary import BLOCKS
-from hssl_hf.engine.optim import build_optimizer, clip_each_gradient
+from hssl_hf.engine.optim import build_optimizer, clip_per_parameter
 from tests.conftest import tiny_config, tiny_model, tiny_views
 
 
@@ -240,7 +240,7 @@ def test_nothing_in_a_step_waits_for_the_device(objective, changes):
     with mode:
         optimizer = build_optimizer(model.student, (0.9, 0.999))
         model(**views).loss.backward()
-        clip_each_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
+        clip_per_parameter([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
         optimizer.step()
         model.update_teacher(0.9)
         if objective == "ibot":

@@ -155,7 +155,7 @@ def test_another_push_in_between_starts_this_one_over(hub, staged, moment, chang
 
 def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
     HfApi(token=TOKEN).create_repo("user/name")
-    old = {"pictures/views.png": Blob(b"old", lfs=True), ".gitattributes": Blob(b"", lfs=False)}
+    old = {"figures/views.png": Blob(b"old", lfs=True), ".gitattributes": Blob(b"", lfs=False)}
     hub.repository("user/name").commit("main", old, "earlier")
     push(staged, "user/name", token=TOKEN)
     assert set(contents(hub, "main")) == {*expected(staged, "main"), ".gitattributes"}
@@ -258,13 +258,9 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
     run(*command)
     assert [fault for fault in hub.faults if fault.times] == [], "all of them happened"
     found = contents(hub, "main")
-    assert {
-        "curves.png",
-        "pictures/views.png",
-        "pictures/neighbors.png",
-        "onnx/model.onnx",
-        ".eval_results/hssl_hf.yaml",
-    } <= set(found)
+    assert {"curves.png", "figures/views.png", "figures/neighbors.png", "onnx/model.onnx", ".eval_results/hssl_hf.yaml"} <= set(
+        found
+    )
     card, manifest = found["README.md"].decode(), json.loads((tmp_path / "first" / "manifest.json").read_text())
     assert manifest["data"]["path"] == "user/images" and manifest["data"]["revision"] in card and "license: apache-2.0" in card
     assert manifest["images_seen"] == 384 and "datasets:\n- user/images" in card

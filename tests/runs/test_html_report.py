@@ -32,8 +32,8 @@ def test_a_finished_run_shows_everything_in_one_file(run):
     (run / "results.jsonl").write_text(json.dumps(RECORD) + "\n")
     alarm = {"step": 4, "name": "<b>ill</b>", "finding": "f", "cause": "c", "remedy": "r"}
     (run / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
-    (run / "pictures").mkdir()
-    draw_curves([{"step": 1, "loss": 1.0}], run / "pictures" / "views.png")
+    (run / "figures").mkdir()
+    draw_curves([{"step": 1, "loss": 1.0}], run / "figures" / "views.png")
     page = write_report(run, run / "other.html").read_text()
     assert "61.23 %" in page and "user/images" in page and "1 min" in page and "&lt;b&gt;ill&lt;/b&gt;" in page
     assert page.count("data:image/png;base64,") == 2

@@ -33,15 +33,15 @@ def drawn(monkeypatch):
 def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path)
-    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"components.png", "attention.png", "neighbors.png"}
-    for path in (tmp_path / "pictures").iterdir():
+    for path in (tmp_path / "figures").iterdir():
         with Image.open(path) as picture:
             assert picture.width > 500 and picture.convert("L").getextrema()[0] < 50
     model = tiny_model(backbone="resnet18", backbone_kwargs={}, image_size=32, objective="dino", auxiliary="convnext")
     (tmp_path / "other").mkdir()
     figures.draw_export(export_backbone(model, tmp_path / "resnet"), image_processor(32), *splits, tmp_path / "other")
-    assert {path.name for path in (tmp_path / "other" / "pictures").iterdir()} == {"components.png", "neighbors.png"}
+    assert {path.name for path in (tmp_path / "other" / "figures").iterdir()} == {"components.png", "neighbors.png"}
 
 
 def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monkeypatch, drawn):
@@ -70,7 +70,7 @@ def test_views_show_hidden_patches_in_gray(tmp_path, drawn):
     masks = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
     masks[0, 1, 2, 3] = True
     views = Views(pixels, None, None, None, masks, None, torch.zeros(2, 3, 5))
-    figures.draw_views(views, config, tmp_path / "pictures" / "views.png")
+    figures.draw_views(views, config, tmp_path / "figures" / "views.png")
     rows, names = drawn["views.png"]
     assert names == ["global view 1", "global view 2"]
     np.testing.assert_allclose(rows[0][1, 16:24, 24:32], 0.5)

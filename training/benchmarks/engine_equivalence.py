@@ -52,7 +52,7 @@ COMMON = [
     "probe.path=null",
 ]
 METHODS = {
-    "ibot": [  # heads, masks, local crops; prototypes that stand still at first
+    "ibot": [  # heads, masks, local crops; prototypes that are frozen at first
         "model.objective=ibot",
         "model.patch_supervision=[base->base]",
         "views.num_local_crops=2",

@@ -1,4 +1,4 @@
-"""Variants of a benchmark: each runs in a process of its own, one thread, and says what a step costs there."""
+"""Variants of a benchmark: each runs in a process of its own, one thread, and reports what a step costs there."""
 
 import argparse
 import json

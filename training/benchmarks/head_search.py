@@ -1,4 +1,4 @@
-"""Six candidates at once against one auxiliary head: time and memory of a whole step.
+"""Six candidates at once against one auxiliary head: time and memory of a full step.
 
     python -m training.benchmarks.head_search [--batch 12]
 

@@ -8,7 +8,7 @@ ViT-S/16 with a ConvNeXt head of depth 3, one thread of a CPU, fp32 weights.
 import torch
 
 from hssl_hf import HSSLConfig, HSSLForPreTraining
-from hssl_hf.engine.optim import build_optimizer, clip_each_gradient, parameter_groups, set_rates
+from hssl_hf.engine.optim import build_optimizer, clip_per_parameter, parameter_groups, set_rates
 from hssl_hf.modules.ema import trainable_pairs, update_teacher
 from training.benchmarks.harness import parse, seconds
 from training.benchmarks.reference_ibot import make_views
@@ -53,7 +53,7 @@ def main() -> None:
         set_rates(optimizer, 1e-6, 0.04)
     forms = {
         ("clip", "loop"): lambda: clip_in_a_loop(gradients),
-        ("clip", "foreach"): lambda: clip_each_gradient(gradients, CLIP),
+        ("clip", "foreach"): lambda: clip_per_parameter(gradients, CLIP),
         ("optimizer", "loop"): optimizers["loop"].step,
         ("optimizer", "foreach"): optimizers["foreach"].step,
         ("optimizer", "fused"): optimizers["fused"].step,

@@ -1,4 +1,4 @@
-"""SiameseIM's loss as a row sum against its M × M form: time and peak memory of the loss and of a whole step.
+"""SiameseIM's loss as a row sum against its M × M form: time and peak memory of the loss and of a full step.
 
     python -m training.benchmarks.siamese_im
 
@@ -33,7 +33,7 @@ LOSSES = {"rows": unigrad, "square": square}
 
 
 def make_step(what: str, form: str, batch: int):
-    """A function that runs the loss, or a whole step, forward and backward."""
+    """A function that runs the loss, or a full step, forward and backward."""
     torch.manual_seed(0)
     if what == "loss":
         prediction = torch.randn(batch * SIDE**2, WIDTH, requires_grad=True)
@@ -61,11 +61,11 @@ def main() -> None:
     for what in ("loss", "step"):
         for batch in BATCHES:
             found = {form: run_variant(__file__, [what, form, batch], options.repeats) for form in LOSSES}
-            rows, whole = found["rows"], found["square"]
-            ratios = rows["seconds"] / whole["seconds"], rows["mebibytes"] / whole["mebibytes"]
+            rows, square = found["rows"], found["square"]
+            ratios = rows["seconds"] / square["seconds"], rows["mebibytes"] / square["mebibytes"]
             print(
-                f"{what:6}{batch:6}{rows['seconds']:10.4f}{whole['seconds']:10.4f}{rows['mebibytes']:10.1f}"
-                f"{whole['mebibytes']:12.1f}{ratios[0]:7.2f}×{ratios[1]:7.2f}×"
+                f"{what:6}{batch:6}{rows['seconds']:10.4f}{square['seconds']:10.4f}{rows['mebibytes']:10.1f}"
+                f"{square['mebibytes']:12.1f}{ratios[0]:7.2f}×{ratios[1]:7.2f}×"
             )
 
 

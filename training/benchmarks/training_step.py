@@ -1,4 +1,4 @@
-"""A whole step of iBOT with a ConvNeXt head against iBOT alone: ours, straight from the paper, and of lightly's modules.
+"""A full step of iBOT with a ConvNeXt head against iBOT alone: ours, straight from the paper, and of lightly's modules.
 
     python -m training.benchmarks.training_step [--batch 8] [--lightly]
 
@@ -27,7 +27,7 @@ RATIOS = (("hssl", "straightforward"), ("hssl", "base"), ("base", "straightforwa
 
 def our_step(images: int, drop_path_rate: float, autocast, auxiliary: str | None):
     from hssl_hf import HSSLConfig, HSSLForPreTraining
-    from hssl_hf.engine.optim import build_optimizer, clip_each_gradient, set_rates
+    from hssl_hf.engine.optim import build_optimizer, clip_per_parameter, set_rates
 
     arrows = {} if auxiliary else {"cls_supervision": ["base->base"]}
     config = HSSLConfig(auxiliary=auxiliary, norm_last_layer=False, drop_path_rate=drop_path_rate, **arrows)
@@ -40,7 +40,7 @@ def our_step(images: int, drop_path_rate: float, autocast, auxiliary: str | None
         with autocast():
             loss = model(globals_, locals_, masks, teacher_temperature=0.04).loss
         loss.backward()
-        clip_each_gradient([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
+        clip_per_parameter([p.grad for p in model.student.parameters() if p.grad is not None], 3.0)
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.996)

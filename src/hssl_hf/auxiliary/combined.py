@@ -8,7 +8,7 @@ from hssl_hf.modules.tokens import Tokens
 
 
 class CombinedHead(nn.Module):
-    """Heads side by side behind the same features; what they say is concatenated along the channels.
+    """Heads side by side behind the same features; their outputs are concatenated along the channels.
 
     Args:
         heads: at least two, by name.

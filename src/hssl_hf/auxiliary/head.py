@@ -61,7 +61,7 @@ class AuxiliaryHead(nn.Module):
         """
         Args:
             features: (B, h, w, C) patch features before the base's final norm.
-            patches: whether anybody asks for the head's patches; without them its last linear layers run on means alone.
+            patches: whether the head's patches are needed; without them its last linear layers run on means alone.
         Returns:
             cls (B, C), and patches (B, h, w, C) or None.
         """

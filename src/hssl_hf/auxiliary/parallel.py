@@ -1,4 +1,4 @@
-"""A whole second network on the image instead of a head behind the base: the costly alternative."""
+"""A second network on the image instead of a head behind the base: the costly alternative."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ class ParallelNetwork(nn.Module):
     """Any timm model beside the base.
 
     Args:
-        backbone: the model; it sees whole views, also where the base sees masked ones.
+        backbone: the model; it sees unmasked views, also where the base sees masked ones.
     Source: HSSL, Table 17.
     """
 

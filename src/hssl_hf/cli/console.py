@@ -1,4 +1,4 @@
-"""How programs end and what they say on the way: exit codes, errors in one line, warnings beside progress bars."""
+"""How programs end and what they print: exit codes, errors in one line, warnings beside progress bars."""
 
 import functools
 import logging

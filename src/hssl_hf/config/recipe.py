@@ -40,8 +40,8 @@ class OptimConfig:
         betas: of AdamW.
         max_grad_norm: largest norm of a gradient; None for no clipping.
         grad_clip: of each parameter tensor by itself, or of all together.
-        freeze_last_layer_epochs: epochs in which the prototypes stand still.
-        freeze_backbone_epochs: epochs in which the base stands still, so that heads can warm up; None for one epoch where
+        freeze_last_layer_epochs: epochs in which the prototypes are frozen.
+        freeze_backbone_epochs: epochs in which the base is frozen, so that heads can warm up; None for one epoch where
             `init_from` is a backbone without heads, and none otherwise.
         teacher_momentum: of the moving average, from start to end.
         teacher_temperature: tau_t at the start and at the end of its warm-up.
@@ -101,7 +101,7 @@ class Recipe:
 
     Args:
         seed: of weights, order and augmentation.
-        init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A whole model (the
+        init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A full model (the
             branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
         resume_from_checkpoint: "auto" continues from the newest checkpoint of the output folder; "never" refuses a
             folder that has one.
@@ -125,8 +125,12 @@ class Recipe:
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
         return _config_class(self.model)(**arguments, image_size=self.views.global_crop_size)
 
+    def model_type(self) -> str:
+        """The method, by the `model_type` of its configuration class."""
+        return self.model.get("model_type", HSSLConfig.model_type)
+
     def images_per_process(self, processes: int) -> int:
-        """Images of one accumulated part of one process's share of a batch.
+        """Images of one accumulated part of one process's batch.
 
         Raises:
             RecipeError: if the batch does not divide.
@@ -150,7 +154,7 @@ def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
     """Read a recipe and apply `a.b=c` overrides.
 
     Paths that start with a dot are relative to the recipe's folder. `extends: other.yaml` takes over another recipe, from which
-    this one differs by what it says itself.
+    its own values override those.
 
     Raises:
         RecipeError: for a missing file, an unknown key, a value of the wrong type or a malformed override.

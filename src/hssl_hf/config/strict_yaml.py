@@ -13,10 +13,10 @@ from hssl_hf.errors import UserError
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be used; the message says what was expected, what came and what to do."""
+    """A recipe that cannot be used; the message holds what was expected, what came and what to do."""
 
 
-def read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
+def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict:
     """The tree of a recipe, together with what it extends.
 
     Raises:
@@ -26,7 +26,7 @@ def read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], n=1)
         hint = f" Did you mean {path.parent / near[0]}.yaml?" if near else ""
         raise RecipeError(f"there is no recipe {path}.{hint}")
-    if path.resolve() in readers:
+    if path.resolve() in extended_by:
         raise RecipeError(f"{path} extends itself")
     try:
         tree = yaml.safe_load(path.read_text()) or {}
@@ -40,7 +40,7 @@ def read(path: Path, readers: tuple[Path, ...] = ()) -> dict:
             if isinstance(where, str) and where.startswith("."):
                 section[key] = str((path.parent / where).resolve())
     if extended := tree.pop("extends", None):
-        tree = _merge(read(path.parent / extended, (*readers, path.resolve())), tree)
+        tree = _merge(read(path.parent / extended, (*extended_by, path.resolve())), tree)
     return tree
 
 

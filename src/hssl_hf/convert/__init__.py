@@ -53,10 +53,9 @@ def convert_checkpoint(
     Args:
         path: the checkpoint.
         folder: where to; a stock backbone, or for a fine-tuned checkpoint a stock image classifier.
-        method: one of `METHODS`; None to tell by the names of the tensors, which is possible unless the file holds a backbone
-            alone.
+        method: one of `METHODS`; None to infer it from the names of the tensors, which needs more in the file than a backbone.
         for_pretraining: write the model for pre-training instead, with teacher and heads or decoder.
-        changes: what shapes do not tell: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
+        changes: what shapes do not determine: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
     Returns:
         the folder.
     Raises:
@@ -91,7 +90,7 @@ def tell_method(checkpoint: Checkpoint) -> str:
         return "mae"
     if "norm.weight" in names and "blocks.0.attn.qkv.weight" in names:
         raise ConversionError(
-            "this file holds a backbone alone, which DINO, iBOT and MAE write alike; say whose it is (--method dino, ibot or "
+            "this file holds a backbone alone, which DINO, iBOT and MAE write alike; name the method (--method dino, ibot or "
             "mae), since its license goes into the card"
         )
     return "siamese_im"
@@ -116,7 +115,9 @@ def _convert(
     if any(name.startswith("student.") for name in checkpoint.state):
         return from_distillation(checkpoint, method, num_heads)
     if for_pretraining:
-        raise ConversionError("this file holds a backbone alone, without the heads to go on with; leave --for-pretraining away")
+        raise ConversionError(
+            "this file holds a backbone alone, without the heads that training needs; leave --for-pretraining away"
+        )
     return base_from_distillation(checkpoint, method, num_heads)
 
 
@@ -136,4 +137,6 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
     with torch.no_grad():
         difference = (loaded.eval()(pixels).logits - model(pixels)).abs().max()
     if any(report.values()) or not difference <= 1e-4:
-        raise ExportError(f"the classifier in {folder} differs from the checkpoint by {difference:.1e}; loading said {report}")
+        raise ExportError(
+            f"the classifier in {folder} differs from the checkpoint by {difference:.1e}; loading reported {report}"
+        )

@@ -37,7 +37,7 @@ OFFICIAL = {
 
 
 def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None = None) -> HSSLForPreTraining:
-    """A whole checkpoint of student and teacher, ready to go on.
+    """A full checkpoint of student and teacher, ready to continue training.
 
     Args:
         checkpoint: with `student.`, `teacher.` and `loss.`.
@@ -114,8 +114,7 @@ def _levels(method: str) -> dict:
     """Who teaches whom in the released code of a method."""
     if method == "hssl":
         return {"objective": "ibot", "auxiliary": "convnext"}
-    plain = {"objective": method, "auxiliary": None, "cls_supervision": ["base->base"]}
-    return {**plain, "patch_supervision": ["base->base"] if method == "ibot" else []}
+    return {"objective": method, "auxiliary": None}
 
 
 def _rename(name: str, method: str) -> str | None:
@@ -127,7 +126,7 @@ def _rename(name: str, method: str) -> str | None:
         return f"objective.{table[rest]}" if rest in table else name
     part, _, rest = rest.partition(".")
     if part == "head":
-        if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # the prototypes again, or worked out from them
+        if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # the prototypes again, or computed from them
             return None
         ours = rename(rest, HEAD)
         return name if ours == rest else f"{network}.{ours}"

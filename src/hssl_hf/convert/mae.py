@@ -33,7 +33,7 @@ OFFICIAL = {ours: name for name, ours in OURS.items()}
 def from_mae(
     checkpoint: Checkpoint, num_heads: int | None = None, decoder_num_attention_heads: int = 16
 ) -> HSSLMAEForPreTraining:
-    """A pre-trained checkpoint with its decoder, ready to go on.
+    """A pre-trained checkpoint with its decoder, ready to continue training.
 
     Args:
         num_heads: of the encoder; 16 for a width of 1280, else one for every 64 channels, if None.
@@ -44,7 +44,7 @@ def from_mae(
     """
     state = dict(checkpoint.state)
     if "decoder_embed.weight" not in state:
-        raise ConversionError("this file holds MAE's encoder alone, without the decoder to go on with")
+        raise ConversionError("this file holds MAE's encoder alone, without the decoder that training needs")
     model = HSSLMAEForPreTraining(
         _config(
             state,

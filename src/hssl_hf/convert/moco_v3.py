@@ -22,7 +22,7 @@ OFFICIAL = {PREDICTOR: "predictor."} | {
 
 
 def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLForPreTraining:
-    """A checkpoint with both encoders and the predictor, ready to go on.
+    """A checkpoint with both encoders and the predictor, ready to continue training.
 
     Args:
         num_heads: of the encoder; 12 if None.
@@ -44,8 +44,6 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         drop_path_rate=0.0,
         auxiliary=None,
         objective="moco_v3",
-        cls_supervision=["base->base"],
-        patch_supervision=[],
         projection_hidden_size=hidden,
         projection_size=require_tensor(encoder, "head.6.weight", 2, "MoCo v3").shape[0],
         contrastive_temperature=float(checkpoint.arguments.get("moco_t", 0.2)),

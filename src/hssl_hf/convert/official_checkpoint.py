@@ -27,7 +27,7 @@ LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # where the centers are
 
 
 class ConversionError(UserError):
-    """A checkpoint that is not what it should be; the message says what was expected and what came."""
+    """A checkpoint that is not what it should be; the message holds what was expected and what came."""
 
 
 @dataclass(frozen=True)

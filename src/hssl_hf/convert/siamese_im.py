@@ -43,11 +43,11 @@ FREE = ("decoder_pos_embed", "mm_mask_token")  # a fixed table, and a copy that 
 
 
 def from_siamese_im(checkpoint: Checkpoint, **changes) -> SiameseIMForPreTraining:
-    """A pre-trained checkpoint, student and teacher, ready to go on.
+    """A pre-trained checkpoint, student and teacher, ready to continue training.
 
     Args:
-        changes: values of `SiameseIMConfig` that shapes do not tell: `decoder_num_attention_heads` (16 in the release) and, in
-            `backbone_kwargs`, `num_heads` (by default 16 for a width of 1280, else one for every 64 channels).
+        changes: values of `SiameseIMConfig` that shapes do not determine: `decoder_num_attention_heads` (16 in the release) and
+            `num_heads` in `backbone_kwargs` (by default 16 for a width of 1280, else one for every 64 channels).
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape.
     """

@@ -29,7 +29,7 @@ class ViewConfig:
 
     Args:
         global_crop_size, local_crop_size: side of the crops in pixels.
-        global_crop_scale, local_crop_scale: range of the crop's share of the image's area.
+        global_crop_scale, local_crop_scale: range of the crop's fraction of the image's area.
         num_local_crops: local crops per image (L); 0 for none.
         interpolation: how crops are resized, with antialiasing.
         flip_probability: chance of a horizontal flip.

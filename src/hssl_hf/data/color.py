@@ -1,6 +1,6 @@
 """Color operations of the views, as the workers draw them: numbers, so that applying them has no randomness left.
 
-They are applied behind the loader, to a whole batch on a device (`color_batch.py`) or view by view on a processor
+They are applied behind the loader, to a batch on a device (`color_torch.py`) or view by view on a processor
 (`color_cpu.py`). Each follows torchvision's definition.
 """
 

@@ -1,7 +1,7 @@
 """The color operations on a processor: one 8-bit image at a time, by OpenCV.
 
 As in the original recipes, which run on Pillow images, every operation rounds to 8 bits and hue has 256 steps. On other devices
-`color_batch.py` does the same in floating point for a whole batch.
+`color_torch.py` does the same in floating point for a batch.
 """
 
 import math

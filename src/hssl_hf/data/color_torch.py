@@ -1,4 +1,4 @@
-"""The color operations in floating point, for a whole batch at once on its device."""
+"""The color operations in floating point, for a batch at once on its device."""
 
 import math
 from functools import partial

@@ -18,10 +18,10 @@ class DataConfig(Source):
     """The images to train on: a `Source`, and how to read it.
 
     Args:
-        images_per_epoch: length of an epoch in images; None asks the dataset.
-        num_workers: reader processes per training process.
-        shuffle_buffer_size: images that a reader shuffles together.
-        max_corrupt_fraction: share of undecodable images at which to give up.
+        images_per_epoch: length of an epoch in images; None for the length of the dataset.
+        num_workers: worker processes per training process.
+        shuffle_buffer_size: images that a worker shuffles together.
+        max_corrupt_fraction: fraction of undecodable images at which to give up.
         fraction: of the images to use, chosen by their bytes, always the same ones; all are read.
     """
 
@@ -40,7 +40,7 @@ def epoch_length(data: DataConfig) -> int:
     """The images that make an epoch.
 
     Raises:
-        StreamError: if the source cannot be opened, is empty, or does not tell its length.
+        StreamError: if the source cannot be opened, is empty, or does not hold its length.
     """
     next(iter(ImageStream(data, shuffle_buffer_size=1)))  # a missing column or an empty stream shows here, not in a worker
     return round(data.fraction * (data.images_per_epoch or count_images(data)))
@@ -70,7 +70,7 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
 
 @contextmanager
 def worker_errors_as_stream_errors():
-    """Turn the death of a reader process, which may be noticed at any moment, into an error for users.
+    """Turn the death of a worker process, which may be noticed at any moment, into an error for users.
 
     Raises:
         StreamError: if one has died.
@@ -101,7 +101,7 @@ def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], ran
 
 
 def _reader_states(position: Mapping) -> list[dict]:
-    """The states of a loader's readers: of its workers in order, or of the process itself."""
+    """The states of a loader's streams: of its workers in order, or of the process itself."""
     if "_snapshot" in position:
         workers = position["_snapshot"]["_worker_snapshots"]
         return [workers[f"worker_{number}"]["dataset_state"] for number in range(len(workers))]

@@ -56,7 +56,7 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
 def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
     """Hide exactly round(ratio * h * w) patches: blocks as in `block_mask`, then single patches, each with equal chance.
 
-    Blocks cannot lie beyond the border, so that the middle of the grid is hidden far more often than its corners.
+    Blocks cannot cross the border, so that the middle of the grid is masked far more often than its corners.
 
     Args:
         grid: (h, w) in patches.
@@ -64,7 +64,7 @@ def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.ra
     Returns:
         (h, w) bool, True = hidden.
     Source: released SiameseIM code.
-    Differs: the paper does not say that the count is made up with single patches.
+    Differs: that the count is made up with single patches is not in the paper.
     """
     mask = np.zeros(grid, dtype=bool)
     target = round(ratio * mask.size)

@@ -15,13 +15,13 @@ from timm.data import ImageNetInfo
 from hssl_hf.errors import UserError
 
 MAP_STYLE_SHARDS = 128
-STALL_SECONDS = 60  # without a byte, after which a web server is asked again; ours: minutes are the libraries' own
+STALL_SECONDS = 60  # without a byte, after which a web server is tried again; ours: minutes are the libraries' own
 EDGE = 2**16
 SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 class StreamError(UserError):
-    """The data cannot be used as asked; the message says what was expected, what came and what to do."""
+    """The data cannot be used as configured; the message holds what was expected, what came and what to do."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ def count_images(source: Source) -> int:
     """Number of images in a source: from its metadata, else by one pass over local files.
 
     Raises:
-        StreamError: if the metadata does not tell and the files are not on this machine.
+        StreamError: if the metadata does not hold it and the files are not on this machine.
     """
     dataset = load_source(source, also=[source.label_column] if source.classes else [])
     splits, chosen = dataset.info.splits or {}, resolve_classes(source, dataset)
     if chosen is None and source.split in splits and splits[source.split].num_examples:
         return splits[source.split].num_examples
     if not Path(source.path).expanduser().exists() and source.streaming:
-        raise StreamError(f"{source.path!r} does not tell how many images it has; say it with data.images_per_epoch=...")
+        raise StreamError(f"{source.path!r} does not hold how many images it has; set it with data.images_per_epoch=...")
     rows = dataset.iter(batch_size=1024)
     if chosen is None:
         return sum(len(batch["image"]) for batch in rows)

@@ -1,8 +1,8 @@
 """The image stream: any dataset of images -> encoded images, without end, split by process and worker, resumable exactly.
 
 In go Hub repositories, folders of images, parquet files and tar shards; out come `EncodedImage`s. Nothing is decoded here:
-bytes are cheap to shuffle and to skip. Order is ours: an epoch is a permutation of the shards, dealt out to the readers, and
-a reader permutes windows of rows. Everything follows from (seed, epoch, reader, window), so that a position is four integers.
+bytes are cheap to shuffle and to skip. Order is ours: an epoch is a permutation of the shards, dealt out to the workers, and
+a worker permutes windows of rows. Everything follows from (seed, epoch, worker, window), so that a position is four integers.
 """
 
 import math
@@ -24,11 +24,11 @@ from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, r
 
 READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
 REOPEN_ATTEMPTS = 5
-SKIPPED = object()  # a row of a class that nobody asked for
+SKIPPED = object()  # a row of a class that is not used
 
 
 class EncodedImage(NamedTuple):
-    """One image as it lies in its file: its bytes, a name for messages, and the pass over the data it belongs to."""
+    """One image as it is in its file: its bytes, a name for messages, and the pass over the data it belongs to."""
 
     data: bytes
     name: str
@@ -56,12 +56,12 @@ class Position:
 
 @dataclass
 class ReshardedState:
-    """What other readers left.
+    """What other workers left.
 
     Args:
         states: where each of them is now.
-        place: how many of those that concern this reader are finished.
-        count: images that have passed so far, of which every n-th is this reader's.
+        place: how many of those that concern this worker are finished.
+        count: images that have passed so far, of which every n-th is this worker's.
     """
 
     states: list[dict]
@@ -70,23 +70,23 @@ class ReshardedState:
 
 
 def _furthest(states: Sequence[Mapping]) -> int:
-    """The furthest epoch that any reader, or anyone whom it inherits from, has begun."""
+    """The furthest epoch that any worker, or anyone whom it inherits from, has begun."""
     epochs = [state["start"]["epoch"] - (1 if state.get("resharded") else 0) for state in states]
     return max(epochs)
 
 
 class ImageStream(torch.utils.data.IterableDataset):
-    """Encoded images without end, each reader (process × worker) with a part of its own.
+    """Encoded images without end, each worker (process × worker) with a part of its own.
 
-    Within an epoch no two readers see the same image: shards are dealt out where there are enough of them; else several
-    readers share a shard and take every n-th row.
+    Within an epoch no two workers see the same image: shards are dealt out where there are enough of them; else several
+    workers share a shard and take every n-th row.
 
     Args:
         source: where the images are.
         seed: seed of the order.
         rank, world_size: this process among the processes; workers are found by themselves.
         shuffle_buffer_size: rows that are shuffled together; 1 keeps the order of the files.
-        minimum: images that a pass must give every reader, at least, so that a batch is never larger than a pass.
+        minimum: images that a pass must give every worker, at least, so that a batch is never larger than a pass.
         backoff_seconds: first pause before a lost connection is opened again; doubles each time.
     Raises:
         StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
@@ -122,9 +122,9 @@ class ImageStream(torch.utils.data.IterableDataset):
         self._resharded = None if state.get("resharded") is None else ReshardedState(**deepcopy(state["resharded"]))
 
     def reshard_from(self, states: Sequence[Mapping]) -> None:
-        """Go on where another number of readers stopped: nothing is lost, nothing is seen twice.
+        """Continue where another number of workers stopped: nothing is lost, nothing is seen twice.
 
-        Every reader takes a part of what those readers have left of the furthest epoch that one of them had begun.
+        Every worker takes a part of what those workers have left of the furthest epoch that one of them had begun.
 
         Args:
             states: `state_dict` of all of them, in order.
@@ -138,33 +138,33 @@ class ImageStream(torch.utils.data.IterableDataset):
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         yield from self._images(self.rank * workers + worker_id, self.world_size * workers)
 
-    def _images(self, reader: int, readers: int, last_epoch: float = math.inf) -> Iterator[EncodedImage]:
+    def _images(self, worker: int, workers: int, last_epoch: float = math.inf) -> Iterator[EncodedImage]:
         if self._resharded is not None:
-            yield from self._remaining(reader, readers)
+            yield from self._remaining(worker, workers)
             self._resharded = None
-        dataset = self.dataset if self.dataset.num_shards >= readers else self.dataset.reshard()
+        dataset = self.dataset if self.dataset.num_shards >= workers else self.dataset.reshard()
         while self._start.epoch <= last_epoch:
-            rows = self._rows(dataset, reader, readers)
+            rows = self._rows(dataset, worker, workers)
             while window := list(islice(rows, self.shuffle_buffer_size)):
-                rng = np.random.default_rng([self.seed, reader, self._start.window])
+                rng = np.random.default_rng([self.seed, worker, self._start.window])
                 for index in rng.permutation(len(window))[self._taken :]:
                     self._taken += 1
                     yield window[index][0]
                 self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
             if self._start.seen < self.minimum:
                 raise StreamError(
-                    f"{self.source.path!r} gives reader {reader + 1} of {readers} only {self._start.seen} images in a pass, "
+                    f"{self.source.path!r} gives worker {worker + 1} of {workers} only {self._start.seen} images in a pass, "
                     f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
-    def _remaining(self, reader: int, readers: int) -> Iterator[EncodedImage]:
-        """This reader's part of what other readers have left: some of them, or every n-th image of one."""
+    def _remaining(self, worker: int, workers: int) -> Iterator[EncodedImage]:
+        """This worker's part of what other workers have left: some of them, or every n-th image of one."""
         left = self._resharded
-        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= len(left.states))
-        sharers, residue = readers // groups, reader // groups
+        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= len(left.states))
+        sharers, residue = workers // groups, worker // groups
         last = self._start.epoch - 1
-        mine = range(reader % groups, len(left.states), groups)
+        mine = range(worker % groups, len(left.states), groups)
         while left.place < len(mine):
             other = copy(self)
             other.load_state_dict(left.states[mine[left.place]])
@@ -174,12 +174,12 @@ class ImageStream(torch.utils.data.IterableDataset):
                     yield image
             left.place += 1
 
-    def _rows(self, dataset, reader: int, readers: int) -> Iterator[tuple[EncodedImage, Position]]:
-        """The rest of this reader's epoch in the order of the files; each image with the position after it."""
+    def _rows(self, dataset, worker: int, workers: int) -> Iterator[tuple[EncodedImage, Position]]:
+        """The rest of this worker's epoch in the order of the files; each image with the position after it."""
         start = self._start
-        groups = max(n for n in range(1, readers + 1) if readers % n == 0 and n <= dataset.num_shards)
-        sharers, residue = readers // groups, reader // groups
-        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[reader % groups :: groups]
+        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= dataset.num_shards)
+        sharers, residue = workers // groups, worker // groups
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[worker % groups :: groups]
         seen = start.seen
         for place in range(start.shard, len(order)):
             number = int(order[place])

@@ -125,7 +125,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         self._read, self._corrupt = state["read"], state["corrupt"]
 
     def reshard_from(self, states: Sequence[Mapping]) -> None:
-        """Go on where another number of readers stopped, whose `state_dict`s these are."""
+        """Continue where another number of workers stopped, whose `state_dict`s these are."""
         self.images.reshard_from([state["images"] for state in states])
         self._read, self._corrupt = (sum(state[name] for state in states) // len(states) for name in ("read", "corrupt"))
 

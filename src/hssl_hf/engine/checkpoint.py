@@ -26,14 +26,14 @@ STATE, WEIGHTS = "state.json", "model.safetensors"
 
 
 class CheckpointError(UserError):
-    """A checkpoint could not be written or cannot be resumed; the message says what to do."""
+    """A checkpoint could not be written or cannot be resumed; the message holds what to do."""
 
 
 class CheckpointManager:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie, one folder `step-00001000` each.
+        folder: of the checkpoints, one folder `step-00001000` each.
         keep: newest ones to keep, at least 1.
     """
 

@@ -1,6 +1,6 @@
 """What differs between Accelerate's engines: DDP, FSDP2, DeepSpeed ZeRO-1 and ZeRO-2; on CPUs too, over gloo.
 
-The loop asks for an accelerator, for a backward pass and for a step, whatever the engine.
+The training loop uses an accelerator, a backward pass and a step, whatever the engine.
 """
 
 import os
@@ -18,11 +18,11 @@ from hssl_hf.engine.optim import CLIPS, drop_gradients, gradient_norms
 
 
 def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **more) -> Accelerator:
-    """The accelerator of the engine that the launcher asked for.
+    """The accelerator of the engine that the launcher requested.
 
     Args:
         bf16: autocast; weights stay in fp32 under every engine.
-        accumulate: parts of a process's share of a batch.
+        accumulate: parts of a process's batch.
         images_per_process: images in a part.
         more: passed on to `Accelerator`.
     Raises:
@@ -53,7 +53,7 @@ def _deepspeed(bf16: bool, accumulate: int, images_per_process: int, more: dict)
         raise LaunchError(f"DeepSpeed is not installed; pip install 'hssl-hf[deepspeed]' ({error})") from error
     if plugin.zero_stage not in (1, 2):
         raise LaunchError(
-            f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows whole weights, which stage 3 keeps in pieces, and "
+            f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows full weights, which stage 3 keeps in pieces, and "
             "gathering them in every step costs more than it saves. Use training/accelerate/deepspeed_zero1.yaml or "
             "deepspeed_zero2.yaml, or fsdp2.yaml, which shards the weights of the teacher alike"
         )
@@ -106,7 +106,7 @@ class Engine:
             )
 
     def unsharded_model(self) -> nn.Module | None:
-        """The model with whole weights: itself, or where it is sharded a copy on the main process, and None on the others.
+        """The model with full weights: itself, or where it is sharded a copy on the main process, and None on the others.
 
         To be called by all processes.
         """
@@ -176,18 +176,17 @@ class Engine:
         gradients = {p: safe_get_full_grad(p).clone() for p in trained}
         for p in self._parameters(frozen):
             gradients[p].zero_()
-        whole = list(gradients.values())
+        full = list(gradients.values())
         _clear(
-            whole,
-            self._judge(number, gradient_norms(whole) if max_grad_norm is None else CLIPS[grad_clip](whole, max_grad_norm)),
+            full, self._judge(number, gradient_norms(full) if max_grad_norm is None else CLIPS[grad_clip](full, max_grad_norm))
         )
         for p, gradient in gradients.items():
             safe_set_full_grad(p, gradient)
         self.model.step()
-        if frozen:  # as if they had not been there: the clock of their moments stands still too
+        if frozen:  # as if they had not been there: the step count of their moments does not advance either
             zero = self.model.optimizer
             for group, partition in zip(zero.param_groups, zero.single_partition_of_fp32_groups, strict=True):
-                if group["part"] in frozen:
+                if group["name"] in frozen:
                     zero.optimizer.state[partition]["step"].zero_()
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run: are they those that were asked for, and have they been asked to stop?"""
+"""The processes of a run: as many as requested, and in one group?"""
 
 import os
 from pathlib import Path
@@ -16,34 +16,34 @@ COMMAND = "accelerate launch --config_file training/accelerate/{config}.yaml --n
 
 
 class LaunchError(UserError):
-    """The processes are not those that were asked for; the message holds the command that works."""
+    """The processes are not those that were requested; the message holds the command that works."""
 
 
 def check_launch(accelerator: Accelerator, script: str) -> None:
-    """Compare the processes asked for with those that run and answer each other.
+    """Compare the requested processes with those that run and reach each other.
 
     A launcher may quietly start one process only, or several that each believe to be alone.
 
     Raises:
-        LaunchError: if fewer processes run than asked for, or if they do not form one group.
+        LaunchError: if fewer processes run than requested, or if they do not form one group.
     """
-    asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
+    requested = max(int(os.environ.get("WORLD_SIZE", 1)), _requested_from_launcher())
     connected = 1
     if dist.is_initialized():
         ones = torch.ones(1, device=accelerator.device)
         dist.all_reduce(ones)
         connected = int(ones.item())
-    if asked == accelerator.num_processes == connected and (asked == 1 or accelerator.distributed_type != "NO"):
+    if requested == accelerator.num_processes == connected and (requested == 1 or accelerator.distributed_type != "NO"):
         return
-    works = COMMAND.format(n=asked, script=script, config="multi_gpu" if torch.cuda.is_available() else "cpu")
+    works = COMMAND.format(n=requested, script=script, config="multi_gpu" if torch.cuda.is_available() else "cpu")
     raise LaunchError(
-        f"{asked} processes were asked for, but this one sees {accelerator.num_processes} and {connected} answer "
+        f"{requested} processes were requested, but this one sees {accelerator.num_processes} and {connected} respond "
         f"(mode {accelerator.distributed_type}). Start them with\n    {works}"
     )
 
 
-def _asked_of_launcher() -> int:
-    """Processes that the parent `accelerate launch` was told to start, by its arguments or its configuration file; else 1."""
+def _requested_from_launcher() -> int:
+    """Processes that the parent `accelerate launch` was given, by its arguments or its configuration file; else 1."""
     try:
         arguments = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:

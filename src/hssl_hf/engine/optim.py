@@ -8,51 +8,51 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def parameter_groups(module: nn.Module, parts: Mapping[str, Iterable[nn.Parameter]] | None = None) -> list[dict]:
-    """Groups of parameters, with weight decay and, of biases and other one-dimensional ones, without; `parts` have their own.
+def parameter_groups(module: nn.Module, freezable: Mapping[str, Iterable[nn.Parameter]] | None = None) -> list[dict]:
+    """Groups of parameters with weight decay and, for biases and other one-dimensional ones, without; `freezable` ones apart.
 
     Position tables, class and mask tokens and prototypes are matrices and decay, as in DINO and iBOT. Every trainable
     parameter is in exactly one group.
 
     Args:
-        parts: parameters that stand still at times (`set_rates`), by name of the part.
+        freezable: parameters that are frozen for some epochs (`set_rates`), by name of their groups.
     """
-    part_of = {id(p): part for part, parameters in (parts or {}).items() for p in parameters}
+    group_name = {id(p): name for name, parameters in (freezable or {}).items() for p in parameters}
     groups = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            part, decays = part_of.get(id(p), "rest"), p.ndim > 1 and not name.endswith(".bias")
-            group = groups.setdefault((part, decays), {"params": [], "part": part, "decays": decays})
+            key = group_name.get(id(p), "rest"), p.ndim > 1 and not name.endswith(".bias")
+            group = groups.setdefault(key, {"params": [], "name": key[0], "decays": key[1]})
             group["params"].append(p)
     return [{**group, **({} if group["decays"] else {"weight_decay": 0.0})} for group in groups.values()]
 
 
 def build_optimizer(
-    module: nn.Module, betas: tuple[float, float], parts: Mapping[str, Iterable[nn.Parameter]] | None = None
+    module: nn.Module, betas: tuple[float, float], freezable: Mapping[str, Iterable[nn.Parameter]] | None = None
 ) -> torch.optim.AdamW:
     """AdamW over a module's trainable parameters; learning rate and weight decay are set at every step."""
-    return torch.optim.AdamW(parameter_groups(module, parts), lr=0.0, betas=betas, fused=True)
+    return torch.optim.AdamW(parameter_groups(module, freezable), lr=0.0, betas=betas, fused=True)
 
 
 def set_rates(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, frozen: Collection[str] = ()
 ) -> None:
-    """Learning rate and weight decay of a step, in which the parts named `frozen` do not move."""
+    """Learning rate and weight decay of a step, in which the groups named `frozen` do not move."""
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if group["part"] in frozen else learning_rate
+        group["lr"] = 0.0 if group["name"] in frozen else learning_rate
         if group["decays"]:
-            group["weight_decay"] = 0.0 if group["part"] in frozen else weight_decay
+            group["weight_decay"] = 0.0 if group["name"] in frozen else weight_decay
 
 
 @torch.no_grad()
-def clip_each_gradient(gradients: list[Tensor], largest: float) -> Tensor:
+def clip_per_parameter(gradients: list[Tensor], largest: float) -> Tensor:
     """Scale down every gradient whose own norm exceeds `largest`, without waiting for the device.
 
     Args:
-        gradients: of whole tensors, or sharded ones (`DTensor`).
+        gradients: of full tensors, or sharded ones (`DTensor`).
     Returns:
         (n,) norms before clipping.
-    Source: DINO and iBOT code. Differs: their papers do not say that the norm is per tensor, not global.
+    Source: DINO and iBOT code. Differs: in their papers the norm may be read as global; it is per tensor.
     """
     norms = gradient_norms(gradients)
     torch._foreach_mul_(_local(gradients), list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
@@ -60,11 +60,11 @@ def clip_each_gradient(gradients: list[Tensor], largest: float) -> Tensor:
 
 
 @torch.no_grad()
-def clip_gradient(gradients: list[Tensor], largest: float) -> Tensor:
+def clip_global_norm(gradients: list[Tensor], largest: float) -> Tensor:
     """Scale down all gradients together if their common norm exceeds `largest`, without waiting for the device.
 
     Args:
-        gradients: of whole tensors, or sharded ones (`DTensor`).
+        gradients: of full tensors, or sharded ones (`DTensor`).
     Returns:
         (1,) norm before clipping.
     Source: SiameseIM code.
@@ -74,7 +74,7 @@ def clip_gradient(gradients: list[Tensor], largest: float) -> Tensor:
     return norm.view(1)
 
 
-CLIPS = {"per_parameter": clip_each_gradient, "global": clip_gradient}
+CLIPS = {"per_parameter": clip_per_parameter, "global": clip_global_norm}
 
 
 def _local(gradients: list[Tensor]) -> list[Tensor]:

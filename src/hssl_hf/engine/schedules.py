@@ -14,7 +14,7 @@ class Cosine:
     Args:
         start: value at the end of the warm-up.
         end: value that the cosine approaches.
-        steps: length of the whole schedule.
+        steps: length of the schedule.
         warmup_steps: length of the warm-up, in [0, steps].
         warmup_from: value on step 0 if there is a warm-up.
         warmup_rule: "dino" or "mae".

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ class SignalHandler:
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, as in a shell; else 75 (EX_TEMPFAIL), which tells a scheduler to queue the job again."""
+        """130 for Ctrl-C, as in a shell; else 75 (EX_TEMPFAIL), after which a scheduler requeues the job."""
         return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
 
     def _remember(self, number: int, _frame) -> None:

@@ -16,7 +16,7 @@ Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encoder, Callable]:
     """Load an exported folder or a Hub repository with the Auto classes alone.
 
-    A configuration that says `features: hidden_states` is that of a backbone trained without a final norm: its tokens are those
+    A configuration with `features: hidden_states` is that of a backbone trained without a final norm: its tokens are those
     of the last block.
 
     Returns:

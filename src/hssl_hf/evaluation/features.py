@@ -47,7 +47,7 @@ def _rows(dataset) -> Iterator[dict]:
 
 
 def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
-    """What stands for a whole image.
+    """The representation of an image.
 
     Args:
         cls: (B, D) class tokens.

@@ -9,11 +9,11 @@ from hssl_hf.objectives.discrepancy import discrepancy
 
 
 class TopKAccuracy(evaluate.Metric):
-    """Share of images, in percent, whose label is among the k best scores."""
+    """Images, in percent, whose label is among the k best scores."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of images, in percent, whose label is among the k classes with the best scores.",
+            description="Images, in percent, whose label is among the k classes with the best scores.",
             citation="",
             inputs_description="predictions: one list of class scores per image; references: one label per image.",
             features=datasets.Features(
@@ -74,7 +74,7 @@ class ComplementarySamples(evaluate.Metric):
 
 
 class SuccessIoU(evaluate.Metric):
-    """sIoU: the images that both branches classify correctly, as a share of those that at least one does; 1 if the sets agree.
+    """sIoU: the fraction that both branches classify correctly, of the images that at least one does; 1 if the sets agree.
 
     Example:
         SuccessIoU().compute(predictions=base, auxiliary=auxiliary, references=labels)  # {"sIoU": 0.81}

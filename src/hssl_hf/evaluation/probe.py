@@ -28,7 +28,7 @@ class ProbeConfig:
         every_epochs: how often.
         features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
         num_neighbors, temperature: of the weighted k-NN.
-        crop_pct: side of the center crop as a share of the resized image's short side.
+        crop_pct: side of the center crop as a fraction of the resized image's short side.
     """
 
     path: str | None = None

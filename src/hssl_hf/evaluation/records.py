@@ -41,7 +41,7 @@ class Record:
 
 
 def current_command() -> str:
-    """The command line of this program, without the folder that the program lies in."""
+    """The command line of this program, without the folder of the program."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""Evaluations of frozen backbones as the command line asks for them: settings in, records and lines of text out."""
+"""Evaluations of frozen backbones as the command line runs them: settings in, records and lines of text out."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 
 from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.errors import UserError
-from hssl_hf.models.configuration_head_search import FAMILIES
+from hssl_hf.models.configuration_head_search import FAMILIES, HeadSearchConfig
+from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.runs.metric_logger import read_log
 from hssl_hf.visualization.curves import scale
 
-RANKING, PICTURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
+RANKING, FIGURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
 DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
-LAST = 0.2  # share of the training over which the discrepancy is averaged; ours
+LAST = 0.2  # fraction of the training over which the discrepancy is averaged; ours
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
     Raises:
         RecipeError: if the recipe is of another method, or the fraction is not in (0, 1].
     """
-    if recipe.model.get("model_type", "hssl") != "hssl":
-        raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model['model_type']!r}")
+    if recipe.model_type() != HSSLConfig.model_type:
+        raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model_type()!r}")
     if not 0 < data_fraction <= 1:
         raise RecipeError(f"expected a fraction of the images above 0 and up to 1, got {data_fraction}")
     model = {
@@ -54,7 +55,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
     chosen = {"candidates": list(candidates)} if candidates else {}
     return replace(
         recipe,
-        model={"model_type": "hssl_search", **model, **chosen},
+        model={"model_type": HeadSearchConfig.model_type, **model, **chosen},
         data=replace(recipe.data, fraction=data_fraction * recipe.data.fraction),
         probe=replace(recipe.probe, path=None),
         run=replace(recipe.run, export=False, logging_steps=max(1, round(data_fraction * recipe.run.logging_steps))),
@@ -80,7 +81,7 @@ def rank(folder: Path) -> list[Candidate]:
 
 
 def report(folder: Path, recipe: Recipe) -> str:
-    """Write ranking, picture and a recipe with the winner into the folder of a search; returns a table for the screen.
+    """Write ranking, figure and a recipe with the winner into the folder of a search; returns a table for the screen.
 
     Args:
         recipe: the one whose head was searched.
@@ -93,7 +94,7 @@ def report(folder: Path, recipe: Recipe) -> str:
     lines = ["auxiliary head   discrepancy (nats)"]
     lines += [f"{number}. {c.family:13s} {c.discrepancy:8.4f} ± {c.spread:.4f}" for number, c in enumerate(ranking, 1)]
     return "\n".join(
-        [*lines, "", f"curves   {folder / PICTURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
+        [*lines, "", f"curves   {folder / FIGURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
     )
 
 
@@ -114,4 +115,4 @@ def _draw(folder: Path, ranking: list[Candidate]) -> None:
     curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
     curves.grid(alpha=0.25)
     curves.legend(fontsize=7)
-    figure.savefig(folder / PICTURE, dpi=110)
+    figure.savefig(folder / FIGURE, dpi=110)

@@ -23,6 +23,7 @@ from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import ComplementarySamples, Discrepancy, SuccessIoU
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.experiments.head_search import RANKING
+from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from hssl_hf.modules.projection_heads import prototype_logits
 from hssl_hf.runs.run_directory import RunDirectory, image_processor_for, read_lines
@@ -40,7 +41,7 @@ class Study:
         variants: values that replace the recipe's, `a.b=c`, by the name of the variant.
         seeds: of all variants.
         heads: variants whose order is compared with that of the searches, and what these search among; none for all families.
-        searches: for the head, shares of the images by the name of the search.
+        searches: for the head, fractions of the images by the name of the search.
     """
 
     recipe: str
@@ -144,7 +145,7 @@ class Measurement:
         return found
 
     def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
-        """What is to be said of one model; of its head only at a temperature of the teacher."""
+        """Records of one model; of its head only at a temperature of the teacher."""
         network = model.get_network().eval()
         (bank, _), (queries, labels) = self.images
         features = [_encode(network, pixels) for pixels in (bank, queries)]
@@ -192,7 +193,7 @@ def _encode(network, pixels: Tensor) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def _outputs(network, features: dict[str, Tensor]) -> dict | None:
-    """What both branches say of the prototypes; None where there are none, or a branch has no projection."""
+    """The prototypes that both branches assign; None where there are none, or a branch has no projection."""
     heads = network.heads
     if not hasattr(heads, "prototypes") or not all(heads.has(name) for name in features):
         return None
@@ -207,10 +208,8 @@ def study_recipe(path: Path, study: Study, overrides: list[str]) -> Recipe:
         RecipeError: if it is of another method than HSSL, or has no labeled images to measure on.
     """
     recipe = load_recipe(path.parent / study.recipe, overrides)
-    if recipe.model.get("model_type", "hssl") != "hssl":
-        raise RecipeError(
-            f"a study compares variants of HSSL, got model.model_type={recipe.model['model_type']!r} in {study.recipe}"
-        )
+    if recipe.model_type() != HSSLConfig.model_type:
+        raise RecipeError(f"a study compares variants of HSSL, got model.model_type={recipe.model_type()!r} in {study.recipe}")
     if recipe.probe.path is None:
         raise RecipeError(f"{study.recipe} names no labeled images; set probe.path")
     return recipe

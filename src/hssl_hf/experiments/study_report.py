@@ -1,4 +1,4 @@
-"""Records of a study -> table, plots, and how well the search foretells the single runs."""
+"""Records of a study -> table, plots, and how well the search predicts the single runs."""
 
 from collections import defaultdict
 from itertools import cycle
@@ -81,7 +81,7 @@ def table(findings: Findings) -> list[str]:
 
 
 def rank_table(findings: Findings) -> list[str]:
-    """Lines of Markdown: what discrepancies, of single runs and of searches, foretell; none without records."""
+    """Lines of Markdown: what discrepancies of single runs and of searches predict; none without records."""
     single = findings.by_head("discrepancy")
     gains = {head: findings.gains(head) for head in findings.study.heads}
     rows = [

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 class PreTrainingConfig(PreTrainedConfig):
     """Configuration of a method of self-supervised pre-training.
 
-    A subclass sets `model_type` and `citation` and says in `describe` and `described_in` what its values amount to. Recipes,
+    A subclass sets `model_type` and `citation` and summarizes its values in `describe` and `described_in`. Recipes,
     cards, reports and the Auto classes read a method from here.
 
     Args:
@@ -18,7 +18,7 @@ class PreTrainingConfig(PreTrainedConfig):
         backbone_kwargs: further arguments of that model, such as `embed_dim`, `patch_size` or `num_heads`.
         image_size: side of the global views in pixels.
         drop_path_rate: stochastic depth at the last block, rising linearly from 0.
-        license: of the weights, where they come from somebody else; written into the card of an export.
+        license: of the weights, where others released them; written into the card of an export.
     """
 
     citation: ClassVar[str] = ""
@@ -37,7 +37,7 @@ class PreTrainingConfig(PreTrainedConfig):
         return list(dict.fromkeys(names))
 
     def describe(self) -> tuple[str, str]:
-        """A short name of the method, and a phrase that says what it consists of with these values."""
+        """A short name of the method, and a phrase for what it consists of with these values."""
         raise NotImplementedError
 
     def described_in(self) -> list[str]:

@@ -20,8 +20,8 @@ class HSSLConfig(TwoBranchConfig):
     Args:
         (those of `TwoBranchConfig`)
         objective: dino, ibot or moco_v3.
-        cls_supervision: arrows of the image level.
-        patch_supervision: arrows of the patch level (ibot).
+        cls_supervision: arrows of the image level; None for the head teaching both, or without a head the base itself.
+        patch_supervision: arrows of the patch level (ibot); None for the base as its own teacher, where there is a patch level.
         reduction: how the terms of several arrows combine.
         shared_projection: one projection for both branches instead of one each (Table 16).
         projection_hidden_size, projection_size: widths of the projection heads.
@@ -41,8 +41,8 @@ class HSSLConfig(TwoBranchConfig):
     model_type = "hssl"
 
     objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
-    cls_supervision: list[str] | tuple[str, ...] = ("auxiliary->base", "auxiliary->auxiliary")
-    patch_supervision: list[str] | tuple[str, ...] = ("base->base",)
+    cls_supervision: list[str] | tuple[str, ...] | None = None
+    patch_supervision: list[str] | tuple[str, ...] | None = None
     reduction: Literal["mean", "sum"] = "mean"
     shared_projection: bool = False
     projection_hidden_size: int = 2048
@@ -56,6 +56,10 @@ class HSSLConfig(TwoBranchConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.cls_supervision is None:
+            self.cls_supervision = ["base->base"] if self.auxiliary is None else ["auxiliary->base", "auxiliary->auxiliary"]
+        if self.patch_supervision is None:
+            self.patch_supervision = ["base->base"] if self.objective == "ibot" else []
         if self.queue_size < 0 or (self.queue_size and self.objective != "moco_v3"):
             raise ValueError(f"queue_size={self.queue_size}: only moco_v3 has a queue, of at least one key")
         if not self.cls_supervision:

@@ -11,7 +11,7 @@ from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 class HSSLMAEConfig(TwoBranchConfig):
     """Masked image modeling of one base model with one auxiliary head: MAE + HSSL, or MAE where `auxiliary` is None.
 
-    The head reconstructs the pixels of the hidden patches, the base what the head says of them, each by a decoder of its own.
+    The head reconstructs the pixels of the masked patches, the base the head's representation of them, each by its own decoder.
 
     Args:
         (those of `TwoBranchConfig`)
@@ -19,14 +19,14 @@ class HSSLMAEConfig(TwoBranchConfig):
         norm_pix_loss: mean 0 and variance 1 within every patch of pixels.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads: of the decoder for pixels.
         representation_decoder_depth: blocks of the decoder for representations, as wide as the other.
-        representation_target: who says what the base should predict: teacher, head and base as momentum networks on the whole
+        representation_target: whose representation the base predicts: teacher, head and base as momentum networks on the full
             image; student, the same networks without momentum and gradient; decoder, the last hidden states of the decoder for
             pixels, which cost nothing.
         representation_weight: of the loss of the representations beside that of the pixels.
     Raises:
         ValueError: for combinations that do not exist.
     Source: HSSL, section 4.1; MAE, arXiv 2111.06377.
-    Differs: the paper says in one sentence who reconstructs what. How the head gets a dense map, whose representation is
+    Differs: one sentence of the paper defines who reconstructs what. How the head gets a dense map, whose representation is
         predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
     """
 

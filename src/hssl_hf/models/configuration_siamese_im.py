@@ -18,9 +18,9 @@ class SiameseIMConfig(PreTrainingConfig):
     Args:
         (those of `PreTrainingConfig`; the backbone is a vision transformer with a class token)
         target: what is predicted: the teacher's features, or pixels (then there is no teacher).
-        views: "different": all patches of a second view, from where they lie relative to the first. "same": the hidden patches
+        views: "different": all patches of a second view, from their positions relative to the first. "same": the masked patches
             of the one view.
-        level: "dense", a prediction for every patch asked about, or "global", one for the class token.
+        level: "dense", a prediction for every target patch, or "global", one for the class token.
         decoder_norm: of the blocks of projector and decoder: batch (over batch and tokens of all processes) or layer.
         loss_normalization: of features: layer_norm (of the target) or l2 (prediction and target of one length).
         negative_weight: lambda of the UniGrad loss.
@@ -35,7 +35,7 @@ class SiameseIMConfig(PreTrainingConfig):
         ValueError: for combinations that do not exist.
     Source: SiameseIM, section 3, Tables 3 and 6; released code for the defaults.
     Differs: the paper has 12 heads in projector and decoder, the released code 16. The code freezes the random patch embedding
-        and ends neither encoder nor decoder with a norm; the paper says nothing of either.
+        and ends neither encoder nor decoder with a norm; the paper mentions neither.
     """
 
     model_type = "siamese_im"

@@ -18,7 +18,7 @@ class TwoBranchConfig(PreTrainingConfig):
         (those of `PreTrainingConfig`; the drop path rises over base and head together)
         auxiliary: family of the auxiliary head (convnext, poolformer, resmlp, resnet, swin, vit), several families whose
             representations are concatenated, or None; with a parallel connection the name of a timm model.
-        auxiliary_connection: serial, a head behind the base's features, or parallel, a whole network on the image (Table 17).
+        auxiliary_connection: serial, a head behind the base's features, or parallel, a second network on the image (Table 17).
         auxiliary_depth: its number of blocks.
         auxiliary_first_shortcut: keep its first shortcut (an ablation).
         auxiliary_sublayers: of its blocks: token_mixer and mlp, or one of them alone (Table 15).

@@ -100,7 +100,7 @@ class HSSLForPreTraining(StudentTeacherPreTrainedModel):
 
 
 def adopt_requirements(model: StudentTeacherPreTrainedModel, objective: nn.Module) -> None:
-    """Let a model tell the training loop what its objective and its arrows require."""
+    """What the objective and the arrows of a model require of the training loop."""
     config = model.config
     model.num_views, model.supports_local_views = objective.num_views, objective.supports_local_views
     model.in_batch_negatives = objective.in_batch_negatives

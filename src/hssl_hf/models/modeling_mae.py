@@ -35,7 +35,7 @@ class HSSLMAEForPreTrainingOutput(ModelOutput):
 
 
 class EncoderWithHead(nn.Module):
-    """The base and the auxiliary head behind it: the whole of a teacher."""
+    """The base and the auxiliary head behind it: together a teacher."""
 
     def __init__(self, base: Backbone, auxiliary: Auxiliary | None):
         super().__init__()

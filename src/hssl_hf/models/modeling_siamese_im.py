@@ -102,7 +102,7 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         geometry = None
         if self.config.views == "different" and self.config.level == "dense":
             if crop_boxes is None:
-                raise ValueError("two views need crop_boxes (2, B, 5), which say where they lie in the image; got None")
+                raise ValueError("two views need crop_boxes (2, B, 5), their positions in the image; got None")
             geometry = relative_geometry(crop_boxes[0], crop_boxes[1])
         tokens, _ = self.student.base.encode_visible(pixel_values[0], visible_indices)
         tokens = self.student.projector(torch.cat([tokens.cls[:, None], tokens.patches], dim=1))

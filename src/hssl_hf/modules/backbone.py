@@ -27,7 +27,7 @@ class Backbone(nn.Module):
         name: any name that `timm.create_model` knows.
         image_size: side of the global views in pixels; other sizes pass too wherever the architecture allows them.
         kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, ...).
-        drop_path_rate: stochastic depth at the end of the whole network, base and auxiliary head together.
+        drop_path_rate: stochastic depth at the end of the full network, base and auxiliary head together.
         following_blocks: blocks of the auxiliary head, which share the linear rise of the drop path with the base.
         mask_token: whether patches can be masked (vision transformers only).
     Raises:

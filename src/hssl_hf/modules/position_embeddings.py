@@ -52,21 +52,21 @@ def sincos_position_embedding(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], dim=-1)
 
 
-def relative_geometry(seen: Tensor, asked: Tensor) -> Tensor:
-    """Where one crop of an image lies in the frame of another crop of it.
+def relative_geometry(visible: Tensor, target: Tensor) -> Tensor:
+    """The position of one crop of an image in the frame of another crop.
 
     Args:
-        seen, asked: (..., 5) top, left, height, width in pixels of the unflipped image, and 1 where the crop is mirrored.
+        visible, target: (..., 5) top, left, height, width in pixels of the unflipped image, and 1 where the crop is flipped.
     Returns:
-        (..., 4) offset y, offset x in sides of the seen crop, ratio y, ratio x of the sides asked / seen; a point at the share
-        (t, s) of the asked crop lies at (offset y + ratio y * t, offset x + ratio x * s) of the seen one. A negative ratio x
-        says that the two are mirrored against each other.
+        (..., 4) offset y, offset x in sides of the visible crop, ratio y, ratio x of the sides target / visible; a point at the
+        fraction (t, s) of the target crop is at (offset y + ratio y * t, offset x + ratio x * s) of the visible one. A negative
+        ratio x means that one of the two is flipped.
     Source: SiameseIM, equations 2 and 3.
     Differs: the paper is silent about flips; here they are exact, as in the released code.
     """
-    top, left, height, width, flipped = seen.float().unbind(-1)
-    top2, left2, height2, width2, flipped2 = asked.float().unbind(-1)
-    start = left2 + flipped2 * width2  # the column of the asked crop's own left border
+    top, left, height, width, flipped = visible.float().unbind(-1)
+    top2, left2, height2, width2, flipped2 = target.float().unbind(-1)
+    start = left2 + flipped2 * width2  # the column of the target crop's own left border
     direction = 1 - 2 * flipped2
     along = torch.where(flipped > 0, left + width - start, start - left) / width
     ratio = torch.where(flipped > 0, -direction, direction) * width2 / width
@@ -74,25 +74,25 @@ def relative_geometry(seen: Tensor, asked: Tensor) -> Tensor:
 
 
 def relative_coordinates(geometry: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Centers of the patches of the asked view, in patches of the seen one: (..., 4) -> rows (..., h), columns (..., w).
+    """Centers of the patches of the target view, in patches of the visible one: (..., 4) -> rows (..., h), columns (..., w).
 
-    0 is the center of the seen view's first patch. Both views have the same grid.
+    0 is the center of the visible view's first patch. Both views have the same grid.
 
     Source: SiameseIM, equation 2.
     Differs: the paper maps the corners of patches, the released code their centers.
     """
     coordinates = []
     for axis, side in enumerate(grid):
-        shares = (torch.arange(side, device=geometry.device) + 0.5) / side
-        coordinates.append(side * (geometry[..., axis, None] + geometry[..., 2 + axis, None] * shares) - 0.5)
+        fractions = (torch.arange(side, device=geometry.device) + 0.5) / side
+        coordinates.append(side * (geometry[..., axis, None] + geometry[..., 2 + axis, None] * fractions) - 0.5)
     return coordinates[0], coordinates[1]
 
 
 def relative_positions(geometry: Tensor, grid: tuple[int, int], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of rows, columns and scale; the position of patch (u, v) is [rows[u] | columns[v] | scale], 2C channels.
 
-    The three parts are kept apart, since a linear map of the whole is the sum of maps of the parts, at h + w + 1 vectors
-    instead of h * w.
+    The three parts are kept apart, since a linear map of their concatenation is the sum of maps of the parts, of h + w + 1
+    vectors instead of h * w.
 
     Args:
         geometry: (B, 4) of `relative_geometry`.

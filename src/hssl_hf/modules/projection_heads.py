@@ -86,7 +86,7 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(count, 1)) if not norm_last_layer else None
 
     def forward(self) -> Tensor:
-        """(K, bottleneck), to be worked out once per step."""
+        """(K, bottleneck), to be computed once per step."""
         directions = F.normalize(self.weight_v, dim=-1)
         return directions if self.weight_g is None else directions * self.weight_g
 

@@ -1,7 +1,7 @@
 """Residual branches that compute less and keep less, for the same result.
 
 A sample whose branch is dropped is not computed at all. Of a norm or an activation in front of a linear layer only the input is
-kept for the backward pass, which works its output out again: two fifths less memory for a few percent of the time.
+kept for the backward pass, which recomputes its output: two fifths less memory for a few percent of the time.
 """
 
 from collections.abc import Callable
@@ -68,11 +68,11 @@ def residual_add(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Mo
     stem = x.mean(pool) if pool else x
     if not rate:
         return stem + branch(x)
-    kept = torch.nonzero(torch.rand(len(x), device="cpu") >= rate).flatten()  # on the host: nothing waits for the device
-    if len(kept) == len(x):
+    indices = torch.nonzero(torch.rand(len(x), device="cpu") >= rate).flatten()  # on the host: nothing waits for the device
+    if len(indices) == len(x):
         return torch.add(stem, branch(x), alpha=1 / (1 - rate))
-    kept = kept.to(x.device, non_blocking=True)
-    return stem.index_add(0, kept, branch(x.index_select(0, kept)).to(stem.dtype), alpha=1 / (1 - rate))
+    indices = indices.to(x.device, non_blocking=True)
+    return stem.index_add(0, indices, branch(x.index_select(0, indices)).to(stem.dtype), alpha=1 / (1 - rate))
 
 
 def mlp_branch(norm: nn.Module, mlp: Mlp, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
@@ -88,7 +88,7 @@ def mlp_branch(norm: nn.Module, mlp: Mlp, x: Tensor, pool: tuple[int, ...] = ())
 def checkpointed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which only x is kept for the backward pass.
 
-    What a linear layer at the end of the function makes is not worked out again, for nobody reads it in the backward pass.
+    The output of a linear layer at the end of the function is not recomputed, since the backward pass does not need it.
     """
     if not torch.is_grad_enabled():
         return function(x)

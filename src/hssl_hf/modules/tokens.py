@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """What a network says of an image.
+    """The representations of an image by a network.
 
     Args:
         cls: (..., C) the image-level representation: class token, or pooled patches.
-        patches: (..., h, w, C) one representation per patch, or None where nobody asks for them.
+        patches: (..., h, w, C) one representation per patch, or None where they are not needed.
     """
 
     cls: Tensor

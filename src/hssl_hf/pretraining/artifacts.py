@@ -1,4 +1,4 @@
-"""What a run leaves behind: measured on the way, exported, evaluated and told at the end."""
+"""What a run leaves behind: measurements on the way, the export, evaluations and a report at the end."""
 
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,13 @@ from hssl_hf.visualization.figures import draw_export
 
 
 class RunArtifacts:
-    """Probes, manifest, export and pictures of a run; only the main process writes.
+    """Probes, manifest, export and figures of a run; only the main process writes.
 
     Args:
         recipe, folder, accelerator: of the run.
         track: its log.
         images_per_epoch: length of an epoch.
-        seconds: that earlier sittings of the run took.
+        seconds: of the run before it was resumed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RunArtifacts:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew.
 
         Args:
-            method: with whole weights; None where there is no probe.
+            method: with full weights; None where there is no probe.
         """
         if method is not None:
             encode = partial(_encode, method.get_network(self.recipe.run.export_network).base)
@@ -58,7 +58,7 @@ class RunArtifacts:
         self.track.draw()
 
     def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str]) -> list[str]:
-        """Export, evaluate, write manifest and pictures; returns the lines of the report."""
+        """Export, evaluate, write manifest and figures; returns the lines of the report."""
         log = [line for line in read_log(self.track.path) if "memory_gib" in line]
         self.manifest |= {
             "steps": steps, "images_seen": steps * self.recipe.optim.batch_size, "undecodable": len(corrupt),
@@ -82,7 +82,7 @@ class RunArtifacts:
         return [*lines, f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")']
 
     def _evaluate(self, export: Path, steps: int) -> list[str]:
-        """k-NN of the export, as anybody would load it, beside the untrained backbone and the raw pixels, as records."""
+        """k-NN of the export, as users load it, beside the untrained backbone and the raw pixels, as records."""
         final = self.probe.knn(load_encoder(export)[0], "k-NN of the export")
         self.track.log(steps, {"knn_top1": final["top1"]})
         start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)

@@ -1,8 +1,8 @@
-"""The doctor: does the training still learn something, and if not, why and what helps.
+"""Monitoring of a training: does the model still learn, and if not, why and what helps.
 
-Self-supervised losses fall when everything collapses, so other figures tell: how sure teacher and student are (entropy), how
-much the teacher's answers differ between images (KL to their center), how many dimensions the features fill (RankMe), how often
-student and teacher agree, and what share of the loss each term has.
+Self-supervised losses also fall in a collapse, so other metrics are needed: how certain teacher and student are (entropy), how
+much the teacher's predictions differ between images (KL to their center), the effective rank of the features (RankMe), how
+often student and teacher agree, and the fraction of the loss in each term.
 """
 
 import json
@@ -71,7 +71,7 @@ def add_diagnostics(values: dict[str, float], features: Tensor | None) -> int | 
 
 
 def loss_fractions(values: Mapping[str, float]) -> dict[str, float]:
-    """The share of each term in the sum of the loss's terms; empty where there is only one."""
+    """The fraction of each term in the sum of the loss's terms; empty where there is only one."""
     terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
     total = sum(terms.values())
     return {f"loss_fraction_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
@@ -99,15 +99,17 @@ def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]
 def _of_entropies(values: Mapping[str, float], most: float):
     for branch, spread in _family(values, "teacher_spread_"):
         entropy = values[f"teacher_entropy_{branch}"]
-        finding = f"the {branch} teacher's answers lie {spread:.2g} nats from their mean; entropy {entropy:.2f} of {most:.2f}"
+        finding = (
+            f"the {branch} teacher's predictions are {spread:.2g} nats from their mean; entropy {entropy:.2f} of {most:.2f}"
+        )
         if spread < 0.01 * most and entropy > 0.9 * most:
             yield Alarm(
-                "the teacher says nothing", finding, "All images get the same even answer: the targets are too soft.",
+                "the teacher is uniform", finding, "All images get the same uniform prediction: the targets are too soft.",
                 "Lower optim.teacher_temperature (0.04 at first), or raise model.center_momentum.",
             )  # fmt: skip
         elif spread < 0.01 * most:
             yield Alarm(
-                "the teacher says always the same", finding,
+                "the teacher is constant", finding,
                 "One prototype has won, because centring is too slow or batches are too small.",
                 "Raise optim.teacher_temperature or optim.batch_size, or lower model.center_momentum and the learning rate.",
             )  # fmt: skip
@@ -115,7 +117,7 @@ def _of_entropies(values: Mapping[str, float], most: float):
         if entropy > 0.97 * most:
             yield Alarm(
                 "the student has learned nothing", f"its entropy is {entropy:.2f} of {most:.2f}, the loss is flat at ln K",
-                "The learning rate is too low for the batch, or the prototypes still stand still.",
+                "The learning rate is too low for the batch, or the prototypes are still frozen.",
                 "Raise optim.base_learning_rate, shorten optim.warmup_epochs or optim.freeze_last_layer_epochs.",
             )  # fmt: skip
 
@@ -131,7 +133,7 @@ def _of_figures(values: Mapping[str, float], rank: int | None):
         if share > 0.995:
             yield Alarm(
                 "the task is too easy", f"student and teacher agree on {100 * share:.1f} % of the images ({arrow})",
-                "Something gives an image away: weak augmentation, repeated images, or answers that are always the same.",
+                "Something gives an image away: weak augmentation, repeated images, or constant predictions.",
                 "Strengthen views.jitter, views.global_crop_scale or views.global_crop_blur; remove duplicates from the data.",
             )  # fmt: skip
     for term, share in _family(values, "loss_fraction_"):
@@ -143,14 +145,14 @@ def _of_figures(values: Mapping[str, float], rank: int | None):
             )  # fmt: skip
     if values.get("discrepancy", 1.0) < 1e-5:
         yield Alarm(
-            "the head says what the base says", f"the discrepancy is {values['discrepancy']:.1g} nats",
+            "head and base agree", f"the discrepancy is {values['discrepancy']:.1g} nats",
             "A head that describes images as the base does has nothing to teach it.",
             "Set model.auxiliary_first_shortcut=false, another model.auxiliary, or model.auxiliary_init=xavier.",
         )  # fmt: skip
     if values.get("collapse", 0.0) > 0.98:
         yield Alarm(
             "the targets are all alike", f"{100 * values['collapse']:.1f} % of their energy is common to all",
-            "The teacher has collapsed: nothing pushes its answers apart.",
+            "The teacher has collapsed: nothing separates its predictions.",
             "Raise model.negative_weight, lower optim.base_learning_rate, or lengthen optim.warmup_epochs.",
         )  # fmt: skip
 
@@ -161,7 +163,7 @@ class TrainingMonitor:
     Args:
         folder: folder of the run.
         prototypes: K, or None.
-        first_step: nothing is judged before it: networks that have hardly moved look ill.
+        first_step: nothing is judged before it: networks that have hardly moved look collapsed.
     """
 
     def __init__(self, folder: Path, prototypes: int | None, first_step: int):

@@ -88,7 +88,7 @@ class Estimate:
         memory_items: bytes of one process; `logits` are a part of `step`.
         available: bytes of a device.
         parameters: trained ones, by part of the model.
-        steps, images_per_second, hours: of the whole run.
+        steps, images_per_second, hours: of the full run.
         measured_here: the speed is that of this machine, not of a device that was named.
     """
 
@@ -120,7 +120,7 @@ class Estimate:
                 "  try optim.gradient_accumulation_steps, run.activation_checkpointing=true, more processes, or fsdp2 / zero2"
             )
         lines += ["", f"{self.steps:,} steps, {self.images_per_second:,.1f} images per second, {self.hours:,.1f} hours"]
-        lines += ["at the speed of this machine; --tflops says that of another"] if self.measured_here else []
+        lines += ["at the speed of this machine; --tflops sets that of another"] if self.measured_here else []
         return "\n".join(lines)
 
 
@@ -195,7 +195,7 @@ def _convolution_backward(out, _, weight, *arguments, **named) -> int:
 
     Args:
         out, weight: shapes (B, C', H, W) of the output and (C', C / groups, h, w) of the weights; of the other arguments the
-            last says which gradients are asked for.
+            last is for which gradients are needed.
     """
     wanted = arguments[-1]
     return 2 * math.prod(out) * math.prod(weight[1:]) * (wanted[0] + wanted[1])
@@ -229,8 +229,8 @@ def _seconds(call: Callable[[], None]) -> float:
 def write_estimate(folder: Path, estimate: Estimate) -> None:
     """Keep it in the folder of the run that is to come, whose manifest will show it beside what came."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"needed_gib": round(estimate.needed / GIB, 3), **asdict(estimate)}
-    (folder / ESTIMATE).write_text(json.dumps(told, indent=1) + "\n")
+    record = {"needed_gib": round(estimate.needed / GIB, 3), **asdict(estimate)}
+    (folder / ESTIMATE).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _build(recipe: Recipe) -> StudentTeacherPreTrainedModel:

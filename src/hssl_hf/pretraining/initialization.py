@@ -1,4 +1,4 @@
-"""Weights to start from: a whole model to go on with, or a backbone behind which fresh heads warm up."""
+"""Weights to start from: a full model to continue training, or a backbone behind which fresh heads warm up."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
         UserError: if there is nothing to load, or it does not fit the model.
     """
     path, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
-    asked = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
+    location = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
     try:
-        whole = isinstance(AutoConfig.from_pretrained(**asked), PreTrainingConfig)
-        source = (AutoModelForPreTraining if whole else AutoModel).from_pretrained(**asked)
+        full_model = isinstance(AutoConfig.from_pretrained(**location), PreTrainingConfig)
+        source = (AutoModelForPreTraining if full_model else AutoModel).from_pretrained(**location)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
-    if whole:
+    if full_model:
         _load(model, source.state_dict(), where, "student, teacher and heads")
         return False
     base = model.student.base

@@ -60,7 +60,7 @@ class BatchRecorder:
         Args:
             newest: the newest checkpoint.
         Raises:
-            NonFiniteError: always; the message says how to replay the step and what to change.
+            NonFiniteError: always; the message holds how to replay the step and what to change.
         """
         place = self.save(accelerator, model, folder, step)
         raise NonFiniteError(

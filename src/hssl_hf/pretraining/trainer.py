@@ -89,14 +89,14 @@ class PreTrainer:
         self.signals = SignalHandler()
 
     def train(self) -> int:
-        """Train to the end, or until a signal asks to stop; returns the exit code of the program."""
+        """Train to the end, or until a signal stops it; returns the exit code of the program."""
         recipe, schedule, engine = self.recipe, self.schedule, self.engine
         if self.first_step == 0 or (self._probe_is_due(self.first_step) and not self.logger.has(self.first_step, "knn_top1")):
             self._probe(self.first_step)
         batches = iter(self.loader)
         with tqdm(total=schedule.steps, initial=self.first_step, unit="step", smoothing=0.05, mininterval=_interval()) as bar:
             for step in range(self.first_step, schedule.steps):
-                frozen = schedule.frozen_parts(step)
+                frozen = schedule.frozen_groups(step)
                 set_rates(engine.optimizer, schedule.learning_rate(step), schedule.weight_decay(step), frozen)
                 for _ in range(recipe.optim.gradient_accumulation_steps):
                     arguments = self._next_arguments(step, batches)
@@ -133,7 +133,7 @@ class PreTrainer:
         self.recorder.record(step, batch, temperature)
         views = batch.to(self.accelerator.device).augment_and_normalize(self.recipe.views)
         if step == 0 and self.accelerator.is_main_process:
-            draw_views(views, self.recipe.views, self.folder / "pictures" / "views.png")
+            draw_views(views, self.recipe.views, self.folder / "figures" / "views.png")
         arguments = {**views.tensors(), "teacher_temperature": temperature}
         return {name: arguments[name] for name in self.arguments & arguments.keys()}
 
@@ -153,7 +153,7 @@ class PreTrainer:
         return done % self.recipe.run.logging_steps == 0 or bool(alone and self.signals.number)
 
     def _log(self, done: int, bar: tqdm) -> bool:
-        """Write one line of the log; returns whether any process has been asked to stop."""
+        """Write one line of the log; returns whether any process got a signal to stop."""
         values, (stop,) = self.metrics.read(self.accelerator, [float(self.signals.number > 0)])
         self._require_finite_gradients()
         values["learning_rate"] = self.schedule.learning_rate(done - 1)

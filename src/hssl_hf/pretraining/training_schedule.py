@@ -9,7 +9,7 @@ class TrainingSchedule:
 
     Args:
         recipe: durations in epochs.
-        images_per_epoch: images that make an epoch; what is left of it after whole batches is not counted.
+        images_per_epoch: images that make an epoch; what is left of it after full batches is not counted.
         fresh_heads: the heads start anew behind a trained base.
     Raises:
         RecipeError: if a batch is larger than an epoch.
@@ -42,6 +42,6 @@ class TrainingSchedule:
         """The step from which on the student should learn."""
         return max(self._warmup, *self.frozen_steps.values())
 
-    def frozen_parts(self, step: int) -> set[str]:
+    def frozen_groups(self, step: int) -> set[str]:
         """Parts of the model that do not move in a step."""
         return {part for part, steps in self.frozen_steps.items() if step < steps}

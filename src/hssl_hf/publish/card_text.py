@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_base import PreTrainingConfig
 
-PICTURES = {
+FIGURES = {
     "curves.png": "Training: losses, discrepancy or collapse, k-NN.",
-    "pictures/components.png": "The first three principal components of the patches as red, green and blue.",
-    "pictures/attention.png": "Where the class token looks in the last block, one map per attention head.",
-    "pictures/neighbors.png": "Images and their nearest neighbors by cosine similarity.",
-    "pictures/views.png": "Views of the first images of the training, as the student saw them.",
+    "figures/components.png": "The first three principal components of the patches as red, green and blue.",
+    "figures/attention.png": "Attention of the class token in the last block, one map per attention head.",
+    "figures/neighbors.png": "Images and their nearest neighbors by cosine similarity.",
+    "figures/views.png": "Views of the first images of the training, as the student saw them.",
 }
 TRAINING = {
     "data": lambda m: _data(m["data"]),
@@ -103,7 +103,7 @@ ABOUT_PLAIN = """\
 ABOUT_WITHOUT_NORM = """\
 This backbone was trained **without a norm behind its last block**, so its features are `hidden_states[-1]`.
 `last_hidden_state` has passed a layer norm that was not there in training: the norm of a mean is not the mean of norms.
-For a whole image take the layer norm of the mean of the patch tokens (linear probe, fine-tuning) or the class token as it
+For an image take the layer norm of the mean of the patch tokens (linear probe, fine-tuning) or the class token as it
 is (few labels)."""
 ABOUT_TIMM_WITHOUT_NORM = """\
 This backbone was trained without a norm behind its last block and has none here: `model.forward_features` gives the tokens as
@@ -111,7 +111,7 @@ they were trained, and the model itself the class token."""
 
 
 def title(config: "PreTrainingConfig", kind: str) -> str:
-    ending = {"main": "", "timm": ", for timm", "training": ", to go on with", "classifier": ", fine-tuned"}[kind]
+    ending = {"main": "", "timm": ", for timm", "training": ", to continue training", "classifier": ", fine-tuned"}[kind]
     return f"{config.backbone} by {config.describe()[0]}{ending}"
 
 
@@ -138,6 +138,11 @@ def training(manifest: dict) -> list[tuple[str, object]]:
     """Rows of the table about the training."""
     rows = [(name, value(manifest)) for name, value in TRAINING.items()]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def parity(facts: dict) -> list[tuple[str, str]]:
+    """Outputs of the export and their largest differences from those of the model."""
+    return [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()]
 
 
 def limits(facts: dict) -> list[str]:

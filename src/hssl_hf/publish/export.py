@@ -1,4 +1,4 @@
-"""A pre-trained model -> what everybody can load: its base alone as a stock repository, or the whole to go on with.
+"""A pre-trained model -> what everybody can load: its base alone as a stock repository, or the full model to continue training.
 
 Three kinds, one for each branch of a repository: `main`, a stock transformers model (`ViTModel`, `ConvNextModel`,
 `ResNetModel`, `SwinModel`, and for every other architecture `TimmWrapperModel`); `timm`, the same weights under timm's names;
@@ -34,18 +34,18 @@ __all__ = ["KINDS", "CardContext", "ExportError", "export_backbone", "export_mod
 
 @dataclass(frozen=True)
 class CardContext:
-    """What is told of a model beside its weights.
+    """What is published of a model beside its weights.
 
     Args:
         about: `recipe`, `manifest`, `subject`, `license`, `base_model`, as far as they are known (`model_card.facts`).
         records: figures, `Record`s as dictionaries.
-        pictures: files, by their path inside the repository.
-        repository, revision: where the model is going to be; cards and snippets say so.
+        figures: files, by their path inside the repository.
+        repository, revision: where the model is going to be; cards and snippets name it.
     """
 
     about: dict = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
-    pictures: dict[str, Path] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
     repository: str = "user/name"
     revision: str = "main"
 
@@ -81,21 +81,21 @@ def export_backbone(
     processor = processor or image_processor(size)
 
     def write(draft: Path) -> None:
-        readers, sizes = [parity.TRANSFORMERS], [size]
+        libraries, sizes = [parity.TRANSFORMERS], [size]
         stock = to_transformers(base, size) if kind == "main" else None
         if stock is not None:
             stock.save_pretrained(draft)
             sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
         else:
             _save_timm(base, model.config, processor, draft)
-            readers.append(parity.TIMM)
+            libraries.append(parity.TIMM)
         processor.save_pretrained(draft)
         if onnx:
             save_onnx(draft, size)
-            readers.append(parity.ONNX)
+            libraries.append(parity.ONNX)
         found = {}
-        for reader in readers:
-            found |= parity.compare(base, draft, sizes, processor, reader)
+        for library in libraries:
+            found |= parity.compare(base, draft, sizes, processor, library)
         facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=found, **context.about)
         _write_card(draft, facts, context, kind)
 
@@ -170,15 +170,15 @@ def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Pat
 
 
 def _write_card(folder: Path, facts: dict, context: CardContext, kind: str) -> None:
-    """Card, facts, records and pictures, beside the weights."""
+    """Card, facts, records and figures, beside the weights."""
     where = {"repository": context.repository, "revision": context.revision}
-    pictures = context.pictures if kind == "main" else {}
-    (folder / "README.md").write_text(model_card.render(facts, context.records, kind=kind, pictures=list(pictures), **where))
+    figures = context.figures if kind == "main" else {}
+    (folder / "README.md").write_text(model_card.render(facts, context.records, kind=kind, figures=list(figures), **where))
     (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False))
     entries = model_card.eval_results(facts, context.records) if kind == "main" else None
     if entries:
         (folder / model_card.EVAL_RESULTS).parent.mkdir(exist_ok=True)
         (folder / model_card.EVAL_RESULTS).write_text(entries)
-    for name, path in pictures.items():
+    for name, path in figures.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)

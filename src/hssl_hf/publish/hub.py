@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 ALLOWED = (
     "README.md", "config.json", "facts.yaml", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
-    "preprocessor_config.json", "curves.png", "pictures/*.png", ".eval_results/*.yaml", "onnx/model.onnx*",
+    "preprocessor_config.json", "curves.png", "figures/*.png", ".eval_results/*.yaml", "onnx/model.onnx*",
 )  # fmt: skip
 TRIES, FIRST_PAUSE = 6, 1.0
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
 class PushError(UserError):
-    """A push that failed; the message says what is visible now and what to do."""
+    """A push that failed; the message holds what is visible now and what to do."""
 
 
 def stage(

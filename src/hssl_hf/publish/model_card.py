@@ -30,7 +30,7 @@ EVAL_RESULTS = ".eval_results/hssl_hf.yaml"
 
 
 def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **more) -> dict:
-    """What a card says that is not a record.
+    """What a card holds beside records.
 
     Args:
         config: of the model that was trained.
@@ -53,7 +53,7 @@ def render(
     kind: str = "main",
     repository: str = "user/name",
     revision: str = "main",
-    pictures: list[str] = (),
+    figures: list[str] = (),
 ) -> str:
     """Markdown of a card.
 
@@ -63,16 +63,16 @@ def render(
         kind: "main", "timm" or "training", one of the three revisions, or "classifier".
         repository: where it is pushed to; the snippets load it.
         revision: branch of the stock model, after which the other two are named.
-        pictures: paths of pictures inside the repository; others than the known ones are left out.
+        figures: paths of figures inside the repository; others than the known ones are left out.
     """
     hssl_hf.register()
-    config, whole = AutoConfig.for_model(**facts["config"]), kind == "training"
+    config = AutoConfig.for_model(**facts["config"])
     subject = facts.get("subject", "pre-trained backbone")
     own = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
     branches = {name: branch(revision, name) for name in ("timm", "training")}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
     snippets = card_text.Snippets(repository, kind, revision, branches, facts, model_class)
-    shown = {} if whole else {name: card_text.PICTURES[name] for name in card_text.PICTURES if name in pictures}
+    shown = {} if kind == "training" else {name: card_text.FIGURES[name] for name in card_text.FIGURES if name in figures}
     text = ModelCard.from_template(
         _metadata(facts, own, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
@@ -84,10 +84,10 @@ def render(
         repository=repository,
         license=_license(facts), license_reason=card_text.license_reason(facts),
         results=_tables(records) if kind == "main" else [],
-        pictures=list(shown.items()),
+        figures=list(shown.items()),
         training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
         recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=110).strip(),
-        parity=[] if whole else [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()],
+        parity=[] if kind == "training" else card_text.parity(facts),
         differences=_differences(config) if "manifest" in facts else [],
         limits=card_text.limits(facts), citations=[config.citation],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Does an export compute what the model computed? Asked of a fresh process that cannot import this package.
+"""Does an export compute what the model computed? Compared in a fresh process that cannot import this package.
 
 The process loads the folder as a user would: with transformers' Auto classes and its pipeline, with timm, or with onnxruntime.
 """
@@ -31,9 +31,9 @@ with torch.no_grad():
             output = model(torch.from_numpy(pixels), output_hidden_states=True, **extra)
             found[f"{name}/last_hidden_state"], found[f"{name}/pooler_output"] = output.last_hidden_state, output.pooler_output
             found[f"{name}/hidden_states"] = output.hidden_states[-1]
-picture = Image.fromarray(inputs["picture"])
-found["processor"] = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
-found["pipeline"] = pipeline("image-feature-extraction", model=folder)(picture, pool=True, return_tensors=True)
+image = Image.fromarray(inputs["image"])
+found["processor"] = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
+found["pipeline"] = pipeline("image-feature-extraction", model=folder)(image, pool=True, return_tensors=True)
 report = {key: sorted(map(str, value)) for key, value in report.items() if value}
 """
 TIMM = """
@@ -71,7 +71,7 @@ class ExportError(UserError):
 
 @torch.no_grad()
 def compare(
-    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, reader: str = TRANSFORMERS
+    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, library: str = TRANSFORMERS
 ) -> dict[str, float]:
     """Load the folder in a fresh process without this package and compare it with the base, on fixed images.
 
@@ -80,22 +80,22 @@ def compare(
         folder: the export.
         sizes: sides of the images in pixels.
         processor: the image processor that was saved beside the weights.
-        reader: TRANSFORMERS, TIMM or ONNX.
+        library: TRANSFORMERS, TIMM or ONNX.
     Returns:
-        largest difference of every output, as a share of the largest value.
+        largest difference of every output, as a fraction of the largest value.
     Raises:
         ExportError: if loading reports anything, or a difference exceeds 1e-4; of pixels that timm prepares 2e-2.
     """
     generator = torch.Generator().manual_seed(0)
     images = {f"size_{size}": torch.randn(2, 3, size, size, generator=generator) for size in sizes}
-    found = _read(folder, {name: image.numpy() for name, image in images.items()}, reader)
+    found = _read(folder, {name: image.numpy() for name, image in images.items()}, library)
     like_timm, training = reads_like_timm(folder), base.training
     base.eval()
     expected = {}
     for name, image in images.items():
         expected |= {f"{name}/{key}": value for key, value in _outputs(base, image, like_timm).items()}
     if "processor" in found:
-        expected["processor"] = processor(_picture(), return_tensors="pt")["pixel_values"]
+        expected["processor"] = processor(_image(), return_tensors="pt")["pixel_values"]
         expected["pipeline"] = _outputs(base, torch.from_numpy(found["processor"]), like_timm)["pooler_output"]
     base.train(training)
     differences = {}
@@ -112,7 +112,7 @@ def reads_like_timm(folder: Path) -> bool:
 
 
 def _outputs(base: Backbone, pixels: Tensor, like_timm: bool) -> dict[str, Tensor]:
-    """What a model should answer, by the names of its outputs; maps of other architectures come in layouts of their own.
+    """The expected outputs of a model, by their names; maps of other architectures come in layouts of their own.
 
     A stock `ViTModel` always has a final norm; timm's has none where the base was trained without one.
     """
@@ -127,7 +127,7 @@ def _outputs(base: Backbone, pixels: Tensor, like_timm: bool) -> dict[str, Tenso
     return {**outputs, "last_hidden_state": hidden, "pooler_output": hidden[:, 0]}
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     """A photograph's worth of smooth color and noise, wider than high."""
     row, column = np.mgrid[0:120, 0:160]
     waves = np.stack([np.sin(row / 9), np.cos(column / 7), np.sin((row + column) / 11)], axis=-1)
@@ -135,11 +135,11 @@ def _picture() -> Image.Image:
     return Image.fromarray((128 + 90 * waves + noise).clip(0, 255).astype(np.uint8))
 
 
-def _read(folder: Path, inputs: dict[str, np.ndarray], reader: str) -> dict[str, np.ndarray]:
+def _read(folder: Path, inputs: dict[str, np.ndarray], library: str) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
         given, results = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(given, picture=np.asarray(_picture()), **inputs)
-        command = [sys.executable, "-c", FRAME.format(body=reader), str(folder), str(given), str(results)]
+        np.savez(given, image=np.asarray(_image()), **inputs)
+        command = [sys.executable, "-c", FRAME.format(body=library), str(folder), str(given), str(results)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ExportError(f"the export in {folder} does not load: {done.stderr[-2000:]}")

@@ -60,18 +60,18 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
         "title": card_text.title(config, "main"),
         "what": f"{config.describe()[1]} · {folder.resolve().name}",
         "done": done, "steps": steps, "share": round(100 * done / max(1, steps), 1),
-        "figures": [("of the steps", f"{done / max(1, steps):.0%}")]
+        "headlines": [("of the steps", f"{done / max(1, steps):.0%}")]
         + [(name, form.format(last[key])) for name, (key, form) in HEADLINES.items() if key in last],
         "alarms": read_lines(folder / ALARMS),
         "results": [_result(record) for record in read_lines(folder / RESULTS)],
-        "pictures": _pictures(folder),
+        "figures": _figures(folder),
         "training": [(name, str(value).replace("`", "")) for name, value in card_text.training(known)] if known else [],
         "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110),
     }  # fmt: skip
 
 
 def _planned(recipe: Recipe, log: list[dict]) -> int | None:
-    """Steps of the whole run, from the share of an epoch that the logged ones took."""
+    """Steps of the full run, from the fraction of an epoch that the logged ones took."""
     lines = [line for line in log if line.get("epoch")]
     return round(recipe.optim.epochs * lines[-1]["step"] / lines[-1]["epoch"]) if lines else None
 
@@ -86,8 +86,8 @@ def _result(record: dict) -> dict:
     }
 
 
-def _pictures(folder: Path) -> list[dict]:
-    paths = [(folder / name, caption) for name, caption in card_text.PICTURES.items() if (folder / name).is_file()]
+def _figures(folder: Path) -> list[dict]:
+    paths = [(folder / name, caption) for name, caption in card_text.FIGURES.items() if (folder / name).is_file()]
     return [
         {"caption": caption, "photo": path.name != "curves.png", "data": base64.b64encode(path.read_bytes()).decode()}
         for path, caption in paths

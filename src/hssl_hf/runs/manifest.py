@@ -1,4 +1,4 @@
-"""The manifest of a run: what went into it, so that somebody else could do it again.
+"""The manifest of a run: what went into it, so that others can repeat it.
 
 Every field is chosen here; nothing of the environment gets in by itself, and paths of this machine are cut to their last name.
 """

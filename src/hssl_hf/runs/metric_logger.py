@@ -1,4 +1,4 @@
-"""What a run tells while it goes: JSON lines always, a picture of its curves, trackers on request."""
+"""The log of a run: JSON lines always, a plot of its curves, trackers on request."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ class MetricLogger:
         return any(line["step"] == step and name in line for line in read_log(self.path))
 
     def draw(self) -> None:
-        """Draw the curves of the whole run into `curves.png`."""
+        """Draw the curves of the full run into `curves.png`."""
         if self.accelerator.is_main_process:
             draw_curves(read_log(self.path), self.curves)
 
@@ -78,7 +78,7 @@ class MetricAccumulator:
 
 
 def progress_figures(values: dict[str, float]) -> dict[str, str]:
-    """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, share of time without data."""
+    """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, fraction of time without data."""
     shown = {"loss": f"{values['loss']:.3f}"}
     terms = [name for name in values if name.startswith(("cls_", "patch_"))]
     for name in terms if len(terms) > 1 else []:

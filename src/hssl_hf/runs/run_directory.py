@@ -11,7 +11,7 @@ from transformers import AutoModelForPreTraining, BitImageProcessor, PreTrainedM
 import hssl_hf
 from hssl_hf.config.recipe import Recipe, load_recipe
 from hssl_hf.engine.checkpoint import STATE, WEIGHTS, CheckpointError, CheckpointManager
-from hssl_hf.publish.card_text import PICTURES
+from hssl_hf.publish.card_text import FIGURES
 from hssl_hf.publish.export import CardContext, export_backbone, export_model
 from hssl_hf.publish.hub import stage
 from hssl_hf.publish.image_processor import image_processor
@@ -27,7 +27,7 @@ class RunDirectory:
 
     Args:
         folder: of the run.
-        checkpoint: the newest, or the one that was asked for.
+        checkpoint: the newest, or a chosen one.
     """
 
     folder: Path
@@ -99,8 +99,8 @@ def card_context(folder: Path, recipe: Recipe, license: str | None = None, **whe
     about = {"recipe": manifest.public_recipe(recipe), "manifest": manifest.read(folder), "license": license}
     start = public_path(recipe.init_from)
     about["base_model"] = start.partition("@")[0] if start and is_hub_id(start.partition("@")[0]) else None
-    pictures = {name: folder / name for name in PICTURES if (folder / name).is_file()}
-    return CardContext(about, read_lines(folder / RESULTS), pictures, **where)
+    figures = {name: folder / name for name in FIGURES if (folder / name).is_file()}
+    return CardContext(about, read_lines(folder / RESULTS), figures, **where)
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -1,6 +1,6 @@
-"""Pictures of what was learned and of what was seen: drawn where people would rather look than read.
+"""Figures of what was learned and of the images in training.
 
-All but the views read an export, as anybody would load it, and labeled or unlabeled images that it was not trained to please.
+All but the views read an export, as users load it, and labeled or unlabeled images that it was not trained to please.
 """
 
 from itertools import islice
@@ -18,7 +18,7 @@ from hssl_hf.data.views import Views
 from hssl_hf.evaluation.encoder import Encoder, load_encoder
 from hssl_hf.evaluation.features import LabeledImages, image_features
 
-FOLDER = "pictures"
+FOLDER = "figures"
 SHOWN, NEIGHBORS, BANK = 8, 5, 2000
 
 
@@ -32,7 +32,7 @@ def draw_export(
         processor: that goes with it.
         bank: images among which neighbors are looked for; the first 2000 are.
         queries: images that are shown; the first 8 are.
-        folder: of the run; pictures go to `pictures/` in it.
+        folder: of the run; figures go to `figures/` in it.
         kind: features that stand for an image, `image_features`.
     """
     encoder, _ = load_encoder(export)
@@ -139,7 +139,7 @@ def _denormalized(pixels: Tensor, mean, std) -> np.ndarray:
 
 
 def _grid(rows: list[np.ndarray], path: Path, names: list[str]) -> None:
-    """One column per image, one row per kind of picture."""
+    """One column per image, one row per kind of image."""
     count = len(rows[0])
     figure = Figure(figsize=(1.1 * count + 1.0, 1.15 * len(rows)), layout="constrained")
     for line, axes, name in zip(rows, figure.subplots(len(rows), count, squeeze=False), names, strict=True):
