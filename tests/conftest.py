@@ -1,9 +1,10 @@
 """Shared fixtures: tiny models, real images on disk, no network."""
 
 import os
-import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of tests are too small to gain from threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # uploads by plain LFS, which the server for tests speaks
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.processes import run_code
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "training" / "data" / "fashion_mnist"
@@ -125,16 +128,16 @@ def siamese_views(seed: int = 0, images: int = 4, views: int = 2, hidden: int = 
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
 def unchecked(monkeypatch):
     """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
     from hssl_hf.publish import parity
 
     monkeypatch.setattr(parity, "compare", lambda *_: {})
+
+
+@pytest.fixture
+def forked_parity(monkeypatch):
+    """Make the comparison of an export in a process with the libraries imported, forked from one without this package."""
+    from hssl_hf.publish import parity
+
+    monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=run_code))

@@ -3,13 +3,13 @@
 import os
 import re
 import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file
 
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import ROOT, SAMPLE
+from tests.processes import Program
 
 SCRIPT = ROOT / "training" / "pretrain.py"
 TINY = [
@@ -57,20 +57,20 @@ def settings_of(method: str) -> list[str]:
     return [*(value for value in TINY if not value.startswith(HSSL_ALONE)), *(MAE if method == "mae" else SIAMESE)]
 
 
-def start(folder, *arguments, method: str = "hssl", **options) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", *arguments]
-    environment = {**os.environ, "TQDM_MININTERVAL": "0"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+def start(folder, *arguments, method: str = "hssl", max_file_size: int | None = None) -> Program:
+    """Start the training of a method in a process of its own; with `max_file_size`, no file may grow beyond it."""
+    command = [str(SCRIPT), *settings_of(method), f"run.output_dir={folder}", *arguments]
+    return Program(*command, environment={**os.environ, "TQDM_MININTERVAL": "0"}, max_file_size=max_file_size)
 
 
-def wait_for_step(process: subprocess.Popen, step: int) -> int:
+def wait_for_step(process: Program | subprocess.Popen, step: int) -> int:
     """Read the progress bar until it shows a step, or a later one, which is returned."""
     seen = ""
     while character := process.stderr.read(1):
         seen = (seen + character)[-200:]
-        shown = re.search(r"(\d+)/\d+ ", seen)
-        if shown and int(shown.group(1)) >= step:
-            return int(shown.group(1))
+        match = re.search(r"(\d+)/\d+ ", seen)
+        if match and int(match.group(1)) >= step:
+            return int(match.group(1))
     raise AssertionError(f"the program ended early: {seen}")
 
 

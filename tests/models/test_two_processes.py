@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.conftest import MAE, siamese_views, tiny_model, tiny_siamese, tiny_views
+from tests.processes import run_pair
 
 CASES = {
     "ibot": {"objective": "ibot"},
@@ -55,15 +55,7 @@ def work(rank: int, port: int, results) -> None:
 
 @pytest.fixture(scope="module")
 def pair():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(work, args=(port, results), nprocs=2)
-        return {key: results[key] for key in results.keys()}  # noqa: SIM118 - a proxy, not a dict
+    return run_pair(work)
 
 
 @pytest.mark.parametrize("case", CASES)

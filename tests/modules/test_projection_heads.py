@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from hssl_hf.modules.projection_heads import (
@@ -11,6 +10,7 @@ from hssl_hf.modules.projection_heads import (
     contrastive_projector,
     prototype_logits,
 )
+from tests.processes import run_pair
 
 
 def test_projections_have_length_one():
@@ -73,12 +73,10 @@ def weights(shape, rank):
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5, 6)])
-def test_batch_norm_over_two_processes_equals_one(shape, free_port):
+def test_batch_norm_over_two_processes_equals_one(shape):
     """Outputs, gradients and running statistics; gradients of weights add up over the processes."""
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_normalize, args=(free_port, shape, results), nprocs=2)
-        first, second = results[0], results[1]
+    results = run_pair(_normalize, shape)
+    first, second = results[0], results[1]
     x, norm = _input(shape)
     plain = nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)
     with torch.no_grad():

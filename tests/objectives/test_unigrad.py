@@ -1,12 +1,12 @@
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hssl_hf.objectives import normalize_targets, unigrad
+from tests.processes import run_pair
 
 CASES = [(weight, norm) for weight in ("0.02", "0.5") for norm in (0, 1)]
 
@@ -37,18 +37,16 @@ def _work(rank: int, port: int, data, results) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_equals_the_official_loss_of_two_processes(golden, free_port):
+def test_equals_the_official_loss_of_two_processes(golden):
     """The covariance is that of both; loss and gradient are each process's own."""
     data = golden("siameseim")
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_work, args=(free_port, {n: v for n, v in data.items() if n.startswith("loss/ws2")}, results), nprocs=2)
-        for rank in (0, 1):
-            for weight, norm in CASES:
-                loss, gradient = results[rank, weight, norm]
-                name = f"loss/ws2/rank{rank}/{{}}_lam{weight}_ln{norm}"
-                torch.testing.assert_close(loss, torch.from_numpy(data[name.format("loss")]), rtol=2e-7, atol=1e-9)
-                torch.testing.assert_close(gradient, torch.from_numpy(data[name.format("grad")]), rtol=2e-7, atol=1e-9)
+    results = run_pair(_work, {n: v for n, v in data.items() if n.startswith("loss/ws2")})
+    for rank in (0, 1):
+        for weight, norm in CASES:
+            loss, gradient = results[rank, weight, norm]
+            name = f"loss/ws2/rank{rank}/{{}}_lam{weight}_ln{norm}"
+            torch.testing.assert_close(loss, torch.from_numpy(data[name.format("loss")]), rtol=2e-7, atol=1e-9)
+            torch.testing.assert_close(gradient, torch.from_numpy(data[name.format("grad")]), rtol=2e-7, atol=1e-9)
 
 
 @given(st.integers(2, 40), st.integers(2, 24), st.floats(0, 2), st.integers(0, 99))

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_st
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
     arguments = [f"data.num_workers={workers}", "model.drop_path_rate=0.3", f"seed={workers}"]
-    whole = start(tmp_path / "whole", *arguments, method=method)
+    whole = start(tmp_path / "whole", *arguments, "run.export=false", method=method)
     killed = start(tmp_path / "killed", *arguments, method=method)
     wait_for_step(killed, 6 + os.getpid() % 14)
     killed.kill()
@@ -100,7 +99,7 @@ def test_a_reader_that_dies_is_reported(tmp_path):
     reader.kill()
     _, errors = process.communicate()
     assert process.returncode == 2 and "error: a data loader worker died" in errors and "Traceback" not in errors, errors
-    resumed = start(folder, "data.num_workers=1", "resume_from_checkpoint=auto")
+    resumed = start(folder, "data.num_workers=1", "resume_from_checkpoint=auto", "run.export=false")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0 and len(losses(folder)) == 24, errors
 
@@ -113,8 +112,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     first.kill()
     first.communicate()
     before = {path.name for path in (folder / "checkpoints").glob("step-*")}
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))  # noqa: E731
-    full = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto", preexec_fn=limit)
+    full = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto", max_file_size=2**16)
     _, errors = full.communicate()
     assert full.returncode == 2 and "could not be written" in errors and "Make room" in errors, errors
     assert {path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-")} == before
@@ -124,12 +122,12 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
 def test_a_damaged_checkpoint_is_put_aside(tmp_path):
     """The newest checkpoint cut short, as by a full disk or a broken copy: the one before it is resumed, to the same bits."""
     folder = tmp_path / "run"
-    whole = start(folder, "data.num_workers=0")
+    whole = start(folder, "data.num_workers=0", "run.export=false")
     whole.communicate()
     expected = losses(folder), weights(folder)
     newest = folder / "checkpoints" / "step-00000024" / "optimizer.bin"
     newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto")
+    resumed = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto", "run.export=false")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert "step-00000024 is damaged (optimizer.bin missing, cut short or changed)" in errors and "Traceback" not in errors
