@@ -1,1 +1,1 @@
-"""From a trained model to what everyone can load: export, parity, model cards, the Hub."""
+"""Publishing a trained model: export, parity check, model card, upload to the Hub."""

@@ -1,4 +1,4 @@
-"""The sentences of a card: what a model is, how it is used, what it cannot do, whom to cite."""
+"""Texts of a model card: summary, code snippets, figure captions, training, limitations."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_base import PreTrainingConfig
 
-FIGURES = {
-    "curves.png": "Training: losses, discrepancy or collapse, k-NN.",
-    "figures/components.png": "The first three principal components of the patches as red, green and blue.",
-    "figures/attention.png": "Attention of the class token in the last block, one map per attention head.",
-    "figures/neighbors.png": "Images and their nearest neighbors by cosine similarity.",
-    "figures/views.png": "Views of the first images of the training, as the student saw them.",
+FIGURES = {  # path -> caption
+    "curves.png": "Training curves: losses, discrepancy or collapse, k-NN accuracy.",
+    "pictures/components.png": "First three principal components of the patch features as red, green and blue.",
+    "pictures/attention.png": "Attention of the class token in the last block, one map per head.",
+    "pictures/neighbors.png": "Test images and their nearest neighbors by cosine similarity.",
+    "pictures/views.png": "Views of the first training images, as the student received them.",
 }
 TRAINING = {
     "data": lambda m: _data(m["data"]),
@@ -23,7 +23,7 @@ TRAINING = {
     "images per second": lambda m: f"{m['images_per_second']:,.1f}" if "images_per_second" in m else None,
     "peak memory per process": lambda m: f"{m['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in m else None,
     "hardware": lambda m: (
-        f"{m['processes']} × {m['hardware']['device']} ({m['hardware']['cores']} cores), engine {m['engine']}"
+        f"{m['processes']} × {m['hardware']['device']} ({m['hardware']['cores']} cores), strategy {m['engine']}"
     ),
     "seed": lambda m: m["seed"],
     "versions": lambda m: ", ".join(f"{name} {version}" for name, version in m["versions"].items()),
@@ -33,12 +33,12 @@ TRAINING = {
 
 @dataclass
 class Snippets:
-    """Code that loads a model; six lines at most.
+    """Code that loads a model, in six lines at most.
 
     Args:
-        repository, kind, revision, branches: as in `card.render`.
-        facts: of the card.
-        model_class: name of the class for pre-training.
+        repository, kind, revision, branches: as in `model_card.render`.
+        facts: from `model_card.facts`.
+        model_class: name of the class for pre-training in this package.
     """
 
     repository: str
@@ -49,65 +49,66 @@ class Snippets:
     model_class: str
 
     def usage(self) -> str:
-        where = self._where(self.revision, ', revision="{}"')
         if self.kind == "training":
-            name = self.model_class
-            branch = self._where(self.branches["training"], ', revision="{}"')
-            return f'from hssl_hf import {name}\n\nmodel = {name}.from_pretrained("{self.repository}"{branch})'
+            source, name = self._source(self.branches["training"]), self.model_class
+            return f"from hssl_hf import {name}\n\nmodel = {name}.from_pretrained({source})"
         if self.kind == "timm":
             return self.timm()
+        source = self._source(self.revision)
         auto = "AutoModelForImageClassification" if self.kind == "classifier" else "AutoModel"
         lines = [
             "from PIL import Image",
             f"from transformers import AutoImageProcessor, {auto}",
             "",
-            f'processor = AutoImageProcessor.from_pretrained("{self.repository}"{where})',
-            f'model = {auto}.from_pretrained("{self.repository}"{where}).eval()',
+            f"processor = AutoImageProcessor.from_pretrained({source})",
+            f"model = {auto}.from_pretrained({source}).eval()",
             'inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")',
         ]
         if self.kind == "classifier":
             return "\n".join([*lines, "label = model(**inputs).logits.argmax(-1)"])
         if not self.facts["without_norm"]:
             return "\n".join([*lines, "features = model(**inputs).pooler_output"])
-        hidden = "hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # the last block, without a norm"
+        hidden = "hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm"
         mean = "features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)"
-        last = [hidden, f"{mean}  # linear probe, fine-tuning", "cls = hidden[:, 0]  # few labels"]
-        return "\n".join(["import torch", *lines, *last])
+        cls = "cls = hidden[:, 0]  # few labels"
+        return "\n".join(["import torch", *lines, hidden, f"{mean}  # linear probe, fine-tuning", cls])
 
     def timm(self) -> str:
-        where = self._where(self.branches["timm"], "@{}")
+        branch = self.branches["timm"]
+        revision = "" if branch == "main" else f"@{branch}"
         return "\n".join([
             "import timm",
             "from PIL import Image",
             "",
-            f'model = timm.create_model("hf-hub:{self.repository}{where}", pretrained=True).eval()',
+            f'model = timm.create_model("hf-hub:{self.repository}{revision}", pretrained=True).eval()',
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
             'features = model(transform(Image.open("image.png").convert("RGB"))[None])',
         ])  # fmt: skip
 
     def about(self) -> str:
         if self.kind == "training":
-            return "`model.encode(pixels)` gives the tokens of the base model; `hssl-hf export` writes it as a stock model."
+            return "`model.encode(pixels)` returns the tokens of the base; `hssl-hf export` writes the base as a stock model."
         if self.kind == "classifier":
-            return "It is a timm model that transformers wraps."
+            return "It is a timm model in transformers' `TimmWrapperForImageClassification`."
         if not self.facts["without_norm"]:
             return "" if self.kind == "timm" else ABOUT_PLAIN
         return ABOUT_TIMM_WITHOUT_NORM if self.kind == "timm" else ABOUT_WITHOUT_NORM
 
-    def _where(self, branch: str, form: str) -> str:
-        return "" if branch == "main" else form.format(branch)
+    def _source(self, branch: str) -> str:
+        """Arguments of `from_pretrained`."""
+        return f'"{self.repository}"' + ("" if branch == "main" else f', revision="{branch}"')
 
 
 ABOUT_PLAIN = """\
-`pooler_output` is the representation of the image; `last_hidden_state` holds those of its patches."""
+`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches."""
 ABOUT_WITHOUT_NORM = """\
-This backbone was trained **without a norm behind its last block**, so its features are `hidden_states[-1]`.
-`last_hidden_state` has passed a layer norm that was not there in training: the norm of a mean is not the mean of norms.
-For an image take the layer norm of the mean of the patch tokens (linear probe, fine-tuning) or the class token as it
-is (few labels)."""
+This backbone was trained **without a norm after its last block**, so its features are `hidden_states[-1]`.
+`last_hidden_state` is the output of a layer norm that was absent in training: the norm of a mean is not the mean of norms.
+As features of an image use the layer norm of the mean patch token (linear probe, fine-tuning) or the class token without
+norm (few labels)."""
 ABOUT_TIMM_WITHOUT_NORM = """\
-This backbone was trained without a norm behind its last block and has none here: `model.forward_features` gives the tokens as
-they were trained, and the model itself the class token."""
+This backbone was trained without a norm after its last block and has none here: `model.forward_features` returns the tokens as
+they were trained, and `model` itself returns the class token."""
 
 
 def title(config: "PreTrainingConfig", kind: str) -> str:
@@ -115,29 +116,28 @@ def title(config: "PreTrainingConfig", kind: str) -> str:
     return f"{config.backbone} by {config.describe()[0]}{ending}"
 
 
-def what(config: "PreTrainingConfig", network: str, kind: str) -> str:
+def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
     method = config.describe()[1]
     if kind == "training":
         return f"Student, teacher and heads, pre-trained by {method}."
     if kind == "classifier":
-        return "The classifier stands on the layer norm of the mean of the patch tokens."
-    changed = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
-    model = f"timm's `{config.backbone}`" + (f" with {changed}," if changed else "")
+        return "A linear classifier on the layer norm of the mean patch token."
+    arguments = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
+    model = f"timm's `{config.backbone}`" + (f" with {arguments}," if arguments else "")
     library = "timm" if kind == "timm" else "transformers"
     return (
-        f"The {network}'s base after pre-training by {method}, without what only training needs: {model} for images of "
-        f"{config.image_size} pixels. It is a stock model; no code beside {library} is needed."
+        f"The {network}'s base after pre-training by {method}, without the modules that only training needs: {model} for "
+        f"images of {config.image_size} pixels. It is a stock model; no code other than {library} is needed."
     )
 
 
 def license_reason(facts: dict) -> str:
-    return ": they come from a release under these terms and stay under them" if facts["config"].get("license") else ""
+    return ", the license of the release that they were converted from" if facts["config"].get("license") else ""
 
 
 def training(manifest: dict) -> list[tuple[str, object]]:
-    """Rows of the table about the training."""
-    rows = [(name, value(manifest)) for name, value in TRAINING.items()]
-    return [(name, value) for name, value in rows if value is not None]
+    """Rows of the table about the training run."""
+    return [(name, value) for name, row in TRAINING.items() if (value := row(manifest)) is not None]
 
 
 def parity(facts: dict) -> list[tuple[str, str]]:
@@ -147,28 +147,28 @@ def parity(facts: dict) -> list[tuple[str, str]]:
 
 def limits(facts: dict) -> list[str]:
     config, size = facts["config"], facts["config"]["image_size"]
-    found = [
-        f"Trained on images of {size} pixels; other sizes work where the architecture allows them, and were not trained.",
-        "Pre-trained without labels: it classifies nothing by itself, and carries whatever bias its images have.",
+    texts = [
+        f"Trained on images of {size} pixels; other sizes work where the architecture allows them, but were not trained.",
+        "Pre-trained without labels: it has no classifier, and inherits the biases of its training images.",
     ]
     if config.get("backbone_kwargs"):
-        found.append("The architecture departs from the standard one of its name; its figures compare with nothing published.")
+        texts.append(
+            "The architecture differs from the standard one of its name, so its results are not comparable with published ones."
+        )
     data = facts.get("manifest", {}).get("data", {}).get("path")
     if data and not facts.get("recipe", {}).get("init_from"):
-        found.append(f"It has seen nothing but `{data}`, whose terms apply beside the license of the weights.")
-    return found
+        texts.append(f"Trained on `{data}` only, whose terms of use apply in addition to the license of the weights.")
+    return texts
 
 
 def _estimated(estimate: dict) -> str:
-    return (
-        f"{estimate['needed_gib']:.2f} GiB, {estimate['images_per_second']:,.1f} images per second, {estimate['hours']:.1f} h"
-    )
+    speed = f"{estimate['images_per_second']:,.1f} images per second"
+    return f"{estimate['needed_gib']:.2f} GiB, {speed}, {estimate['hours']:.1f} h"
 
 
 def _data(data: dict) -> str:
-    parts = [f"`{data['path']}`", f"split {data['split']}"]
-    parts += [f"{name} `{data[name]}`" for name in ("revision", "fingerprint") if data.get(name)]
-    return ", ".join(parts)
+    versions = [f"{name} `{data[name]}`" for name in ("revision", "fingerprint") if data.get(name)]
+    return ", ".join([f"`{data['path']}`", f"split {data['split']}", *versions])
 
 
 def _duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ def image_processor(
 
     Args:
         image_size: side of the crop in pixels.
-        crop_pct: side of the crop as a fraction of the resized short side; 1 for images that are small already.
+        crop_pct: side of the crop as a fraction of the resized short side; 1 to use images that are already small in full.
     """
     return BitImageProcessor(
         size={"shortest_edge": round(image_size / crop_pct)},

@@ -1,6 +1,6 @@
-"""Cards: rendered from a template, the facts of a run and its records. No figure in a card comes from anywhere else.
+"""Model cards, rendered from a template, the facts of a run and its results. No number in a card has another source.
 
-The facts are plain values (`facts`), kept as YAML beside the cards of this project, so that a card can be rendered again.
+The facts are plain values (`facts`), saved as YAML with the model, so that its card can be rendered again.
 """
 
 from pathlib import Path
@@ -29,65 +29,62 @@ METRICS = {
 EVAL_RESULTS = ".eval_results/hssl_hf.yaml"
 
 
-def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **more) -> dict:
-    """What a card holds beside records.
+def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **kwargs) -> dict:
+    """Everything that a card reports except results.
 
     Args:
         config: of the model that was trained.
-        network: "teacher" or "student", which of the two was exported.
-        without_norm: the features are those in front of the stock model's final norm.
-        more: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `subject` (name of
-            the model in the records), `license`, `base_model`.
+        network: the exported one, "teacher" or "student".
+        without_norm: the features are those before the final norm of the transformers model.
+        kwargs: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `subject` (model
+            name in the results), `license`, `base_model`.
     """
     values = {name: getattr(config, name) for name in config.field_names()}
     unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in unset}
-    known = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}
-    return {**known, **{key: value for key, value in more.items() if value}}
+    required = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}
+    return {**required, **{key: value for key, value in kwargs.items() if value}}
 
 
 def render(
-    facts: dict,
-    records: list[dict] = (),
-    *,
-    kind: str = "main",
-    repository: str = "user/name",
-    revision: str = "main",
+    facts: dict, records: list[dict] = (), *, kind: str = "main", repository: str = "user/name", revision: str = "main",
     figures: list[str] = (),
-) -> str:
-    """Markdown of a card.
+) -> str:  # fmt: skip
+    """A model card as Markdown.
 
     Args:
         facts: from `facts`.
         records: `Record`s as dictionaries.
-        kind: "main", "timm" or "training", one of the three revisions, or "classifier".
-        repository: where it is pushed to; the snippets load it.
-        revision: branch of the stock model, after which the other two are named.
-        figures: paths of figures inside the repository; others than the known ones are left out.
+        kind: "main", "timm" or "training" (see `export`), or "classifier".
+        repository: id on the Hub, for the code snippets.
+        revision: branch of the stock model, from which the names of the other two are derived.
+        figures: paths of images inside the repository; only those in `card_text.FIGURES` are shown.
     """
     hssl_hf.register()
-    config = AutoConfig.for_model(**facts["config"])
+    config, full_model = AutoConfig.for_model(**facts["config"]), kind == "training"
     subject = facts.get("subject", "pre-trained backbone")
-    own = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
+    own_results = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
     branches = {name: branch(revision, name) for name in ("timm", "training")}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
     snippets = card_text.Snippets(repository, kind, revision, branches, facts, model_class)
-    shown = {} if kind == "training" else {name: card_text.FIGURES[name] for name in card_text.FIGURES if name in figures}
+    captions = [] if full_model else [(name, caption) for name, caption in card_text.FIGURES.items() if name in figures]
+    differences = {} if full_model else facts.get("parity", {})
+    parity = [(name, f"{value:.1e}" if value else "0") for name, value in differences.items()]
     text = ModelCard.from_template(
-        _metadata(facts, own, kind, repository),
+        _metadata(facts, own_results, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
         title=card_text.title(config, kind),
-        what=card_text.what(config, facts["network"], kind),
+        summary=card_text.summary(config, facts["network"], kind),
         usage=snippets.usage(), about=snippets.about(),
         timm_usage=snippets.timm() if kind == "main" else None, timm_revision=branches["timm"],
         training_revision=branches["training"] if kind in ("main", "timm") and "recipe" in facts else None,
         repository=repository,
         license=_license(facts), license_reason=card_text.license_reason(facts),
         results=_tables(records) if kind == "main" else [],
-        figures=list(shown.items()),
+        figures=captions,
         training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
         recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=110).strip(),
-        parity=[] if kind == "training" else card_text.parity(facts),
+        parity=parity,
         differences=_differences(config) if "manifest" in facts else [],
         limits=card_text.limits(facts), citations=[config.citation],
     )  # fmt: skip
@@ -95,7 +92,7 @@ def render(
 
 
 def eval_results(facts: dict, records: list[dict]) -> str | None:
-    """Content of `EVAL_RESULTS` for records on datasets of the Hub; None without any."""
+    """Content of `EVAL_RESULTS` for results on datasets of the Hub; None without any."""
     subject = facts.get("subject", "pre-trained backbone")
     entries = [
         EvalResultEntry(
@@ -113,13 +110,13 @@ def eval_results(facts: dict, records: list[dict]) -> str | None:
 
 
 def branch(revision: str, kind: str) -> str:
-    """Name of the branch that holds one of the three revisions."""
+    """Name of the branch for one of the three kinds of export."""
     return revision if kind == "main" else kind if revision == "main" else f"{revision}-{kind}"
 
 
-def _metadata(facts: dict, own: list[dict], kind: str, repository: str) -> ModelCardData:
+def _metadata(facts: dict, results: list[dict], kind: str, repository: str) -> ModelCardData:
     config, data = facts["config"], facts.get("manifest", {}).get("data", {}).get("path")
-    results = [
+    evaluations = [
         EvalResult(
             task_type="image-classification",
             dataset_type=record["dataset"],
@@ -130,14 +127,14 @@ def _metadata(facts: dict, own: list[dict], kind: str, repository: str) -> Model
             metric_name=METRICS[record["metric"]],
             metric_value=round(record["value"], 2),
         )
-        for record in own
+        for record in results
     ]
     tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
     tags = ["self-supervised-learning", "vision", config["model_type"].replace("_", "-")]
     return ModelCardData(
         library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
         datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
-        **({"model_name": repository.split("/")[-1], "eval_results": results} if results and kind == "main" else {}),
+        **({"model_name": repository.split("/")[-1], "eval_results": evaluations} if evaluations and kind == "main" else {}),
     )  # fmt: skip
 
 
@@ -150,24 +147,24 @@ def _differences(config: "PreTrainingConfig") -> list[tuple[str, str]]:
 
 
 def _tables(records: list[dict]) -> list[str]:
-    """One table per metric: every subject with its value, and below it on what and how it was measured."""
+    """One table per metric with the value of every subject, under a caption with dataset and settings."""
     tables = []
     for metric in METRICS:
-        found = [record for record in records if record["metric"] == metric]
-        if not found:
+        rows = [record for record in records if record["metric"] == metric]
+        if not rows:
             continue
-        first = found[0]
+        first = rows[0]
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
-        where = f"{first['dataset']}, split {first['split']}, {first['n']} images"
-        lines = [f"{METRICS[metric]} in {first['unit']} on {where}; {settings}.", "", "| | |", "|---|---|"]
-        tables.append("\n".join(lines + [f"| {record['subject']} | {record['value']:.2f} |" for record in found]))
+        data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
+        lines = [f"{METRICS[metric]} in {first['unit']} on {data}; {settings}.", "", "| | |", "|---|---|"]
+        tables.append("\n".join(lines + [f"| {record['subject']} | {record['value']:.2f} |" for record in rows]))
     return tables
 
 
 def _tidy(text: str) -> str:
-    """Without the runs of empty lines that a template leaves."""
-    lines, kept = text.strip().splitlines(), []
-    for line in lines:
-        if line.strip() or (kept and kept[-1]):
-            kept.append(line.rstrip())
-    return "\n".join(kept) + "\n"
+    """Collapse the consecutive empty lines that a template leaves."""
+    lines: list[str] = []
+    for line in text.strip().splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The stock model of a folder as an ONNX file."""
+"""Exported transformers models as ONNX files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hssl_hf.errors import UserError
 
 
 class _TwoOutputs(nn.Module):
-    """A stock model as ONNX knows it: pixels -> last_hidden_state, pooler_output."""
+    """Wrapper with a tuple of outputs, as the ONNX export needs it: pixels -> last_hidden_state, pooler_output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -23,23 +23,23 @@ class _TwoOutputs(nn.Module):
 
 
 def save_onnx(folder: Path, image_size: int) -> None:
-    """Write the stock model of a folder as `onnx/model.onnx`, for any number of images, and any size where the model allows it.
+    """Write the model of a folder as `onnx/model.onnx`, for any batch size, and any image size that the model allows.
 
     Raises:
-        UserError: if the packages for it are not installed.
+        UserError: if onnxruntime or onnxscript is not installed.
     """
     try:
-        import onnxruntime  # noqa: F401 (the check needs it)
-        import onnxscript  # noqa: F401 (torch needs it)
+        import onnxruntime  # noqa: F401 (needed by the parity check)
+        import onnxscript  # noqa: F401 (needed by torch.onnx)
     except ImportError as error:
-        raise UserError(f"ONNX needs more packages: pip install 'hssl-hf[onnx]' ({error})") from error
+        raise UserError(f"the ONNX export needs onnxruntime and onnxscript: pip install 'hssl-hf[onnx]' ({error})") from error
     kind = AutoConfig.from_pretrained(folder).model_type
-    plain = {"attn_implementation": "eager"} if kind == "swin" else {}  # its fused attention cannot be written as ONNX
-    model = _TwoOutputs(AutoModel.from_pretrained(folder, **plain)).eval()
+    attention = {"attn_implementation": "eager"} if kind == "swin" else {}  # ONNX has no form of its fused attention
+    model = _TwoOutputs(AutoModel.from_pretrained(folder, **attention)).eval()
     dynamic, size = {0: torch.export.Dim.DYNAMIC}, image_size
     if kind in ("vit", "convnext", "resnet"):
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-        size *= 2  # at its own size the resampling of a ViT's positions would be left out
+        size *= 2  # at the training size the traced graph would lack a ViT's interpolation of position embeddings
     program = torch.onnx.export(
         model, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
         input_names=["pixel_values"], output_names=["last_hidden_state", "pooler_output"],

@@ -1,6 +1,6 @@
-"""Does an export compute what the model computed? Compared in a fresh process that cannot import this package.
+"""Parity check: an export has to compute the same outputs as the trained model, in a process that cannot import this package.
 
-The process loads the folder as a user would: with transformers' Auto classes and its pipeline, with timm, or with onnxruntime.
+That process loads the folder as a user would: with transformers' Auto classes and its pipeline, with timm, or with onnxruntime.
 """
 
 import json
@@ -19,21 +19,22 @@ from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm
 
 TOLERANCE = 1e-4
-ROUNDED = 2e-2  # of pixels, about two gray levels: timm resizes images of 8 bits, and rounds
+PIXEL_TOLERANCE = 2e-2  # of normalized pixels, about two gray levels: timm resizes images of 8 bits, and rounds
 TRANSFORMERS = """
 from transformers import AutoImageProcessor, AutoModel, pipeline
 model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
 model.eval()
-extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
+kwargs = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
 with torch.no_grad():
     for name, pixels in inputs.items():
         if name.startswith("size_"):
-            output = model(torch.from_numpy(pixels), output_hidden_states=True, **extra)
-            found[f"{name}/last_hidden_state"], found[f"{name}/pooler_output"] = output.last_hidden_state, output.pooler_output
-            found[f"{name}/hidden_states"] = output.hidden_states[-1]
+            output = model(torch.from_numpy(pixels), output_hidden_states=True, **kwargs)
+            outputs[f"{name}/last_hidden_state"] = output.last_hidden_state
+            outputs[f"{name}/pooler_output"] = output.pooler_output
+            outputs[f"{name}/hidden_states"] = output.hidden_states[-1]
 image = Image.fromarray(inputs["image"])
-found["processor"] = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
-found["pipeline"] = pipeline("image-feature-extraction", model=folder)(image, pool=True, return_tensors=True)
+outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
+outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(image, pool=True, return_tensors=True)
 report = {key: sorted(map(str, value)) for key, value in report.items() if value}
 """
 TIMM = """
@@ -42,7 +43,7 @@ model, report = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 with torch.no_grad():
     for name, pixels in inputs.items():
         if name.startswith("size_"):
-            found[f"{name}/timm"] = model(torch.from_numpy(pixels))
+            outputs[f"{name}/timm"] = model(torch.from_numpy(pixels))
 """
 ONNX = """
 import onnxruntime
@@ -50,69 +51,69 @@ session, report = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx", prov
 for name, pixels in inputs.items():
     if name.startswith("size_"):
         for output, value in zip(session.get_outputs(), session.run(None, {"pixel_values": pixels})):
-            found[f"{name}/onnx_{output.name}"] = value
+            outputs[f"{name}/onnx_{output.name}"] = value
 """
-FRAME = """
+PROGRAM = """
 import json, sys
 sys.modules["hssl_hf"] = None  # importing it fails from here on
 import numpy as np, torch
 from PIL import Image
-folder, given, results = sys.argv[1:]
-inputs, found = dict(np.load(given)), {{}}
-{body}
-np.savez(results, **{{name: np.asarray(value) for name, value in found.items()}})
+folder, inputs_path, outputs_path = sys.argv[1:]
+inputs, outputs = dict(np.load(inputs_path)), {{}}
+{script}
+np.savez(outputs_path, **{{name: np.asarray(value) for name, value in outputs.items()}})
 print(json.dumps(report))
 """
 
 
 class ExportError(UserError):
-    """An export that does not equal the model it came from; nothing is left behind."""
+    """An export that does not compute the same as the model it was made from; it is deleted."""
 
 
 @torch.no_grad()
 def compare(
-    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, library: str = TRANSFORMERS
+    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, script: str = TRANSFORMERS
 ) -> dict[str, float]:
-    """Load the folder in a fresh process without this package and compare it with the base, on fixed images.
+    """Load the folder in a fresh process without this package and compare its outputs with those of the base on fixed images.
 
     Args:
-        base: what the export was made from.
+        base: the exported network.
         folder: the export.
         sizes: sides of the images in pixels.
-        processor: the image processor that was saved beside the weights.
-        library: TRANSFORMERS, TIMM or ONNX.
+        processor: the image processor that was saved with the weights.
+        script: TRANSFORMERS, TIMM or ONNX.
     Returns:
         largest difference of every output, as a fraction of the largest value.
     Raises:
-        ExportError: if loading reports anything, or a difference exceeds 1e-4; of pixels that timm prepares 2e-2.
+        ExportError: if the model does not load cleanly, or a difference exceeds 1e-4; of pixels that timm preprocesses 2e-2.
     """
     generator = torch.Generator().manual_seed(0)
     images = {f"size_{size}": torch.randn(2, 3, size, size, generator=generator) for size in sizes}
-    found = _read(folder, {name: image.numpy() for name, image in images.items()}, library)
-    like_timm, training = reads_like_timm(folder), base.training
+    actual = _run(folder, {name: image.numpy() for name, image in images.items()}, script)
+    wrapped, training = is_timm_wrapper(folder), base.training
     base.eval()
     expected = {}
     for name, image in images.items():
-        expected |= {f"{name}/{key}": value for key, value in _outputs(base, image, like_timm).items()}
-    if "processor" in found:
-        expected["processor"] = processor(_image(), return_tensors="pt")["pixel_values"]
-        expected["pipeline"] = _outputs(base, torch.from_numpy(found["processor"]), like_timm)["pooler_output"]
+        expected |= {f"{name}/{key}": value for key, value in _expected_outputs(base, image, wrapped).items()}
+    if "processor" in actual:
+        expected["processor"] = processor(_test_image(), return_tensors="pt")["pixel_values"]
+        expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
     base.train(training)
     differences = {}
-    for name in sorted(found):
-        if (own := name.replace("onnx_", "")) in expected:
-            allowed = ROUNDED if name == "processor" and like_timm else TOLERANCE
-            differences[name] = _difference(name, expected[own], found[name], allowed)
+    for name in sorted(actual):
+        if (key := name.replace("onnx_", "")) in expected:
+            tolerance = PIXEL_TOLERANCE if name == "processor" and wrapped else TOLERANCE
+            differences[name] = _difference(name, expected[key], actual[name], tolerance)
     return differences
 
 
-def reads_like_timm(folder: Path) -> bool:
-    """Whether transformers reads this model through timm, whose transforms and outputs it passes on."""
+def is_timm_wrapper(folder: Path) -> bool:
+    """Whether transformers loads this model through timm, with timm's transforms and outputs."""
     return json.loads((folder / "config.json").read_text())["model_type"] == "timm_wrapper"
 
 
-def _outputs(base: Backbone, pixels: Tensor, like_timm: bool) -> dict[str, Tensor]:
-    """The expected outputs of a model, by their names; maps of other architectures come in layouts of their own.
+def _expected_outputs(base: Backbone, pixels: Tensor, wrapped: bool) -> dict[str, Tensor]:
+    """Expected outputs by name; for other architectures than ViT only the pooled ones, since layouts of feature maps differ.
 
     A stock `ViTModel` always has a final norm; timm's has none where the base was trained without one.
     """
@@ -121,37 +122,40 @@ def _outputs(base: Backbone, pixels: Tensor, like_timm: bool) -> dict[str, Tenso
     if not base.is_transformer:
         return outputs
     hidden = torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 2)], dim=1)
-    if not has_norm(base) and not like_timm:
+    if not has_norm(base) and not wrapped:
         outputs["hidden_states"] = hidden
         hidden = torch.nn.functional.layer_norm(hidden, hidden.shape[-1:], eps=base.model.blocks[0].norm1.eps)
     return {**outputs, "last_hidden_state": hidden, "pooler_output": hidden[:, 0]}
 
 
-def _image() -> Image.Image:
-    """A photograph's worth of smooth color and noise, wider than high."""
+def _test_image() -> Image.Image:
+    """Smooth colors and noise like those of a photograph, wider than high."""
     row, column = np.mgrid[0:120, 0:160]
     waves = np.stack([np.sin(row / 9), np.cos(column / 7), np.sin((row + column) / 11)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 12, waves.shape)
     return Image.fromarray((128 + 90 * waves + noise).clip(0, 255).astype(np.uint8))
 
 
-def _read(folder: Path, inputs: dict[str, np.ndarray], library: str) -> dict[str, np.ndarray]:
+def _run(folder: Path, inputs: dict[str, np.ndarray], script: str) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
-        given, results = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(given, image=np.asarray(_image()), **inputs)
-        command = [sys.executable, "-c", FRAME.format(body=library), str(folder), str(given), str(results)]
+        inputs_path, outputs_path = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
+        np.savez(inputs_path, image=np.asarray(_test_image()), **inputs)
+        command = [sys.executable, "-c", PROGRAM.format(script=script), str(folder), str(inputs_path), str(outputs_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExportError(f"the export in {folder} does not load: {done.stderr[-2000:]}")
+            raise ExportError(f"the export in {folder} cannot be loaded: {done.stderr[-2000:]}")
         report = json.loads(done.stdout.splitlines()[-1])
         if report:
-            raise ExportError(f"the export in {folder} does not load cleanly: {report}")
-        return dict(np.load(results))
+            raise ExportError(f"expected the export in {folder} to load cleanly, got {report}; nothing was written")
+        return dict(np.load(outputs_path))
 
 
-def _difference(what: str, ours: Tensor, theirs: np.ndarray, allowed: float) -> float:
-    ours = ours.float().cpu().numpy()
-    difference = float(np.abs(ours - theirs.reshape(ours.shape)).max() / max(1.0, np.abs(ours).max()))
-    if not difference <= allowed:
-        raise ExportError(f"the export differs from the model: {what} by {difference:.2e}, allowed are {allowed:.0e}")
+def _difference(name: str, expected: Tensor, actual: np.ndarray, tolerance: float) -> float:
+    expected = expected.float().cpu().numpy()
+    difference = float(np.abs(expected - actual.reshape(expected.shape)).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= tolerance:
+        raise ExportError(
+            f"the export differs from the trained model: {name} by {difference:.2e}, expected at most {tolerance:.0e}; nothing "
+            "was written. Check the weights for values that are not finite, and the GPU for reduced precision (TF32)"
+        )
     return difference

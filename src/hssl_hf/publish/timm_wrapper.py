@@ -1,4 +1,4 @@
-"""Weights under timm's names, with a configuration that transformers and timm both read."""
+"""Weights under timm's names, in a folder that transformers and timm both load."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,11 @@ def save_timm_wrapper(
     """Write weights under timm's names with a configuration that transformers and timm both read.
 
     Args:
-        model: the timm model; with a classifier it becomes one for image classification.
+        model: the timm model; with a classifier it is exported as `TimmWrapperForImageClassification`.
         state: its weights.
-        architecture, arguments: what `timm.create_model` makes it from.
+        architecture, arguments: name and arguments for `timm.create_model`.
+        processor: image processor, whose size and normalization become those of timm's transforms.
+        folder: to write `config.json` and `model.safetensors` to.
     """
     pretrained, size = timm.get_pretrained_cfg(architecture), processor.crop_size["height"]
     description = {
