@@ -1,6 +1,6 @@
-"""CheckpointManager in the official layouts with random values, and what the official networks compute from them.
+"""Checkpoints in the official layouts with random values, and the outputs of the official networks for them.
 
-Written from the published descriptions with plain torch and timm, without our modules.
+Implemented from the published descriptions with plain torch and timm, without our modules.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def under(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def logits(projection: nn.Module, g: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
-    """Of the weight-normed last layer: lengths g times directions v."""
+    """Outputs of the weight-normalized last layer: lengths g times directions v."""
     return F.normalize(projection(tokens), dim=-1) @ (g * v / v.norm(dim=1, keepdim=True)).T
 
 
 class Head(nn.Module):
-    """The authors' ConvNeXt head of two blocks behind the tokens in front of the final norm."""
+    """The authors' ConvNeXt head of two blocks, which receives the tokens before the final norm."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -70,32 +70,32 @@ class Head(nn.Module):
 
 
 def distillation(method: str) -> tuple[dict, dict]:
-    """A file of DINO, iBOT or HSSL, and the modules that it is made of, by network."""
-    parts, content = {}, {"epoch": 7, "args": argparse.Namespace(drop_path_rate=0.0, norm_last_layer=False)}
-    content["optimizer"] = {"param_groups": [{"lr": np.float64(0.001)}]}  # of a schedule in numpy
+    """A checkpoint of DINO, iBOT or HSSL, and its modules by network."""
+    networks, content = {}, {"epoch": 7, "args": argparse.Namespace(drop_path_rate=0.0, norm_last_layer=False)}
+    content["optimizer"] = {"param_groups": [{"lr": np.float64(0.001)}]}  # schedules in numpy leave such values
     for seed, network in ((10, "student"), (20, "teacher")):
         torch.manual_seed(seed)
-        found = {"vit": vit(seed), "mlp": mlp(seed + 1), "g": torch.rand(K, 1) + 0.5, "v": torch.randn(K, BOTTLENECK)}
-        state = under("backbone.", found["vit"]) | under("head.mlp.", found["mlp"])
-        state |= {"head.last_layer.weight_g": found["g"], "head.last_layer.weight_v": found["v"]}
+        modules = {"vit": vit(seed), "mlp": mlp(seed + 1), "g": torch.rand(K, 1) + 0.5, "v": torch.randn(K, BOTTLENECK)}
+        state = under("backbone.", modules["vit"]) | under("head.mlp.", modules["mlp"])
+        state |= {"head.last_layer.weight_g": modules["g"], "head.last_layer.weight_v": modules["v"]}
         if method != "dino":
             state |= {name.replace("last_layer", "last_layer2"): state[name] for name in list(state) if "last_layer" in name}
             if network == "student":
                 state["backbone.masked_embed"] = torch.randn(1, WIDTH)
         if method == "hssl":
-            found |= {"head": Head(seed + 2), "mlp2": mlp(seed + 3)}
-            state |= under("backbone.", found["head"]) | under("head.mlp2.", found["mlp2"])
-            state["head.last_layer.weight"] = torch.randn(K, BOTTLENECK)  # worked out from the others, and kept too
-        parts[network] = found
+            modules |= {"head": Head(seed + 2), "mlp2": mlp(seed + 3)}
+            state |= under("backbone.", modules["head"]) | under("head.mlp2.", modules["mlp2"])
+            state["head.last_layer.weight"] = torch.randn(K, BOTTLENECK)  # computed from the others, and saved too
+        networks[network] = modules
         prefix = "module." if network == "student" and method != "hssl" else ""
         content[network] = {prefix + name: value for name, value in state.items()}
     centers = {"center": torch.randn(1, K)} | ({} if method == "dino" else {"center2": torch.randn(1, 1, K)})
     content[{"dino": "dino_loss", "ibot": "ibot_loss", "hssl": "pretrain_loss"}[method]] = centers
-    return content, parts
+    return content, networks
 
 
 def moco_v3() -> tuple[dict, dict]:
-    """A file of MoCo v3, and its encoders, projectors and predictor."""
+    """A checkpoint of MoCo v3, and its encoders, projectors and predictor."""
 
     def layers(*sizes: int) -> nn.Sequential:
         modules = []
@@ -104,13 +104,13 @@ def moco_v3() -> tuple[dict, dict]:
             modules += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b, affine=not last), *([] if last else [nn.ReLU()])]
         return nn.Sequential(*modules)
 
-    state, parts, positions = {}, {}, None
+    state, networks, positions = {}, {}, None
     for seed, network in ((30, "base_encoder"), (40, "momentum_encoder")):
         encoder, head = vit(seed, heads=2), layers(WIDTH, HIDDEN, HIDDEN, BOTTLENECK)
         positions = encoder.pos_embed if positions is None else positions
         encoder.pos_embed = nn.Parameter(positions.detach().clone())
         state |= under(f"module.{network}.", encoder) | under(f"module.{network}.head.", head)
-        parts[network] = (encoder, head)
-    parts["predictor"] = layers(BOTTLENECK, HIDDEN, BOTTLENECK)
-    state |= under("module.predictor.", parts["predictor"])
-    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {}, "scaler": {}}, parts
+        networks[network] = (encoder, head)
+    networks["predictor"] = layers(BOTTLENECK, HIDDEN, BOTTLENECK)
+    state |= under("module.predictor.", networks["predictor"])
+    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {}, "scaler": {}}, networks

@@ -1,4 +1,4 @@
-"""MAE checkpoints: with decoder a model to go on with, without it a backbone."""
+"""MAE checkpoints: with decoder a model to continue training, without decoder a backbone."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NAMES = {"projector.embed": "decoder_embed", "decoder.blocks": "decoder_blocks",
 
 
 def official() -> tuple[HSSLMAEForPreTraining, dict]:
-    """A model of ours, and its state under official names."""
+    """A model of ours, and its weights under official names."""
     torch.manual_seed(0)
     kwargs = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 1}
     model = HSSLMAEForPreTraining(
@@ -33,38 +33,33 @@ def official() -> tuple[HSSLMAEForPreTraining, dict]:
     return model, state
 
 
-def test_loss_and_gradients_are_those_of_the_model_that_wrote_it(tmp_path, unchecked):
+def test_loss_and_gradients_equal_those_of_the_original_model(tmp_path, unchecked):
     model, state = official()
     torch.save({"model": state, "epoch": 3}, tmp_path / "mae.pth")
-    convert_checkpoint(
-        tmp_path / "mae.pth",
-        tmp_path / "whole",
-        for_pretraining=True,
-        backbone_kwargs={"num_heads": 1},
-        decoder_num_attention_heads=2,
-    )
-    again, info = HSSLMAEForPreTraining.from_pretrained(tmp_path / "whole", output_loading_info=True)
-    assert not any(info.values()) and again.config.license == "cc-by-nc-4.0"
-    losses = [each.train()(**views()).loss for each in (model, again)]
+    heads = {"backbone_kwargs": {"num_heads": 1}, "decoder_num_attention_heads": 2}
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "full", for_pretraining=True, **heads)
+    loaded, info = HSSLMAEForPreTraining.from_pretrained(tmp_path / "full", output_loading_info=True)
+    assert not any(info.values()) and loaded.config.license == "cc-by-nc-4.0"
+    losses = [each.train()(**views()).loss for each in (model, loaded)]
     torch.testing.assert_close(*losses)
     for loss in losses:
         loss.backward()
-    for (name, p), q in zip(model.student.named_parameters(), again.student.parameters(), strict=True):
+    for (name, p), q in zip(model.student.named_parameters(), loaded.student.parameters(), strict=True):
         if p.requires_grad:
             torch.testing.assert_close(p.grad, q.grad, msg=name)
 
 
 @pytest.mark.parametrize("with_decoder", [False, True])
-def test_the_encoder_is_a_stock_backbone(tmp_path, with_decoder, unchecked):
+def test_encoder_is_a_stock_backbone(tmp_path, with_decoder, unchecked):
     encoder = vit(4)
     decoder = {name: value for name, value in official()[1].items() if "decoder" in name or name == "mask_token"}
     torch.save({"model": under("", encoder) | (decoder if with_decoder else {})}, tmp_path / "mae.pth")
-    told = {"backbone_kwargs": {"num_heads": 1}, "method": None if with_decoder else "mae"}
-    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "stock", **told)
+    kwargs = {"backbone_kwargs": {"num_heads": 1}, "method": None if with_decoder else "mae"}
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "stock", **kwargs)
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        found = AutoModel.from_pretrained(tmp_path / "stock").eval()(pixels).last_hidden_state
-        torch.testing.assert_close(found, encoder.forward_features(pixels), atol=1e-4, rtol=1e-4)
+        actual = AutoModel.from_pretrained(tmp_path / "stock").eval()(pixels).last_hidden_state
+        torch.testing.assert_close(actual, encoder.forward_features(pixels), atol=1e-4, rtol=1e-4)
     assert "license: cc-by-nc-4.0" in (tmp_path / "stock" / "README.md").read_text()
 
 
@@ -72,12 +67,15 @@ def test_the_encoder_is_a_stock_backbone(tmp_path, with_decoder, unchecked):
     ("spoil", "message"),
     [
         (lambda s: s.pop("decoder_pred.bias"), "missing: decoder_pred.bias"),
-        (lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}), "not the fixed table"),
-        (lambda s: s.pop("decoder_embed.weight"), "encoder alone"),
+        (
+            lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}),
+            "expected a fixed sine-cosine position embedding",
+        ),
+        (lambda s: s.pop("decoder_embed.weight"), "encoder only"),
         (lambda s: s.update({"extra": torch.ones(1)}), "unexpected: extra"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, spoil, message):
+def test_mismatched_checkpoint_is_refused(tmp_path, spoil, message):
     _, state = official()
     spoil(state)
     torch.save({"model": state}, tmp_path / "mae.pth")
@@ -85,7 +83,7 @@ def test_what_does_not_fit_is_refused(tmp_path, spoil, message):
         from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1, decoder_num_attention_heads=2)
 
 
-def test_an_encoder_with_something_unknown_is_refused(tmp_path):
+def test_encoder_with_an_unknown_tensor_is_refused(tmp_path):
     torch.save({"model": under("", vit(4)) | {"extra": torch.ones(1)}}, tmp_path / "mae.pth")
     with pytest.raises(ConversionError, match="unexpected: extra"):
         base_from_mae(read_checkpoint(tmp_path / "mae.pth"), num_heads=1)

@@ -35,7 +35,7 @@ def state():
 
 
 def official_geometry(crops: torch.Tensor) -> torch.Tensor:
-    """(2, B, 5) crops -> (B, 6) di, dj, dh, dw, flip, fj, each crop in the frame of its own, perhaps mirrored, image."""
+    """(2, B, 5) crops -> (B, 6) di, dj, dh, dw, flip, fj, each crop in the coordinates of its image, which may be flipped."""
     width = 400.0
     rows = []
     for (top, left, h, w, f), (top2, left2, h2, w2, f2) in zip(*crops.tolist(), strict=True):
@@ -45,7 +45,7 @@ def official_geometry(crops: torch.Tensor) -> torch.Tensor:
 
 
 def train(state, views, momenta, lr=1e-3):
-    """Three steps of a converted model, in the official order: the teacher moves before the forward."""
+    """Three steps of a converted model, in the official order: the teacher is updated before the forward pass."""
     model = from_siamese_im(Checkpoint(state), **SHAPES).train()
     optimizer, losses = build_optimizer(model.student, (0.9, 0.95)), []
     for batch, momentum in zip(views, momenta, strict=True):
@@ -60,29 +60,29 @@ def train(state, views, momenta, lr=1e-3):
     return to_siamese_im(model), losses
 
 
-def test_three_steps_equal_an_independent_derivation_weight_by_weight(state):
-    """Losses, student, teacher after three AdamW steps, from one official state dict; and the same bits when done again."""
+def test_three_steps_equal_an_independent_implementation_in_every_weight(state):
+    """Losses, student and teacher after three AdamW steps from one official state dict; a repetition has the same bits."""
     views, momenta = [siamese_views(seed) for seed in range(3)], (0.9, 0.95, 0.99)
     batches = [
         (v["pixel_values"][0], v["pixel_values"][1], v["bool_masked_pos"][0], official_geometry(v["crop_boxes"])) for v in views
     ]
     expected, expected_losses = reference.train(state, batches, momenta, HEADS, DECODER_HEADS)
-    found, losses = train(state, views, momenta)
+    weights, losses = train(state, views, momenta)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
-    assert found.keys() == expected.keys()
+    assert weights.keys() == expected.keys()
     for name, value in expected.items():
         if "running" in name or "tracked" in name or name == "mm_mask_token":
-            continue  # our statistics run, the reference has none; nothing reads the teacher's mask token
-        mine = found[name]
-        if name.endswith("qkv.bias"):  # a key's bias has no gradient but rounding, which Adam makes large
-            mine, value = (each.view(3, -1)[[0, 2]] for each in (mine, value))
-        torch.testing.assert_close(mine, value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    again, repeated = train(state, views, momenta)
-    assert repeated == losses and all(torch.equal(again[name], found[name]) for name in found)
-    assert not torch.equal(found["blocks.0.attn.proj.weight"], state["blocks.0.attn.proj.weight"])
+            continue  # the reference has no running statistics, and the teacher's mask token is unused
+        actual = weights[name]
+        if name.endswith("qkv.bias"):  # a key's bias has only rounding errors as gradient, which Adam amplifies
+            actual, value = (each.view(3, -1)[[0, 2]] for each in (actual, value))
+        torch.testing.assert_close(actual, value, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    repeated, repeated_losses = train(state, views, momenta)
+    assert repeated_losses == losses and all(torch.equal(repeated[name], weights[name]) for name in weights)
+    assert not torch.equal(weights["blocks.0.attn.proj.weight"], state["blocks.0.attn.proj.weight"])
 
 
-def test_there_and_back_nothing_changes(state):
+def test_round_trip_keeps_every_weight(state):
     back = to_siamese_im(from_siamese_im(Checkpoint(state), **SHAPES))
     assert back.keys() == state.keys()
     for name, value in state.items():
@@ -90,15 +90,11 @@ def test_there_and_back_nothing_changes(state):
             torch.testing.assert_close(back[name], value, atol=1e-6 if name == "decoder_pos_embed" else 0, rtol=0)
 
 
-def test_shapes_and_arguments_make_the_configuration(state):
+def test_configuration_follows_from_shapes_and_arguments(state):
     config = from_siamese_im(Checkpoint(state, {"neg_weight": 0.5}), **SHAPES).config
     assert config.image_size == 32 and config.backbone_kwargs == {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    assert (config.projector_depth, config.decoder_num_hidden_layers, config.decoder_norm, config.negative_weight) == (
-        1,
-        2,
-        "batch",
-        0.5,
-    )
+    assert (config.projector_depth, config.decoder_num_hidden_layers) == (1, 2)
+    assert (config.decoder_norm, config.negative_weight) == ("batch", 0.5)
     assert config.license == "cc-by-nc-4.0" and config.freeze_patch_embed
 
 
@@ -119,41 +115,44 @@ def test_shapes_and_arguments_make_the_configuration(state):
             "decoder_embed.weight: expected 2 axes, none of them",
         ),
         (lambda s: s.update({"pos_embed": torch.ones(1, 12, 16)}), r"pos_embed: expected"),
-        (lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}), "not the fixed table"),
+        (
+            lambda s: s.update({"decoder_pos_embed": s["decoder_pos_embed"] + 1}),
+            "expected a fixed sine-cosine position embedding",
+        ),
         (
             lambda s: s.update({"student_norm.weight": torch.zeros(16), "student_norm.bias": torch.zeros(16)}),
-            "student_norm should have scale 1",
+            "expected student_norm with scale 1",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(state, change, message):
+def test_mismatched_checkpoint_is_refused(state, change, message):
     change(state)
     with pytest.raises(ConversionError, match=message):
         from_siamese_im(Checkpoint(state), **SHAPES)
 
 
-def test_a_norm_of_predictions_is_taken_over(state):
+def test_norm_of_predictions_is_converted(state):
     state |= {"student_norm.weight": torch.ones(16), "student_norm.bias": torch.zeros(16)}
     model = from_siamese_im(Checkpoint(state), **SHAPES)
     assert model.config.normalize_prediction and to_siamese_im(model).keys() == state.keys()
 
 
 @pytest.mark.parametrize("variant", [MAE, {"level": "global"}, {"views": "same"}, {"final_norm": True}])
-def test_variants_that_were_never_released_have_no_official_form(variant):
-    with pytest.raises(ConversionError, match="base_to_siamese_im writes its base alone"):
+def test_variants_without_official_code_are_refused(variant):
+    with pytest.raises(ConversionError, match="convert its base only, with base_to_siamese_im"):
         to_siamese_im(tiny_siamese(**variant))
 
 
 @pytest.mark.parametrize("layout", ["pre-trained", "fine-tuned"])
-def test_base_goes_both_ways(state, layout):
-    """Out of both layouts into a backbone with the reference's features, and back to the same bits."""
+def test_base_is_converted_in_both_directions(state, layout):
+    """From both layouts to a backbone with the features of the reference, and back to the same bits."""
     source = state if layout == "pre-trained" else fine_tuned(state)
     base = base_from_siamese_im(Checkpoint(source), HEADS)
     pixels = torch.randn(2, 3, 32, 32)
-    kept = {n: v for n, v in state.items() if not n.startswith("projector")}
-    kept |= {"decoder_embed.weight": torch.eye(16), "decoder_embed.bias": torch.zeros(16)}
+    reference_state = {n: v for n, v in state.items() if not n.startswith("projector")}
+    reference_state |= {"decoder_embed.weight": torch.eye(16), "decoder_embed.bias": torch.zeros(16)}
     tokens, _ = base(pixels)
-    expected = reference.encode(pixels, None, kept, "", HEADS, DECODER_HEADS)
+    expected = reference.encode(pixels, None, reference_state, "", HEADS, DECODER_HEADS)
     torch.testing.assert_close(tokens.cls, expected[:, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(tokens.patches.flatten(1, 2), expected[:, 1:], atol=1e-5, rtol=1e-4)
     back = base_to_siamese_im(base)
@@ -161,23 +160,25 @@ def test_base_goes_both_ways(state, layout):
     assert base_from_siamese_im(Checkpoint(back), HEADS).width == 16
     with pytest.raises(ConversionError, match=r"unexpected: norm\.weight"):
         base_from_siamese_im(Checkpoint({**source, "norm.weight": torch.ones(16)}), HEADS)
-    with pytest.raises(ConversionError, match=r"no place for norm\.weight, norm\.bias"):
+    with pytest.raises(ConversionError, match=r"no counterpart of norm\.weight, norm\.bias"):
         base_to_siamese_im(tiny_siamese(**MAE).student.base)
 
 
 class Surprise:
+    """Unpickling this prints a line."""
+
     def __reduce__(self):
         return print, ("code of the checkpoint ran",)
 
 
-def test_pickles_run_nothing(state, tmp_path, capsys):
-    """A namespace of arguments is read, any other object refused, wherever it lies."""
+def test_pickles_execute_no_code(state, tmp_path, capsys):
+    """A namespace of arguments is loaded; any other object is refused, wherever it is stored."""
     torch.save({"model": state, "args": argparse.Namespace(neg_weight=0.3, model="sim"), "epoch": 3}, tmp_path / "good.pth")
     checkpoint = read_checkpoint(tmp_path / "good.pth")
     assert checkpoint.arguments["neg_weight"] == 0.3 and checkpoint.state.keys() == state.keys()
     for content in ({"model": state, "args": Surprise()}, {"model": state, "args": argparse.Namespace(x=Surprise())}):
         torch.save(content, tmp_path / "bad.pth")
-        with pytest.raises(ConversionError, match="can be read safely"):
+        with pytest.raises(ConversionError, match="cannot be read safely"):
             read_checkpoint(tmp_path / "bad.pth")
     assert "ran" not in capsys.readouterr().out
 
@@ -194,14 +195,14 @@ def test_files_without_weights_are_refused(tmp_path, content):
 
 
 def fine_tuned(state) -> dict[str, torch.Tensor]:
-    kept = {n: v for n, v in state.items() if n.startswith(("cls_token", "pos_embed", "patch_embed", "blocks"))}
+    base = {n: v for n, v in state.items() if n.startswith(("cls_token", "pos_embed", "patch_embed", "blocks"))}
     generator = torch.Generator().manual_seed(7)
     head = {"fc_norm.weight": torch.ones(16) * 1.2, "fc_norm.bias": torch.zeros(16) + 0.1}
-    return {**kept, **head, "head.weight": torch.randn(5, 16, generator=generator), "head.bias": torch.zeros(5)}
+    return {**base, **head, "head.weight": torch.randn(5, 16, generator=generator), "head.bias": torch.zeros(5)}
 
 
-def test_fine_tuned_classifier_is_the_norm_of_the_mean(state, tmp_path):
-    """Against the reference: mean of the patch tokens behind the last block, norm, linear; and through the command line."""
+def test_fine_tuned_classifier_is_on_the_norm_of_the_mean(state, tmp_path):
+    """Equal to the reference: mean of the patch tokens after the last block, norm, linear; by the command line."""
     tuned = fine_tuned(state)
     torch.save({"model": tuned}, tmp_path / "tuned.pth")
     assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "out"), *FLAGS]) == 0
@@ -213,40 +214,40 @@ def test_fine_tuned_classifier_is_the_norm_of_the_mean(state, tmp_path):
     expected = reference.linear(reference.norm(tokens[:, 1:].mean(1), tuned, "fc_norm"), tuned, "head")
     torch.testing.assert_close(model.eval()(pixels).logits, expected, atol=1e-5, rtol=1e-4)
     assert not any(report.values()) and "license: cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
-    assert classifier_from_siamese_im(Checkpoint(tuned), HEADS).state_dict().keys() == tuned.keys(), "the way back is the names"
+    assert classifier_from_siamese_im(Checkpoint(tuned), HEADS).state_dict().keys() == tuned.keys()
 
 
 @pytest.mark.parametrize("missing", ["fc_norm.weight", "head.bias", "blocks.0.attn.qkv.weight"])
-def test_fine_tuned_checkpoints_are_complete(state, missing):
+def test_incomplete_fine_tuned_checkpoints_are_refused(state, missing):
     tuned = fine_tuned(state)
     tuned.pop(missing)
     with pytest.raises(ConversionError, match=f"missing: {missing}"):
         classifier_from_siamese_im(Checkpoint(tuned), HEADS)
 
 
-def test_converted_backbone_is_stock_and_carries_its_licence(state, tmp_path, capsys):
-    """The student's features, as the reference computes them, from `AutoModel` alone."""
+def test_converted_backbone_is_stock_and_keeps_its_license(state, tmp_path, capsys):
+    """`AutoModel` computes the student's features as the reference does."""
     save_file({n: v.contiguous() for n, v in state.items()}, tmp_path / "sim.safetensors")
     assert main(["convert", str(tmp_path / "sim.safetensors"), str(tmp_path / "out"), *FLAGS]) == 0
     model = AutoModel.from_pretrained(tmp_path / "out").eval()
     pixels = torch.randn(2, 3, 32, 32)
     identity = {"decoder_embed.weight": torch.eye(16), "decoder_embed.bias": torch.zeros(16)}
-    kept = {n: v for n, v in state.items() if not n.startswith("projector")} | identity
-    expected = reference.encode(pixels, None, kept, "", HEADS, DECODER_HEADS)
-    found = model(pixels, output_hidden_states=True).hidden_states[-1]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    reference_state = {n: v for n, v in state.items() if not n.startswith("projector")} | identity
+    expected = reference.encode(pixels, None, reference_state, "", HEADS, DECODER_HEADS)
+    actual = model(pixels, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc-by-nc-4.0" in card and "hidden_states[-1]" in card
 
 
-def test_whole_model_goes_on_from_a_checkpoint(state, tmp_path, capsys):
+def test_full_model_continues_from_a_checkpoint(state, tmp_path, capsys):
     torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "sim.pth")
-    convert_checkpoint(tmp_path / "sim.pth", tmp_path / "whole", for_pretraining=True, **SHAPES)
-    loaded = SiameseIMForPreTraining.from_pretrained(tmp_path / "whole")
+    convert_checkpoint(tmp_path / "sim.pth", tmp_path / "full", for_pretraining=True, **SHAPES)
+    loaded = SiameseIMForPreTraining.from_pretrained(tmp_path / "full")
     direct = from_siamese_im(Checkpoint(state), **SHAPES)
     views = siamese_views()
     assert torch.equal(loaded.train()(**views).loss, direct.train()(**views).loss)
-    assert "license: cc-by-nc-4.0" in (tmp_path / "whole" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in (tmp_path / "full" / "README.md").read_text()
     torch.save({"model": fine_tuned(state)}, tmp_path / "tuned.pth")
     assert main(["convert", str(tmp_path / "tuned.pth"), str(tmp_path / "x"), "--for-pretraining"]) == 2
     assert "no teacher, projector and decoder" in capsys.readouterr().err
@@ -259,8 +260,8 @@ def test_whole_model_goes_on_from_a_checkpoint(state, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_namespace_is_read_without_this_package_registering_anything(state, tmp_path):
-    """The permission holds while one file is read."""
+def test_namespaces_are_not_allowed_globally(state, tmp_path):
+    """They are safe for `torch.load` only while a checkpoint is read."""
     torch.save({"model": state, "args": argparse.Namespace(a=1)}, tmp_path / "sim.pth")
     read_checkpoint(tmp_path / "sim.pth")
     code = "import sys, torch, hssl_hf.convert\ntry: torch.load(sys.argv[1], weights_only=True)\nexcept Exception: print('no')"

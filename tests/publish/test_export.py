@@ -1,4 +1,4 @@
-"""Exports against our own backbone, in a fresh process without this package."""
+"""Exports compute the same as our backbone, also in a fresh process without this package."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_transformers import to_transformers
 from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 
-OTHERS = {  # architecture -> its arguments, image size, and the class that everybody loads
+OTHERS = {  # timm model -> its arguments, image size, class in transformers
     "resnet18": ({}, 64, "ResNetModel"),
     "resnet50": ({}, 64, "ResNetModel"),
     "convnext_atto": ({"depths": (1, 1, 1, 1)}, 64, "ConvNextModel"),
@@ -28,8 +28,8 @@ OTHERS = {  # architecture -> its arguments, image size, and the class that ever
 
 
 @pytest.fixture
-def moved():
-    """A model whose student and teacher differ."""
+def trained():
+    """A model whose student and teacher differ after one step."""
     model = tiny_model()
     model(**tiny_views()).loss.backward()
     torch.optim.SGD(model.student.parameters(), lr=1.0).step()
@@ -37,34 +37,34 @@ def moved():
     return model
 
 
-def test_vit_is_stock_and_equal_at_every_size(moved, tmp_path):
-    """`export_backbone` compares in a fresh process; here the tokens once more, at the training size and another."""
-    folder = export_backbone(moved, tmp_path / "export")
+def test_vit_is_stock_and_computes_the_same_at_every_size(trained, tmp_path):
+    """`export_backbone` compares in a fresh process; this compares the tokens at the training size and another."""
+    folder = export_backbone(trained, tmp_path / "export")
     model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert type(model) is ViTModel and not any(report.values())
     assert not [name for name in model.state_dict() if "auxiliary" in name or "head" in name]
-    moved.eval()
+    trained.eval()
     for size in (32, 48):
         pixels = torch.randn(2, 3, size, size)
         with torch.no_grad():
-            output, tokens = model(pixels, interpolate_pos_encoding=True), moved.encode(pixels)
+            output, tokens = model(pixels, interpolate_pos_encoding=True), trained.encode(pixels)
         torch.testing.assert_close(output.last_hidden_state[:, 0], tokens.cls, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(output.last_hidden_state[:, 1:], tokens.patches.flatten(1, 2), atol=1e-5, rtol=1e-4)
         assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0]), "the pooler is the identity"
 
 
-def test_student_and_teacher_are_different_exports(moved, tmp_path, unchecked):
+def test_student_and_teacher_are_different_exports(trained, tmp_path, unchecked):
     pixels = torch.randn(1, 3, 32, 32)
-    moved.eval()
+    trained.eval()
     for network in ("student", "teacher"):
-        export_backbone(moved, tmp_path / network, network=network)
-        found = AutoModel.from_pretrained(tmp_path / network)(pixels).pooler_output
-        torch.testing.assert_close(found, moved.encode(pixels, network).cls, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(moved.encode(pixels, "student").cls, moved.encode(pixels, "teacher").cls, atol=1e-3)
+        export_backbone(trained, tmp_path / network, network=network)
+        actual = AutoModel.from_pretrained(tmp_path / network)(pixels).pooler_output
+        torch.testing.assert_close(actual, trained.encode(pixels, network).cls, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(trained.encode(pixels, "student").cls, trained.encode(pixels, "teacher").cls, atol=1e-3)
 
 
-def test_siamese_features_are_those_in_front_of_the_norm(tmp_path):
-    """The student's tokens are `hidden_states[-1]` at two sizes, and the encoder for evaluation takes them from there."""
+def test_siamese_features_are_those_before_the_norm(tmp_path):
+    """The student's tokens are `hidden_states[-1]` at two sizes, and the encoder for evaluation uses these."""
     model = tiny_siamese().eval()
     with torch.no_grad():
         model.teacher.base.model.cls_token.add_(1.0)
@@ -87,7 +87,7 @@ def test_siamese_features_are_those_in_front_of_the_norm(tmp_path):
 
 
 def run_snippet(card: str, folder, image) -> dict:
-    """Run the Python of a card as a user would, with the name of the repository and of the image replaced."""
+    """Run the Python code of a card as a user would, with the names of repository and image replaced."""
     code = card.split("```python\n")[1].split("```")[0]
     scope = {}
     exec(code.replace("user/name", str(folder)).replace("image.png", str(image)), scope)
@@ -95,7 +95,7 @@ def run_snippet(card: str, folder, image) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["hssl", "siamese_im", "mae"])
-def test_the_card_computes_the_features_right(kind, tmp_path, unchecked):
+def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
     from PIL import Image
 
     model = {"hssl": tiny_model, "siamese_im": tiny_siamese, "mae": lambda: tiny_siamese(**MAE)}[kind]().eval()
@@ -121,37 +121,37 @@ def test_the_card_computes_the_features_right(kind, tmp_path, unchecked):
 
 
 def other(backbone: str):
-    kwargs, size, kind = OTHERS[backbone]
+    kwargs, size, class_name = OTHERS[backbone]
     model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=size, objective="dino", auxiliary="resnet")
-    return model.eval(), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)), kind
+    return model.eval(), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)), class_name
 
 
 @pytest.mark.parametrize("backbone", OTHERS)
-def test_other_architectures_are_stock_too(backbone, tmp_path, unchecked):
-    """In transformers' own class where that computes the same, else in timm's; and by timm's names on request."""
+def test_other_architectures_are_stock_models(backbone, tmp_path, unchecked):
+    """A class of transformers if it computes the same, else `TimmWrapperModel`; and timm's names on request."""
     import timm
 
-    model, pixels, kind = other(backbone)
+    model, pixels, class_name = other(backbone)
     with torch.no_grad():
         for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
             norm.running_mean.normal_(0, 0.1)
         expected = model.encode(pixels)
     folder = export_backbone(model, tmp_path / "export")
     stock, report = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert type(stock).__name__ == kind and not any(report.values())
+    assert type(stock).__name__ == class_name and not any(report.values())
     encoder, _ = load_encoder(folder)
     cls, patches = encoder(pixels)
     torch.testing.assert_close(cls, expected.cls, atol=1e-5, rtol=1e-4)
     assert patches.shape == expected.patches.shape
     export_backbone(model, tmp_path / "timm", kind="timm")
-    again = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    torch.testing.assert_close(again(pixels), expected.cls, atol=1e-5, rtol=1e-4)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    torch.testing.assert_close(loaded(pixels), expected.cls, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", OTHERS)
 @pytest.mark.parametrize("kind", ["main", "timm"])
-def test_other_architectures_are_equal_in_a_fresh_process(backbone, kind, tmp_path):
+def test_other_architectures_compute_the_same_in_a_fresh_process(backbone, kind, tmp_path):
     folder = export_backbone(other(backbone)[0], tmp_path / "export", kind=kind, onnx=kind == "main")
     names = {name.split("/")[-1] for name in yaml.safe_load((folder / "facts.yaml").read_text())["parity"]}
     assert {"pooler_output", "pipeline", "processor"} <= names
@@ -160,29 +160,30 @@ def test_other_architectures_are_equal_in_a_fresh_process(backbone, kind, tmp_pa
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
-def test_vision_transformers_for_timm_and_onnx(make, tmp_path):
-    """Compared while they are written; the difference of every output is kept for the card."""
+def test_vision_transformers_in_timm_and_onnx(make, tmp_path):
+    """The export compares the outputs and reports the difference of each in the card."""
     model = make().eval()
     folder = export_backbone(model, tmp_path / "timm", kind="timm")
     assert yaml.safe_load((folder / "facts.yaml").read_text())["parity"]["size_32/timm"] <= 1e-4
     folder = export_backbone(model, tmp_path / "main", onnx=True)
-    found = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
-    assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(found) and max(found.values()) <= 1e-4
+    parity_facts = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
+    assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(parity_facts)
+    assert max(parity_facts.values()) <= 1e-4
     assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
 
 
-def test_processor_crops_and_normalizes(moved, tmp_path, unchecked):
+def test_processor_crops_and_normalizes(trained, tmp_path, unchecked):
     processor = image_processor(32, crop_pct=0.5, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    export_backbone(moved, tmp_path / "export", processor=processor)
+    export_backbone(trained, tmp_path / "export", processor=processor)
     loaded = AutoImageProcessor.from_pretrained(tmp_path / "export")
     image = torch.zeros(3, 64, 128, dtype=torch.uint8)
     image[:, 16:48, 48:80] = 255
     pixels = loaded([image], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
-    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "the white center alone, at (1 - .5) / .25"
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "only the white center remains, at (1 - .5) / .25"
 
 
-def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):
+def test_different_outputs_are_refused_and_nothing_is_written(trained, tmp_path, monkeypatch):
     from hssl_hf.publish import export
 
     def damaged(base, image_size):
@@ -191,22 +192,22 @@ def test_difference_is_refused_and_leaves_nothing(moved, tmp_path, monkeypatch):
         return vit
 
     monkeypatch.setattr(export, "to_transformers", damaged)
-    with pytest.raises(ExportError, match=r"differs from the model: (pipeline|size_32/\w+) by"):
-        export_backbone(moved, tmp_path / "export")
+    with pytest.raises(ExportError, match=r"differs from the trained model: (pipeline|size_32/\w+) by"):
+        export_backbone(trained, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_of_missing_weights_is_refused(moved, tmp_path):
-    vit = to_transformers(moved.teacher.base, 32)
+def test_missing_weights_are_refused(trained, tmp_path):
+    vit = to_transformers(trained.teacher.base, 32)
     vit.pooler = None
     vit.save_pretrained(tmp_path)
     image_processor(32).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match=r"does not load cleanly.*pooler"):
-        parity.compare(moved.teacher.base, tmp_path, [32], image_processor(32))
+    with pytest.raises(ExportError, match=r"expected the export in .* to load cleanly.*pooler"):
+        parity.compare(trained.teacher.base, tmp_path, [32], image_processor(32))
 
 
-def test_an_earlier_export_survives_a_failed_one(moved, tmp_path, monkeypatch, unchecked):
-    folder = export_backbone(moved, tmp_path / "export")
+def test_an_earlier_export_survives_a_failed_one(trained, tmp_path, monkeypatch, unchecked):
+    folder = export_backbone(trained, tmp_path / "export")
     before = (folder / "model.safetensors").read_bytes()
 
     def refuse(*_):
@@ -214,34 +215,36 @@ def test_an_earlier_export_survives_a_failed_one(moved, tmp_path, monkeypatch, u
 
     monkeypatch.setattr(parity, "compare", refuse)
     with pytest.raises(ExportError):
-        export_backbone(moved, folder)
+        export_backbone(trained, folder)
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_a_whole_model_that_reads_back_changed_is_refused(moved, tmp_path, monkeypatch):
-    save = type(moved).save_pretrained
+def test_full_model_whose_weights_change_on_saving_is_refused(trained, tmp_path, monkeypatch):
+    save = type(trained).save_pretrained
 
     def save_damaged(self, folder):
         self.objective.cls_centers["auxiliary"].value.add_(1.0)
         save(self, folder)
         self.objective.cls_centers["auxiliary"].value.sub_(1.0)
 
-    monkeypatch.setattr(type(moved), "save_pretrained", save_damaged)
-    with pytest.raises(ExportError, match="does not read back as it was written: objective"):
-        export_model(moved, tmp_path / "whole")
+    monkeypatch.setattr(type(trained), "save_pretrained", save_damaged)
+    with pytest.raises(
+        ExportError, match="saving and loading the model has changed its weights, so nothing was written: objective"
+    ):
+        export_model(trained, tmp_path / "full")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_foreign_folder_is_not_overwritten(moved, tmp_path):
+def test_folder_with_other_files_is_not_overwritten(trained, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is no export; choose another folder"):
-        export_backbone(moved, tmp_path)
+    with pytest.raises(ValueError, match="with other files; choose another folder"):
+        export_backbone(trained, tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
 @pytest.mark.slow
-def test_pipeline_extracts_features_without_this_package(moved, tmp_path):
-    folder = export_backbone(moved, tmp_path / "export")
+def test_pipeline_extracts_features_without_this_package(trained, tmp_path):
+    folder = export_backbone(trained, tmp_path / "export")
     code = f"""
 import sys
 sys.modules["hssl_hf"] = None
@@ -252,15 +255,15 @@ image = Image.fromarray((np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(
 print(np.array(pipeline("image-feature-extraction", model={str(folder)!r})(image)).tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = np.array(json.loads(done.stdout.splitlines()[-1]))
-    assert found.shape == (1, 17, 64)
+    features = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert features.shape == (1, 17, 64)
     from PIL import Image
 
     image = Image.fromarray((np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(64, 64, 3))
     pixels = image_processor(32)(image, return_tensors="pt")["pixel_values"]
-    np.testing.assert_allclose(found[0, 0], moved.eval().encode(pixels).cls[0].detach(), atol=1e-4)
+    np.testing.assert_allclose(features[0, 0], trained.eval().encode(pixels).cls[0].detach(), atol=1e-4)
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):
         load_encoder(tmp_path)

@@ -1,4 +1,4 @@
-"""Cards: metadata that the Hub reads, figures from records alone, and the committed cards as they would be rendered again."""
+"""Model cards: metadata for the Hub, numbers from records only, and committed cards that are up to date."""
 
 import json
 import re
@@ -22,11 +22,11 @@ RECORD = {
 }  # fmt: skip
 
 
-def facts(**more) -> dict:
-    return model_card.facts(tiny_config(), "teacher", without_norm=False, recipe={"seed": 0}, manifest=MANIFEST, **more)
+def facts(**kwargs) -> dict:
+    return model_card.facts(tiny_config(), "teacher", without_norm=False, recipe={"seed": 0}, manifest=MANIFEST, **kwargs)
 
 
-def test_metadata_is_what_the_hub_reads():
+def test_metadata_is_valid_for_the_hub():
     content = model_card.render(facts(license="apache-2.0", base_model="user/before"), [RECORD], repository="user/name")
     data = ModelCard(content).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-feature-extraction", "apache-2.0")
@@ -37,24 +37,22 @@ def test_metadata_is_what_the_hub_reads():
 
 
 def test_kinds_name_their_library_and_their_branch():
-    for kind, library, wanted in (
-        ("timm", "timm", "hf-hub:user/name@v2-timm"),
-        ("training", "hssl_hf", 'revision="v2-training"'),
-    ):
+    cases = (("timm", "timm", "hf-hub:user/name@v2-timm"), ("training", "hssl_hf", 'revision="v2-training"'))
+    for kind, library, snippet in cases:
         content = model_card.render(facts(), [RECORD], kind=kind, revision="v2")
-        assert ModelCard(content).data.library_name == library and wanted in content and "61.23" not in content
+        assert ModelCard(content).data.library_name == library and snippet in content and "61.23" not in content
     assert 'from_pretrained("user/name", revision="v2")' in model_card.render(facts(), revision="v2")
 
 
-def test_no_figure_without_a_record():
-    """Without records no table of results, and no number in the template."""
+def test_no_number_without_a_record():
+    """Without records there is no table of results, and the template contains no digits."""
     content = model_card.render(facts())
     assert "## Results" not in content and "model-index" not in content
     template = (CARDS / "template.md").read_text()
     assert not re.findall(r"\d", re.sub(r"\{[{%].*?[%}]\}", "", template))
 
 
-def test_results_on_the_hub_are_entries_of_their_benchmark():
+def test_results_on_datasets_of_the_hub_are_eval_results():
     entries = yaml.safe_load(model_card.eval_results(facts(), [RECORD, {**RECORD, "subject": "raw pixels"}]))
     assert [(entry["dataset"]["id"], entry["dataset"]["task_id"], entry["value"]) for entry in entries] == [
         ("user/images", "knn_top1", 61.234)
@@ -62,7 +60,7 @@ def test_results_on_the_hub_are_entries_of_their_benchmark():
     assert model_card.eval_results(facts(), [{**RECORD, "dataset": "folder"}]) is None
 
 
-def test_differences_are_those_of_what_was_used():
+def test_differences_are_those_of_the_modules_in_use():
     from hssl_hf.publish.paper_differences import paper_differences
 
     swin, convnext = (
@@ -74,7 +72,7 @@ def test_differences_are_those_of_what_was_used():
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("facts/*.yaml")), ids=lambda path: path.stem)
-def test_committed_cards_are_rendered_again_without_a_difference(path):
+def test_committed_cards_are_up_to_date(path):
     records = [json.loads(line) for line in (CARDS / "results" / f"{path.stem}.jsonl").read_text().splitlines()]
     assert records
     done = subprocess.run([sys.executable, str(CARDS / "render.py"), "--check"], capture_output=True, text=True, check=False)
@@ -88,7 +86,7 @@ def test_committed_cards_are_rendered_again_without_a_difference(path):
         ({"auxiliary": "resnet18", "auxiliary_connection": "parallel"}, "ibot with a resnet18 beside it"),
     ],
 )
-def test_a_card_names_all_that_stood_beside_the_base(changes, sentence):
+def test_card_names_all_auxiliary_heads(changes, sentence):
     config = tiny_config(**changes)
     assert sentence in model_card.render(model_card.facts(config, "teacher", without_norm=False))
 
@@ -96,5 +94,5 @@ def test_a_card_names_all_that_stood_beside_the_base(changes, sentence):
 @pytest.mark.parametrize(
     ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a swin head")]
 )
-def test_a_card_of_masked_autoencoding(auxiliary, sentence):
+def test_card_of_masked_autoencoding(auxiliary, sentence):
     assert sentence in model_card.render(model_card.facts(HSSLMAEConfig(auxiliary=auxiliary), "student", without_norm=False))

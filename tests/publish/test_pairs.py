@@ -1,4 +1,4 @@
-"""Every base model with every auxiliary head: built, trained, exported, and loaded by AutoModel."""
+"""Every base with every auxiliary head: built, trained, exported, and loaded by AutoModel."""
 
 import pytest
 import torch
@@ -17,8 +17,7 @@ BASES = {  # architecture -> timm model, its arguments, image size
     "resmlp": ("resmlp_12_224", {}, 64),
 }
 
-
-PAIRS = [  # all heads behind a vision transformer and a ResNet, one behind each of the others; the rest takes its time
+PAIRS = [  # all heads on a vision transformer and a ResNet, one on each of the others; the rest is slow
     pytest.param(base, family, marks=[] if base in ("vit", "resnet") or family == "convnext" else [pytest.mark.slow])
     for base in BASES
     for family in BLOCKS
@@ -26,8 +25,8 @@ PAIRS = [  # all heads behind a vision transformer and a ResNet, one behind each
 
 
 @pytest.mark.parametrize(("base", "family"), PAIRS)
-def test_a_pair_trains_and_its_base_is_loaded_without_us(base, family, tmp_path, unchecked):
-    """The comparison in a fresh process, once per architecture in test_export.py, is made here in this one."""
+def test_pair_trains_and_its_base_is_loaded_without_this_package(base, family, tmp_path, unchecked):
+    """Compared in this process; test_export.py compares one model per architecture in a fresh process."""
     name, kwargs, size = BASES[base]
     model = tiny_model(
         backbone=name, backbone_kwargs=kwargs, image_size=size, auxiliary=family, auxiliary_depth=1, objective="dino"
@@ -46,5 +45,5 @@ def test_a_pair_trains_and_its_base_is_loaded_without_us(base, family, tmp_path,
     assert not any(report.values()) and not [name for name in stock.state_dict() if "auxiliary" in name]
     pixels = torch.randn(3, 3, size, size)
     with torch.no_grad():
-        found, expected = stock.eval()(pixels).pooler_output.flatten(1), model.eval().encode(pixels).cls
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        actual, expected = stock.eval()(pixels).pooler_output.flatten(1), model.eval().encode(pixels).cls
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)

@@ -6,23 +6,23 @@ FAKE = "A1b2C3d4" * 5
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "kind"),
     [
         (f"token: hf_{FAKE}", "a Hugging Face token"),
         (f"x ghp_{FAKE}", "a GitHub token"),
-        ("AKIAABCDEFGHIJKLMNOP", "an access key of AWS"),
+        ("AKIAABCDEFGHIJKLMNOP", "an AWS access key"),
         ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
-        ("path: https://alice:word@host/x.tar", "a password in an address"),
-        ("https://host/x.tar?X-Amz-Signature=abc", "a signed address"),
+        ("path: https://alice:word@host/x.tar", "a URL with a password"),
+        ("https://host/x.tar?X-Amz-Signature=abc", "a signed URL"),
         ("it is swordfish-9", "the value of MY_SECRET"),
-        ("/somebodys/home/images", "the home folder"),
+        ("/users/home/images", "the home folder"),
     ],
 )
-def test_secrets_are_refused_without_repeating_them(text, what, tmp_path, monkeypatch):
+def test_secrets_are_refused_without_repeating_them(text, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "swordfish-9")
-    monkeypatch.setenv("HOME", "/somebodys/home")
+    monkeypatch.setenv("HOME", "/users/home")
     (tmp_path / "README.md").write_text(text)
-    with pytest.raises(ValueError, match=f"README.md holds {what}") as raised:
+    with pytest.raises(ValueError, match=f"README.md contains {kind}") as raised:
         refuse_secrets({"README.md": tmp_path / "README.md"})
     assert FAKE not in str(raised.value) and "swordfish" not in str(raised.value)
 

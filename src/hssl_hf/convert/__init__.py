@@ -1,4 +1,4 @@
-"""Official checkpoints of the two papers and of their base methods -> our classes and stock models."""
+"""Convert official checkpoints of SiameseIM, HSSL, iBOT, DINO, MoCo v3 and MAE to our classes and to stock models."""
 
 from pathlib import Path
 
@@ -21,63 +21,54 @@ from hssl_hf.convert.state_dict import base_arguments
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish import model_card
-from hssl_hf.publish.export import ExportError, export_backbone, export_model, refuse_foreign
+from hssl_hf.publish.export import export_backbone, export_model, require_replaceable
 from hssl_hf.publish.image_processor import image_processor
+from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
 
 __all__ = [
-    "METHODS",
-    "Checkpoint",
-    "ConversionError",
-    "base_from_distillation",
-    "base_from_mae",
-    "base_from_siamese_im",
-    "base_to_siamese_im",
-    "classifier_from_siamese_im",
-    "convert_checkpoint",
-    "from_distillation",
-    "from_mae",
-    "from_moco_v3",
-    "from_siamese_im",
-    "read_checkpoint",
-    "to_siamese_im",
-]
+    "METHODS", "Checkpoint", "ConversionError", "base_from_distillation", "base_from_mae", "base_from_siamese_im",
+    "base_to_siamese_im", "classifier_from_siamese_im", "convert_checkpoint", "from_distillation", "from_mae", "from_moco_v3",
+    "from_siamese_im", "read_checkpoint", "to_siamese_im",
+]  # fmt: skip
 METHODS = ("siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae")
 
 
 def convert_checkpoint(
-    path: Path | str, folder: Path | str, *, method: str | None = None, for_pretraining: bool = False, **changes
+    path: Path | str, folder: Path | str, *, method: str | None = None, for_pretraining: bool = False, **overrides
 ) -> Path:
-    """Write an official checkpoint as a folder that transformers loads, with a card that names its license.
+    """Convert an official checkpoint to a folder that transformers loads, with a model card that names its license.
 
     Args:
         path: the checkpoint.
-        folder: where to; a stock backbone, or for a fine-tuned checkpoint a stock image classifier.
-        method: one of `METHODS`; None to infer it from the names of the tensors, which needs more in the file than a backbone.
-        for_pretraining: write the model for pre-training instead, with teacher and heads or decoder.
-        changes: what shapes do not determine: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
+        folder: to write to; a stock backbone, or an image classifier from a fine-tuned checkpoint.
+        method: one of `METHODS`; None to detect it from the names of tensors, which is possible unless the file contains a
+            backbone only.
+        for_pretraining: write the full model to continue training, with teacher and heads or decoder.
+        overrides: values that do not follow from shapes: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
     Returns:
         the folder.
     Raises:
-        ConversionError: if the checkpoint is not what it should be.
+        ConversionError: if the checkpoint cannot be read or converted.
+        UserError: if the folder contains anything but a model.
     """
     checkpoint, folder = read_checkpoint(path), Path(folder)
-    refuse_foreign(folder)
-    num_heads = (changes.get("backbone_kwargs") or {}).get("num_heads")
+    require_replaceable(folder)
+    num_heads = (overrides.get("backbone_kwargs") or {}).get("num_heads")
     if checkpoint.fine_tuned:
         if for_pretraining:
-            raise ConversionError(f"{path} is fine-tuned: it has a classifier, but no teacher, projector and decoder")
+            raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
         _write_classifier(checkpoint, folder, num_heads)
         return folder
-    model = _convert(checkpoint, method or tell_method(checkpoint), for_pretraining, num_heads, changes)
+    model = _convert(checkpoint, method or detect_method(checkpoint), for_pretraining, num_heads, overrides)
     return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
 
 
-def tell_method(checkpoint: Checkpoint) -> str:
-    """The method of a pre-trained checkpoint, by the names of its tensors.
+def detect_method(checkpoint: Checkpoint) -> str:
+    """Detect the method of a pre-trained checkpoint from the names of its tensors.
 
     Raises:
-        ConversionError: if it is a backbone alone, which several methods write alike.
+        ConversionError: if it is a backbone only, which has the same names for several methods.
     """
     names = checkpoint.state.keys()
     if any(name.startswith("student.") for name in names):
@@ -90,39 +81,34 @@ def tell_method(checkpoint: Checkpoint) -> str:
         return "mae"
     if "norm.weight" in names and "blocks.0.attn.qkv.weight" in names:
         raise ConversionError(
-            "this file holds a backbone alone, which DINO, iBOT and MAE write alike; name the method (--method dino, ibot or "
-            "mae), since its license goes into the card"
+            "this file contains a backbone only, which has the same names for DINO, iBOT and MAE; set --method dino, ibot or "
+            "mae, since the license differs"
         )
     return "siamese_im"
 
 
 def _convert(
-    checkpoint: Checkpoint, method: str, for_pretraining: bool, num_heads: int | None, changes: dict
+    checkpoint: Checkpoint, method: str, for_pretraining: bool, num_heads: int | None, overrides: dict
 ) -> StudentTeacherPreTrainedModel:
     if method not in METHODS:
         raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
     if method == "siamese_im":
-        return from_siamese_im(checkpoint, **changes)
+        return from_siamese_im(checkpoint, **overrides)
     if method == "moco_v3":
         return from_moco_v3(checkpoint, num_heads)
     if method == "mae":
-        decoder_num_attention_heads = changes.get("decoder_num_attention_heads", 16)
-        return (
-            from_mae(checkpoint, num_heads, decoder_num_attention_heads)
-            if for_pretraining
-            else base_from_mae(checkpoint, num_heads)
-        )
+        if for_pretraining:
+            return from_mae(checkpoint, num_heads, overrides.get("decoder_num_attention_heads", 16))
+        return base_from_mae(checkpoint, num_heads)
     if any(name.startswith("student.") for name in checkpoint.state):
         return from_distillation(checkpoint, method, num_heads)
     if for_pretraining:
-        raise ConversionError(
-            "this file holds a backbone alone, without the heads that training needs; leave --for-pretraining away"
-        )
+        raise ConversionError("this file contains a backbone only, without heads; remove --for-pretraining")
     return base_from_distillation(checkpoint, method, num_heads)
 
 
 def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
-    """Write a fine-tuned checkpoint as a stock classifier and compare what transformers loads with what was converted."""
+    """Write a fine-tuned checkpoint as a stock classifier, and verify the logits of what transformers loads."""
     model = classifier_from_siamese_im(checkpoint, num_heads)
     size, kwargs = base_arguments(checkpoint.state, num_heads)
     processor = image_processor(size)
@@ -137,6 +123,4 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
     with torch.no_grad():
         difference = (loaded.eval()(pixels).logits - model(pixels)).abs().max()
     if any(report.values()) or not difference <= 1e-4:
-        raise ExportError(
-            f"the classifier in {folder} differs from the checkpoint by {difference:.1e}; loading reported {report}"
-        )
+        raise ExportError(f"expected the logits of the checkpoint, got a difference of {difference:.1e} in {folder}: {report}")

@@ -1,20 +1,20 @@
 """DINO, iBOT and HSSL checkpoints -> `HSSLForPreTraining`: student, teacher, heads, prototypes and centers.
 
-The key layouts are those of the released DINO and iBOT code and of the authors' HSSL code, which follows iBOT's.
+The names of tensors are those of the released DINO and iBOT code and of the authors' HSSL code, which follows iBOT.
 """
 
 import torch
 from torch import Tensor
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import base_arguments, count, load_strict, rename, require_tensor, strip_prefix
+from hssl_hf.convert.state_dict import BASE_NAMES, base_config, count, load_strict, rename, require_tensor, strip_prefix
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 
 LICENSES = {"dino": "apache-2.0", "ibot": "apache-2.0", "hssl": "cc-by-nc-sa-4.0"}
 BACKBONE = {
     "masked_embed": "base.mask_token",
-    **{name: f"base.model.{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "blocks.")},
+    **BASE_NAMES,
     "norm.": "base.norm.",
     "norm2.": "auxiliary.norm.",
     "conv_blocks.": "auxiliary.blocks.",
@@ -29,22 +29,22 @@ HEAD = {
     "last_layer.parametrizations.weight.original0": "heads.prototypes.weight_g",
 }
 OFFICIAL = {
-    f"{network}.{ours}": f"{network}.{part}.{name}"
+    f"{network}.{ours}": f"{network}.{module}.{name}"
     for network in ("student", "teacher")
-    for part, table in (("backbone", BACKBONE), ("head", HEAD))
-    for name, ours in reversed(table.items())  # of two names for one tensor the first is the usual one
+    for module, table in (("backbone", BACKBONE), ("head", HEAD))
+    for name, ours in reversed(table.items())  # where two names map to one of ours, error messages show the first
 }
 
 
 def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None = None) -> HSSLForPreTraining:
-    """A full checkpoint of student and teacher, ready to continue training.
+    """A full checkpoint of student and teacher, to continue training.
 
     Args:
-        checkpoint: with `student.`, `teacher.` and `loss.`.
+        checkpoint: tensors under `student.`, `teacher.` and `loss.`.
         method: dino, ibot, or hssl (iBOT with a ConvNeXt head).
-        num_heads: of the encoder; one for every 64 channels if None.
+        num_heads: attention heads of the encoder; None for one per 64 channels.
     Raises:
-        ConversionError: if a tensor is missing, unexpected or of another shape, or the checkpoint has prototypes of their own
+        ConversionError: if a tensor is missing, unexpected or of another shape, or the checkpoint has separate prototypes
             for patches (iBOT's `shared_head false`).
     """
     config = _config(checkpoint, method, num_heads)
@@ -53,7 +53,7 @@ def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None
     for name, value in checkpoint.state.items():
         ours = _rename(name, method)
         if ours is None:
-            _require_shared(name, value, checkpoint.state)
+            _require_shared_prototypes(name, value, checkpoint.state)
         elif not (ours.endswith("prototypes.weight_g") and config.norm_last_layer):
             state[ours] = value.flatten() if ours.startswith("objective.") else value
     load_strict(model, state, OFFICIAL)
@@ -62,12 +62,12 @@ def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None
 
 
 def base_from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None = None) -> HSSLForPreTraining:
-    """A file of the backbone alone; student and teacher get it, and heads are drawn anew.
+    """A file that contains the backbone only: weights of student and teacher, with newly initialized heads.
 
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape.
     """
-    config = HSSLConfig(**_base(checkpoint.state, method, num_heads), **_levels("dino"), license=LICENSES[method])
+    config = HSSLConfig(**base_config(checkpoint.state, num_heads, method), **_supervision("dino"), license=LICENSES[method])
     model = HSSLForPreTraining(config)
     ours = {rename(name, BACKBONE).removeprefix("base."): value for name, value in checkpoint.state.items()}
     for network in (model.student, model.teacher):
@@ -80,52 +80,51 @@ def _config(checkpoint: Checkpoint, method: str, num_heads: int | None) -> HSSLC
     backbone = strip_prefix(student, "backbone.")
     hidden = require_tensor(student, "head.mlp.0.weight", 2, method).shape[0]
     size = require_tensor(student, "head.mlp.4.weight", 2, method).shape[0]
-    lengths = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("weight_g")), None)
-    directions = next((value for name, value in student.items() if rename(name, {"head.": ""}) in _named("weight_v")), None)
+    lengths, directions = (_prototypes(student, f"heads.prototypes.{name}") for name in ("weight_g", "weight_v"))
     if directions is None:
-        raise ConversionError(f"this is no {method} checkpoint: 'head.last_layer.weight_v' is missing")
+        raise ConversionError(
+            f"expected a checkpoint of {method}, but 'head.last_layer.weight_v' is missing; set another --method"
+        )
     arguments = checkpoint.arguments
-    normed = bool(arguments["norm_last_layer"] if "norm_last_layer" in arguments else (lengths == 1).all())
-    levels = _levels(method)
+    norm_last_layer = bool(arguments["norm_last_layer"] if "norm_last_layer" in arguments else (lengths == 1).all())
+    supervision = _supervision(method)
     if method == "hssl":
-        levels["auxiliary_depth"] = count(backbone, "conv_blocks")
+        supervision["auxiliary_depth"] = count(backbone, "conv_blocks")
     return HSSLConfig(
-        **_base(backbone, method, num_heads),
-        **levels,
+        **base_config(backbone, num_heads, method),
+        **supervision,
         projection_hidden_size=hidden,
         projection_size=size,
         num_prototypes=len(directions),
-        norm_last_layer=normed,
+        norm_last_layer=norm_last_layer,
         drop_path_rate=float(arguments.get("drop_path_rate", arguments.get("drop_path", 0.1))),
         license=LICENSES[method],
     )
 
 
-def _named(part: str) -> list[str]:
-    return [old for old, new in HEAD.items() if new.endswith(part)]
+def _prototypes(student: dict[str, Tensor], name: str) -> Tensor | None:
+    """Lengths or directions of the prototypes, under any of their official names."""
+    official = [f"head.{old}" for old, new in HEAD.items() if new == name]
+    return next((value for name, value in student.items() if name in official), None)
 
 
-def _base(backbone: dict[str, Tensor], method: str, num_heads: int | None) -> dict:
-    size, kwargs = base_arguments(backbone, num_heads, method)
-    return {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": size}
-
-
-def _levels(method: str) -> dict:
-    """Who teaches whom in the released code of a method."""
+def _supervision(method: str) -> dict:
+    """Objective, auxiliary head and supervision in the released code of a method."""
     if method == "hssl":
         return {"objective": "ibot", "auxiliary": "convnext"}
-    return {"objective": method, "auxiliary": None}
+    patches = ["base->base"] if method == "ibot" else []
+    return {"objective": method, "auxiliary": None, "cls_supervision": ["base->base"], "patch_supervision": patches}
 
 
 def _rename(name: str, method: str) -> str | None:
-    """Our name of a tensor; None for copies of others; unknown names stay as they are."""
+    """Our name of a tensor; None for copies of others; unknown names are returned unchanged."""
     network, _, rest = name.partition(".")
     if network == "loss":
         branch = "auxiliary" if method == "hssl" else "base"
         table = {"center": f"cls_centers.{branch}.value", "center2": "patch_centers.base.value"}
         return f"objective.{table[rest]}" if rest in table else name
-    part, _, rest = rest.partition(".")
-    if part == "head":
+    module, _, rest = rest.partition(".")
+    if module == "head":
         if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # the prototypes again, or computed from them
             return None
         ours = rename(rest, HEAD)
@@ -134,11 +133,11 @@ def _rename(name: str, method: str) -> str | None:
     if ours.startswith("auxiliary.blocks."):
         _, _, number, layer, *tail = ours.split(".")
         ours = ".".join(["auxiliary.blocks", number, BLOCK.get(layer, layer), *tail])
-    return f"{network}.{ours}" if part == "backbone" and ours != rest else name
+    return f"{network}.{ours}" if module == "backbone" and ours != rest else name
 
 
-def _require_shared(name: str, value: Tensor, state: dict[str, Tensor]) -> None:
-    """Raise a ConversionError if patches have prototypes of their own."""
+def _require_shared_prototypes(name: str, value: Tensor, state: dict[str, Tensor]) -> None:
+    """Raise a ConversionError if there are separate prototypes for patches."""
     twin = name.replace("last_layer2.", "last_layer.")
     if "last_layer2." in name and (twin not in state or not torch.equal(value, state[twin])):
         raise ConversionError(

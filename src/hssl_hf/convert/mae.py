@@ -1,10 +1,11 @@
-"""MAE checkpoints -> `HSSLMAEForPreTraining` without auxiliary head: the encoder, and the decoder where the file has it."""
+"""MAE checkpoints -> `HSSLMAEForPreTraining` without auxiliary head: the encoder, and the decoder if the file contains it."""
 
 import torch
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
 from hssl_hf.convert.state_dict import (
-    base_arguments,
+    BASE_NAMES,
+    base_config,
     count,
     load_strict,
     rename,
@@ -15,10 +16,7 @@ from hssl_hf.models.configuration_mae import HSSLMAEConfig
 from hssl_hf.models.modeling_mae import HSSLMAEForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
-ENCODER = {
-    **{name: f"base.model.{name}" for name in ("cls_token", "pos_embed", "patch_embed.", "blocks.")},
-    "norm.": "base.norm.",
-}
+ENCODER = {**BASE_NAMES, "norm.": "base.norm."}
 OURS = {
     **ENCODER,
     "decoder_embed.": "pixels.projector.embed.",
@@ -33,28 +31,26 @@ OFFICIAL = {ours: name for name, ours in OURS.items()}
 def from_mae(
     checkpoint: Checkpoint, num_heads: int | None = None, decoder_num_attention_heads: int = 16
 ) -> HSSLMAEForPreTraining:
-    """A pre-trained checkpoint with its decoder, ready to continue training.
+    """A pre-trained checkpoint with its decoder, to continue training.
 
     Args:
-        num_heads: of the encoder; 16 for a width of 1280, else one for every 64 channels, if None.
-        decoder_num_attention_heads: of the decoder.
+        num_heads: attention heads of the encoder; None for 16 at a width of 1280, else one per 64 channels.
+        decoder_num_attention_heads: those of the decoder.
     Raises:
-        ConversionError: if a tensor is missing, unexpected or of another shape. The released pre-trained files hold the encoder
-            alone.
+        ConversionError: if a tensor is missing, unexpected or of another shape. The released files contain the encoder only.
     """
     state = dict(checkpoint.state)
     if "decoder_embed.weight" not in state:
-        raise ConversionError("this file holds MAE's encoder alone, without the decoder that training needs")
-    model = HSSLMAEForPreTraining(
-        _config(
-            state,
-            num_heads,
-            decoder_hidden_size=require_tensor(state, "decoder_embed.weight", 2, "MAE").shape[0],
-            decoder_num_hidden_layers=count(state, "decoder_blocks"),
-            decoder_num_attention_heads=decoder_num_attention_heads,
-            norm_pix_loss=bool(checkpoint.arguments.get("norm_pix_loss", True)),
-        )
+        raise ConversionError("this file contains MAE's encoder only, without decoder; remove --for-pretraining")
+    config = _config(
+        state,
+        num_heads,
+        decoder_hidden_size=require_tensor(state, "decoder_embed.weight", 2, "MAE").shape[0],
+        decoder_num_hidden_layers=count(state, "decoder_blocks"),
+        decoder_num_attention_heads=decoder_num_attention_heads,
+        norm_pix_loss=bool(checkpoint.arguments.get("norm_pix_loss", True)),
     )
+    model = HSSLMAEForPreTraining(config)
     positions = require_tensor(state, "decoder_pos_embed", 3, "MAE")
     del state["decoder_pos_embed"]
     load_strict(model.student, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
@@ -64,19 +60,17 @@ def from_mae(
 
 
 def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLMAEForPreTraining:
-    """The encoder of a checkpoint; a decoder is drawn anew.
+    """The encoder of a checkpoint, with a newly initialized decoder.
 
     Raises:
-        ConversionError: if a tensor of the encoder is missing or of another shape, or anything in the file is unknown.
+        ConversionError: if a tensor of the encoder is missing or of another shape, or the file contains unknown tensors.
     """
     model = HSSLMAEForPreTraining(_config(checkpoint.state, num_heads))
-    behind = {name for name in checkpoint.state if rename(name, OURS).startswith("pixels.") or name == "decoder_pos_embed"}
-    ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - behind}
+    decoder = {name for name in checkpoint.state if rename(name, OURS).startswith("pixels.") or name == "decoder_pos_embed"}
+    ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - decoder}
     load_strict(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
     return model
 
 
 def _config(state: dict[str, torch.Tensor], num_heads: int | None, **decoder) -> HSSLMAEConfig:
-    size, kwargs = base_arguments(state, num_heads, "MAE")
-    arguments = {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": size}
-    return HSSLMAEConfig(**arguments, auxiliary=None, license=LICENSE, **decoder)
+    return HSSLMAEConfig(**base_config(state, num_heads, "MAE"), auxiliary=None, license=LICENSE, **decoder)

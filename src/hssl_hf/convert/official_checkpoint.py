@@ -1,4 +1,4 @@
-"""Official checkpoint files -> tensors by name, without running anything that is in them."""
+"""Read official checkpoint files as tensors by name, without executing any code in them."""
 
 import argparse
 import codecs
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hssl_hf.errors import UserError
 
-HARMLESS = {
+SAFE_CLASSES = {
     ("argparse", "Namespace"): argparse.Namespace,
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): codecs.encode,
@@ -23,18 +23,18 @@ HARMLESS = {
     **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
 }
-LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # where the centers are
+LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # the keys under which files keep the centers
 
 
 class ConversionError(UserError):
-    """A checkpoint that is not what it should be; the message holds what was expected and what came."""
+    """A checkpoint that cannot be converted; the message reports what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and the arguments of the training where the file has them.
+    """Tensors by name, and the arguments of training where the file contains them.
 
-    Networks that a file keeps apart come with a prefix: `student.`, `teacher.`, and `loss.` for the centers.
+    Names from separate state dicts of a file have a prefix: `student.`, `teacher.`, and `loss.` for the centers.
     """
 
     state: dict[str, Tensor]
@@ -46,13 +46,13 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a `.pth`, `.safetensors` or Jittor `.pkl` file without running anything that is in it.
+    """Read a `.pth`, `.safetensors` or Jittor `.pkl` file without executing any code in it.
 
-    Of the classes that a pickle may name, only plain tensors, arrays and containers and `argparse.Namespace` (a bag of values,
-    in which official checkpoints keep their arguments) are made.
+    Only tensors, arrays, plain containers and `argparse.Namespace` (in which official checkpoints store their arguments) are
+    unpickled.
 
     Raises:
-        ConversionError: if the file cannot be read like that, or holds no tensors.
+        ConversionError: if the file cannot be read safely, or contains no tensors.
     """
     if Path(path).suffix == ".safetensors":
         try:
@@ -66,59 +66,59 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if isinstance(content.get("student"), dict) and isinstance(content.get("teacher"), dict):
         state = _join(content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConversionError(f"{path} holds no weights: expected tensors by name, by themselves or under the key 'model'")
+        raise ConversionError(f"expected tensors by name in {path}, at the top or under 'model' or 'state_dict', got none")
     arguments = content.get("args")
     return Checkpoint(dict(state), vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
 
 
 def _load(path: Path):
-    """What a file holds, by its first bytes: PyTorch's formats, or a plain pickle of arrays as Jittor writes it."""
+    """Content of a file in one of PyTorch's formats, or, by its first bytes, a plain pickle of arrays as Jittor writes it."""
     try:
         with path.open("rb") as file:
             if not file.read(4).startswith((b"PK", b"\x80\x02\x8a\n")):
                 file.seek(0)
-                return _tensors(_ArraysOnly(file).load())
-        with torch.serialization.safe_globals([(kind, ".".join(name)) for name, kind in HARMLESS.items()] + _dtypes()):
+                return _tensors(_ArrayUnpickler(file).load())
+        with torch.serialization.safe_globals([(kind, ".".join(name)) for name, kind in SAFE_CLASSES.items()] + _dtypes()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, AttributeError, LookupError) as error:
         raise _unreadable(path, error) from error
 
 
 def _dtypes() -> list:
-    """numpy's classes of dtypes, of which old pickles hold instances."""
+    """numpy's dtype classes, of which old pickles contain instances."""
     return [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Plain containers, numbers and numpy arrays, as Jittor writes checkpoints."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles plain containers, numbers and numpy arrays only, of which Jittor's checkpoints consist."""
 
     def find_class(self, module: str, name: str):
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f"{module}.{name} is not among the classes that are read")
-        return HARMLESS[module, name]
+        if (module, name) not in SAFE_CLASSES:
+            raise pickle.UnpicklingError(f"{module}.{name} is not a class that may be loaded")
+        return SAFE_CLASSES[module, name]
 
 
 def _tensors(value):
-    """Arrays as tensors, at every depth."""
+    """Nested dictionaries of arrays as nested dictionaries of tensors."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     return {key: _tensors(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _join(content: dict) -> dict[str, Tensor]:
-    """Student, teacher and centers in one dict; distributed training has put `module.` in front of names."""
+    """Student, teacher and centers in one dict, without the prefix `module.` of distributed training."""
     joined = {
-        f"{part}.{name.removeprefix('module.')}": value
-        for part in ("student", "teacher")
-        for name, value in content[part].items()
+        f"{network}.{name.removeprefix('module.')}": value
+        for network in ("student", "teacher")
+        for name, value in content[network].items()
     }
-    for part in LOSSES:
-        joined |= {f"loss.{name}": value for name, value in content.get(part, {}).items()}
+    for loss in LOSSES:
+        joined |= {f"loss.{name}": value for name, value in content.get(loss, {}).items()}
     return joined
 
 
 def _unreadable(path: Path | str, error: Exception) -> ConversionError:
     return ConversionError(
-        f"{path} is no checkpoint that can be read safely: {error}\nExpected a file of tensors, as torch.save or "
-        "safetensors write it. Other objects in it are never loaded."
+        f"{path} cannot be read safely: {error}\nExpected a file of tensors, as torch.save or safetensors write it; other "
+        "objects in it are never loaded."
     )
