@@ -211,7 +211,7 @@ def test_a_secret_stops_the_push_before_anything_is_asked(hub, staged, monkeypat
     before = facts.read_text()
     facts.write_text(before + f"\nnote: {TOKEN}\n")
     try:
-        with pytest.raises(ValueError, match=r"facts\.yaml holds a Hugging Face token") as raised:
+        with pytest.raises(ValueError, match=r"facts\.yaml contains a Hugging Face token") as raised:
             push(staged, "user/name", token=TOKEN)
         assert TOKEN not in str(raised.value) and not hub.requests
     finally:

@@ -74,7 +74,7 @@ def test_no_row_of_a_table_is_superfluous(timm_class):
             map_names(names, {timms: theirs for timms, theirs in table.items() if timms != row})
 
 
-def test_vit_without_norm_has_its_features_in_front_of_an_identity_norm():
+def test_vit_without_norm_has_its_features_before_an_identity_norm():
     base, size = random_base("vit")
     base.norm = nn.Identity()
     native = to_transformers(base, size)
@@ -94,7 +94,7 @@ def test_vit_without_norm_has_its_features_in_front_of_an_identity_norm():
         ("resnet with basic blocks", {"stem_type": "deep", "stem_width": 32}),
     ],
 )
-def test_variants_that_transformers_computes_differently_have_no_class_there(backbone, kwargs):
+def test_variants_that_transformers_computes_differently_are_not_converted(backbone, kwargs):
     assert to_transformers(*random_base(backbone, **kwargs)) is None
 
 

@@ -28,7 +28,7 @@ HEAD = {
     "last_layer.parametrizations.weight.original1": "heads.prototypes.weight_v",
     "last_layer.parametrizations.weight.original0": "heads.prototypes.weight_g",
 }
-OFFICIAL = {
+OURS_TO_OFFICIAL = {
     f"{network}.{ours}": f"{network}.{module}.{name}"
     for network in ("student", "teacher")
     for module, table in (("backbone", BACKBONE), ("head", HEAD))
@@ -56,7 +56,7 @@ def from_distillation(checkpoint: Checkpoint, method: str, num_heads: int | None
             _require_shared_prototypes(name, value, checkpoint.state)
         elif not (ours.endswith("prototypes.weight_g") and config.norm_last_layer):
             state[ours] = value.flatten() if ours.startswith("objective.") else value
-    load_strict(model, state, OFFICIAL)
+    load_strict(model, state, OURS_TO_OFFICIAL)
     model.freeze()
     return model
 
@@ -67,7 +67,7 @@ def base_from_distillation(checkpoint: Checkpoint, method: str, num_heads: int |
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape.
     """
-    config = HSSLConfig(**base_config(checkpoint.state, num_heads, method), **_supervision("dino"), license=LICENSES[method])
+    config = HSSLConfig(**base_config(checkpoint.state, num_heads, method), **_objective("dino"), license=LICENSES[method])
     model = HSSLForPreTraining(config)
     ours = {rename(name, BACKBONE).removeprefix("base."): value for name, value in checkpoint.state.items()}
     for network in (model.student, model.teacher):
@@ -87,12 +87,12 @@ def _config(checkpoint: Checkpoint, method: str, num_heads: int | None) -> HSSLC
         )
     arguments = checkpoint.arguments
     norm_last_layer = bool(arguments["norm_last_layer"] if "norm_last_layer" in arguments else (lengths == 1).all())
-    supervision = _supervision(method)
+    objective = _objective(method)
     if method == "hssl":
-        supervision["auxiliary_depth"] = count(backbone, "conv_blocks")
+        objective["auxiliary_depth"] = count(backbone, "conv_blocks")
     return HSSLConfig(
         **base_config(backbone, num_heads, method),
-        **supervision,
+        **objective,
         projection_hidden_size=hidden,
         projection_size=size,
         num_prototypes=len(directions),
@@ -108,12 +108,11 @@ def _prototypes(student: dict[str, Tensor], name: str) -> Tensor | None:
     return next((value for name, value in student.items() if name in official), None)
 
 
-def _supervision(method: str) -> dict:
-    """Objective, auxiliary head and supervision in the released code of a method."""
+def _objective(method: str) -> dict:
+    """Objective and auxiliary head in the released code of a method."""
     if method == "hssl":
         return {"objective": "ibot", "auxiliary": "convnext"}
-    patches = ["base->base"] if method == "ibot" else []
-    return {"objective": method, "auxiliary": None, "cls_supervision": ["base->base"], "patch_supervision": patches}
+    return {"objective": method, "auxiliary": None}
 
 
 def _rename(name: str, method: str) -> str | None:
@@ -125,7 +124,7 @@ def _rename(name: str, method: str) -> str | None:
         return f"objective.{table[rest]}" if rest in table else name
     module, _, rest = rest.partition(".")
     if module == "head":
-        if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # the prototypes again, or computed from them
+        if rest.startswith("last_layer2.") or rest == "last_layer.weight":  # a copy of the prototypes, or computed from them
             return None
         ours = rename(rest, HEAD)
         return name if ours == rest else f"{network}.{ours}"

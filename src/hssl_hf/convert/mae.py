@@ -17,7 +17,7 @@ from hssl_hf.models.modeling_mae import HSSLMAEForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
 ENCODER = {**BASE_NAMES, "norm.": "base.norm."}
-OURS = {
+OFFICIAL_TO_OURS = {
     **ENCODER,
     "decoder_embed.": "pixels.projector.embed.",
     "decoder_blocks.": "pixels.decoder.blocks.",
@@ -25,7 +25,7 @@ OURS = {
     "decoder_pred.": "pixels.decoder.prediction.",
     "mask_token": "pixels.decoder.mask_token",
 }
-OFFICIAL = {ours: name for name, ours in OURS.items()}
+OURS_TO_OFFICIAL = {ours: name for name, ours in OFFICIAL_TO_OURS.items()}
 
 
 def from_mae(
@@ -53,7 +53,7 @@ def from_mae(
     model = HSSLMAEForPreTraining(config)
     positions = require_tensor(state, "decoder_pos_embed", 3, "MAE")
     del state["decoder_pos_embed"]
-    load_strict(model.student, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
+    load_strict(model.student, {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}, OURS_TO_OFFICIAL)
     require_sincos_position_embedding(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
     model.freeze()
     return model
@@ -66,7 +66,9 @@ def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLM
         ConversionError: if a tensor of the encoder is missing or of another shape, or the file contains unknown tensors.
     """
     model = HSSLMAEForPreTraining(_config(checkpoint.state, num_heads))
-    decoder = {name for name in checkpoint.state if rename(name, OURS).startswith("pixels.") or name == "decoder_pos_embed"}
+    decoder = {
+        name for name in checkpoint.state if rename(name, OFFICIAL_TO_OURS).startswith("pixels.") or name == "decoder_pos_embed"
+    }
     ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - decoder}
     load_strict(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
     return model

@@ -10,12 +10,12 @@ from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 LICENSE = "cc-by-nc-4.0"
 NUM_HEADS = 12  # of ViT-S as well as of ViT-B
 ENCODER = {**BASE_NAMES, "norm.": "base.norm.", "head.": "heads.projectors.base."}
-OURS = {"predictor.": "student.heads.predictors.base."} | {
+OFFICIAL_TO_OURS = {"predictor.": "student.heads.predictors.base."} | {
     f"{encoder}.{official}": f"{network}.{ours}"
     for encoder, network in (("base_encoder", "student"), ("momentum_encoder", "teacher"))
     for official, ours in ENCODER.items()
 }
-OFFICIAL = {ours: official for official, ours in OURS.items()}
+OURS_TO_OFFICIAL = {ours: official for official, ours in OFFICIAL_TO_OURS.items()}
 
 
 def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLForPreTraining:
@@ -35,8 +35,6 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         drop_path_rate=0.0,
         auxiliary=None,
         objective="moco_v3",
-        cls_supervision=["base->base"],
-        patch_supervision=[],
         projection_hidden_size=require_tensor(encoder, "head.0.weight", 2, "MoCo v3").shape[0],
         projection_size=require_tensor(encoder, "head.6.weight", 2, "MoCo v3").shape[0],
         contrastive_temperature=float(checkpoint.arguments.get("moco_t", 0.2)),
@@ -45,7 +43,7 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         license=LICENSE,
     )
     model = HSSLForPreTraining(config)
-    load_strict(model, {rename(name, OURS): value for name, value in state.items()}, OFFICIAL)
+    load_strict(model, {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}, OURS_TO_OFFICIAL)
     if not torch.equal(model.student.base.model.pos_embed, model.teacher.base.model.pos_embed):
         raise ConversionError("expected the same fixed pos_embed in base_encoder and momentum_encoder, got different ones")
     model.freeze()

@@ -38,8 +38,10 @@ STUDENT = {
     "mask_token": "decoder.mask_token",
 }
 TEACHER = ("cls_token", "patch_embed.", "blocks.", "decoder_embed.", "projector_decoder_blocks.")
-OURS = {name: f"student.{ours}" for name, ours in STUDENT.items()} | {f"mm_{n}": f"teacher.{STUDENT[n]}" for n in TEACHER}
-OFFICIAL = {ours: name for name, ours in OURS.items()}
+OFFICIAL_TO_OURS = {name: f"student.{ours}" for name, ours in STUDENT.items()} | {
+    f"mm_{n}": f"teacher.{STUDENT[n]}" for n in TEACHER
+}
+OURS_TO_OFFICIAL = {ours: name for name, ours in OFFICIAL_TO_OURS.items()}
 NORMS_AND_HEAD = ("student_norm.", "fc_norm.", "head.")
 UNUSED = ("decoder_pos_embed", "mm_mask_token")  # a fixed embedding, and a copy that the released code does not use
 
@@ -58,9 +60,9 @@ def from_siamese_im(checkpoint: Checkpoint, **overrides) -> SiameseIMForPreTrain
     model = SiameseIMForPreTraining(config)
     unused = {name: state.pop(name, None) for name in UNUSED}
     _check_norm(state, config)
-    renamed = {rename(name, OURS): value for name, value in state.items()}
+    renamed = {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}
     renamed["teacher.base.model.pos_embed"] = renamed.get("student.base.model.pos_embed")
-    load_strict(model, renamed, OFFICIAL, {name for name, value in unused.items() if value is None})
+    load_strict(model, renamed, OURS_TO_OFFICIAL, {name for name, value in unused.items() if value is None})
     require_sincos_position_embedding(unused["decoder_pos_embed"], model.student.decoder.positions, "decoder_pos_embed")
     return model
 
@@ -77,7 +79,7 @@ def to_siamese_im(model: SiameseIMForPreTraining) -> dict[str, Tensor]:
     if (config.target, config.views, config.level, config.final_norm) != ("feature", "different", "dense", False):
         raise ConversionError("the released code does not support this variant; convert its base only, with base_to_siamese_im")
     ours = {name: value for name, value in model.state_dict().items() if name != "teacher.base.model.pos_embed"}
-    state = {rename(name, OFFICIAL): value for name, value in ours.items()}
+    state = {rename(name, OURS_TO_OFFICIAL): value for name, value in ours.items()}
     decoder = model.student.decoder
     state["decoder_pos_embed"] = torch.cat([torch.zeros_like(decoder.positions[:1]), decoder.positions])[None]
     state["mm_mask_token"] = decoder.mask_token.detach()
@@ -95,9 +97,9 @@ def base_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = None) -
     size, kwargs = base_arguments(checkpoint.state, num_heads)
     base = Backbone("vit_base_patch16_224", size, kwargs)
     base.norm = nn.Identity()
-    others = (*OURS, *UNUSED, *NORMS_AND_HEAD)
+    others = (*OFFICIAL_TO_OURS, *UNUSED, *NORMS_AND_HEAD)
     known = {name for name in checkpoint.state if name.startswith(others) and not name.startswith(BASE)}
-    load_strict(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, OFFICIAL)
+    load_strict(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, OURS_TO_OFFICIAL)
     return base.eval()
 
 
@@ -123,7 +125,7 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
     size, kwargs = base_arguments(state, num_heads)
     num_classes = len(require_tensor(state, "head.weight", 2))
     model = timm.create_model("vit_base_patch16_224", img_size=size, num_classes=num_classes, global_pool="avg", **kwargs)
-    load_strict(model, state, OFFICIAL)
+    load_strict(model, state, OURS_TO_OFFICIAL)
     return model.eval()
 
 

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 
 FIGURES = {  # path -> caption
     "curves.png": "Training curves: losses, discrepancy or collapse, k-NN accuracy.",
-    "pictures/components.png": "First three principal components of the patch features as red, green and blue.",
-    "pictures/attention.png": "Attention of the class token in the last block, one map per head.",
-    "pictures/neighbors.png": "Test images and their nearest neighbors by cosine similarity.",
-    "pictures/views.png": "Views of the first training images, as the student received them.",
+    "figures/components.png": "First three principal components of the patch features as red, green and blue.",
+    "figures/attention.png": "Attention of the class token in the last block, one map per head.",
+    "figures/neighbors.png": "Test images and their nearest neighbors by cosine similarity.",
+    "figures/views.png": "Views of the first training images, as the student received them.",
 }
 TRAINING = {
     "data": lambda m: _data(m["data"]),

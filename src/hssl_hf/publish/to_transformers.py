@@ -4,7 +4,7 @@ One table per architecture pairs timm's parameter names with those of transforme
 A further architecture is one table, one config builder and one row of `ARCHITECTURES`.
 
 All other architectures, and every variant that transformers does not compute identically, are exported as timm models in a
-`TimmWrapperModel`. PoolFormer is among them: transformers' own has neither a pooled output nor the norm behind the pooling.
+`TimmWrapperModel`. PoolFormer is among them: that of transformers has neither a pooled output nor the norm after the pooling.
 """
 
 from collections.abc import Callable, Iterable
@@ -86,7 +86,7 @@ ONLY_IN_TRANSFORMERS = ("pooler", "embeddings.mask_token")
 
 @torch.no_grad()
 def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
-    """The base as transformers' own model in eval mode, or None where transformers has none with identical outputs.
+    """The base as a model of transformers in eval mode, or None if transformers has none with identical outputs.
 
     The pooler of a `ViTModel` is the identity, so that `pooler_output` is the normalized class token. A ViT without a final
     norm gets one with scale 1 and shift 0, and `features: hidden_states` in its configuration.
@@ -108,7 +108,7 @@ def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
 
 
 def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
-    """Weights of transformers' own model under timm's names, without a ViT's pooler, for a base of the same architecture.
+    """Weights of a model of transformers under timm's names, without a ViT's pooler, for a base of the same architecture.
 
     Raises:
         UserError: if the architectures differ, or a weight has no counterpart in timm.

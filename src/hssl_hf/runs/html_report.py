@@ -86,7 +86,7 @@ def _result(record: dict) -> dict:
     }
 
 
-def _pictures(folder: Path) -> list[dict]:
+def _figures(folder: Path) -> list[dict]:
     paths = [(folder / name, caption) for name, caption in card_text.FIGURES.items() if (folder / name).is_file()]
     return [
         {"caption": caption, "photo": path.name != "curves.png", "data": base64.b64encode(path.read_bytes()).decode()}
