@@ -31,7 +31,7 @@ def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
     )
     assert recipe.run.logging_steps == 10 and found.run.logging_steps == 2, "as many lines as of the whole training"
     plain = search_recipe(load_recipe(QUICKSTART, ["model.auxiliary=null", "model.cls_supervision=[base->base]"]), None, 0.1)
-    assert plain.model_config().cls_supervision == ("auxiliary->base", "auxiliary->auxiliary"), (
+    assert plain.model_config().cls_arrows == [("auxiliary", "base"), ("auxiliary", "auxiliary")], (
         "a base method gets HSSL's arrows"
     )
 

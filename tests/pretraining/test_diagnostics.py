@@ -48,7 +48,7 @@ def test_a_healthy_training_raises_none():
 
 def test_soft_targets_say_nothing():
     values, rank = figures(tiny_model(), tiny_views(images=8), teacher_temperature=10.0)
-    assert "the teacher says nothing" in names(values, rank, prototypes=40)
+    assert "the teacher is uniform" in names(values, rank, prototypes=40)
 
 
 def test_without_centring_one_prototype_wins():
@@ -57,7 +57,7 @@ def test_without_centring_one_prototype_wins():
         for projection in network.heads.projections.values():
             torch.nn.init.constant_(projection[4].bias, 1.0)  # one direction that all images share
     values, rank = figures(model, tiny_views(images=8), teacher_temperature=0.002)
-    assert "the teacher says always the same" in names(values, rank, prototypes=40)
+    assert "the teacher is constant" in names(values, rank, prototypes=40)
 
 
 def test_a_student_that_stands_still():
@@ -69,7 +69,7 @@ def test_a_student_that_stands_still():
 def test_images_that_are_all_the_same():
     views = {name: value[:1, :1].expand(len(value), 12, *value.shape[2:]).contiguous() for name, value in tiny_views().items()}
     values, rank = figures(tiny_model(drop_path_rate=0.0), views, teacher_temperature=0.04)
-    assert {"the features fill few dimensions", "the head says what the base says"} <= names(values, rank, prototypes=40)
+    assert {"the features fill few dimensions", "head and base agree"} <= names(values, rank, prototypes=40)
 
 
 def test_views_that_are_all_the_same():

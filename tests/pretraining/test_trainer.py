@@ -88,7 +88,7 @@ def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):
         "optim.epochs=0.0192",
     ]
     assert pretrain(*arguments, "optim.freeze_last_layer_epochs=0", "optim.warmup_epochs=0.003") == 0
-    assert "alarm at step 4: the teacher says nothing" in capsys.readouterr().err
+    assert "alarm at step 4: the teacher is uniform" in capsys.readouterr().err
     assert "optim.teacher_temperature" in (tmp_path / "run" / "alarms.jsonl").read_text()
     assert {"rank_me", "loss_fraction_cls_auxiliary_to_base", "student_entropy_base"} <= set(
         read_log(tmp_path / "run" / "log.jsonl")[-1]
