@@ -1,7 +1,7 @@
 """Run a study: `python training/study.py [study.yaml] [a.b=c ...]`.
 
 Every variant with every seed is trained by training/pretrain.py, a run per core side by side, and measured once. What was
-interrupted goes on where it stopped, and what is measured already is not run again: call it as often as it takes.
+interrupted is resumed, and finished measurements are kept: repeat the command until it is done.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         return 75
     return 0
 

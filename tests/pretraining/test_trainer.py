@@ -120,7 +120,10 @@ def empty(folder):
         ),
         (["run.report_to=[nonesuch]"], "['nonesuch'] are not installed"),
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
-        (["data.path={tmp}/few", "data.images_per_epoch=10000"], "only 9 images in a pass, but a batch needs 16"),
+        (
+            ["data.path={tmp}/few", "data.images_per_epoch=10000"],
+            "only 9 images in a pass for worker 1 of 1, but a batch needs 16",
+        ),
         (["run.output_dir={tmp}/file/run"], "cannot write to run.output_dir="),
         (["views.num_local_crops=2"], "takes no local views, got 2; set views.num_local_crops=0"),
         (

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from hssl_hf.data.decode import decode
 from hssl_hf.pretraining.diagnostics import NonFiniteError, require_finite
-from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_figures, read_log
+from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics, read_log
 from hssl_hf.visualization.curves import draw_curves, scale
 
 
@@ -48,7 +48,7 @@ def test_infinite_loss_stops_with_a_report(tmp_path):
 
 def test_progress_shows_terms_discrepancy_and_waiting():
     values = {"loss": 2.0, "cls_auxiliary_to_base": 1.5, "patch_base_to_base": 0.5, "discrepancy": 0.1}
-    shown = progress_figures({**values, "images_per_second": 99.6, "data_wait": 0.25})
+    shown = progress_metrics({**values, "images_per_second": 99.6, "data_wait": 0.25})
     assert shown == {"loss": "2.000", "cls aux→base": "1.500", "patch base→base": "0.500", "disc": "0.100"} | {
         "img/s": "100",
         "wait": "25%",
@@ -56,7 +56,7 @@ def test_progress_shows_terms_discrepancy_and_waiting():
 
 
 def test_progress_shows_how_alike_targets_are():
-    shown = progress_figures({"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0})
+    shown = progress_metrics({"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0})
     assert shown == {"loss": "1.000", "collapse": "0.250", "img/s": "1", "wait": "0%"}
 
 

@@ -1,4 +1,4 @@
-"""The commands: one typed function each, which imports the libraries that it needs and hands over."""
+"""The commands: one typed function each, which imports the libraries that it needs."""
 
 import os
 import shlex

@@ -17,7 +17,7 @@ class RecipeError(UserError):
 
 
 def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict:
-    """The tree of a recipe, together with what it extends.
+    """The tree of a recipe, merged with the recipe it extends.
 
     Raises:
         RecipeError: if there is no such file, it is no YAML, or recipes extend each other in a circle.
@@ -45,7 +45,7 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict:
 
 
 def _merge(below: dict, above: dict) -> dict:
-    """Sections are merged key by key; of any other value the upper one counts."""
+    """Sections are merged key by key; other values are overridden."""
     merged = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], dict) and isinstance(above[key], dict):
@@ -54,7 +54,7 @@ def _merge(below: dict, above: dict) -> dict:
 
 
 def override(tree: dict, text: str) -> None:
-    """Set one value of a tree by a text of the form `a.b=c`, where c is YAML."""
+    """Set one value of a tree from `a.b=c`, where c is YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise RecipeError(f"expected an override of the form a.b=c, got {text!r}")
@@ -70,7 +70,7 @@ def override(tree: dict, text: str) -> None:
 
 
 def unknown(where: str, key: str, known) -> RecipeError:
-    """The refusal of a key, with the nearest one that is known."""
+    """The error for an unknown key, with the most similar known one."""
     near = difflib.get_close_matches(str(key), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Expected one of {sorted(known)}."
     return RecipeError(f"unknown key {where!r} in the recipe. {hint}")

@@ -87,7 +87,7 @@ class MaskConfig:
 
 
 class Draws(NamedTuple):
-    """Everything random about the views of one image.
+    """All random numbers of the views of one image.
 
     Args:
         size: (H, W) of the image that the crops refer to.
@@ -210,7 +210,7 @@ def random_crops(size: tuple[int, int], scale, count: int, generator: np.random.
 
 
 def keyed_generator(seed: int, epoch: int, identity: int, stream: int) -> np.random.Generator:
-    """A generator of its own for every (seed, epoch, image, stream): nothing is shared, so nothing has to be restored."""
+    """A separate generator for every (seed, epoch, image, stream), so that no random state has to be restored."""
     return np.random.Generator(np.random.Philox(key=[identity, (seed << 32) + epoch], counter=[0, 0, 0, stream]))
 
 

@@ -1,4 +1,4 @@
-"""Color operations of the views, as the workers draw them: numbers, so that applying them has no randomness left.
+"""Color operations of the views, drawn by the workers as numbers, so that applying them is deterministic.
 
 They are applied behind the loader, to a batch on a device (`color_torch.py`) or view by view on a processor
 (`color_cpu.py`). Each follows torchvision's definition.

@@ -17,7 +17,7 @@ cv2.setNumThreads(1)  # processes are many already: workers, or ranks
 
 
 def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
-    """As `color_batch.color`; fastest for pixels with channels last in memory."""
+    """As `color_torch.color`; fastest for pixels with channels last in memory."""
     levels = np.arange(256) / 255
     tables = [((levels - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True)]
     colored = torch.empty(pixels.shape)

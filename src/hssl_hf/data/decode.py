@@ -1,4 +1,4 @@
-"""Encoded bytes -> an upright RGB image, whatever the format, or a clear refusal."""
+"""Encoded bytes -> an upright RGB image, or a clear error."""
 
 import io
 import warnings
@@ -71,7 +71,7 @@ def decode(data: bytes) -> Tensor:
 
 @contextmanager
 def _judged():
-    """Turn whatever a decoder raises into a `CorruptImageError`."""
+    """Convert the errors of decoders to `CorruptImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and of untidy files; both are judged here

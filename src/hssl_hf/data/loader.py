@@ -1,4 +1,4 @@
-"""The loader of a run: stream, views and batches of this process, and how it takes up again where it stopped."""
+"""The loader of a run: stream, views and batches of this process, and how it is resumed."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class DataConfig(Source):
         images_per_epoch: length of an epoch in images; None for the length of the dataset.
         num_workers: worker processes per training process.
         shuffle_buffer_size: images that a worker shuffles together.
-        max_corrupt_fraction: fraction of undecodable images at which to give up.
+        max_corrupt_fraction: fraction of undecodable images at which reading stops with an error.
         fraction: of the images to use, chosen by their bytes, always the same ones; all are read.
     """
 
@@ -37,7 +37,7 @@ class DataConfig(Source):
 
 
 def epoch_length(data: DataConfig) -> int:
-    """The images that make an epoch.
+    """Length of an epoch in images.
 
     Raises:
         StreamError: if the source cannot be opened, is empty, or does not hold its length.
@@ -47,7 +47,7 @@ def epoch_length(data: DataConfig) -> int:
 
 
 def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
-    """Batches of `Views` without end.
+    """Endless batches of `Views`.
 
     Args:
         augmentation: image -> views; its seed is that of the order too.
@@ -70,7 +70,7 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
 
 @contextmanager
 def worker_errors_as_stream_errors():
-    """Turn the death of a worker process, which may be noticed at any moment, into an error for users.
+    """Convert the death of a worker process to a `StreamError`.
 
     Raises:
         StreamError: if one has died.
@@ -88,7 +88,7 @@ def worker_errors_as_stream_errors():
 
 
 def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
-    """Go on where the loaders of a checkpoint stopped, exactly if they were as many as now, else with the same images.
+    """Continue where the loaders of a checkpoint stopped: in the same order if their number is the same, else without it.
 
     Args:
         positions: `state_dict` of the loader of every process.
@@ -97,10 +97,10 @@ def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], ran
     if len(positions) == world_size:
         loader.load_state_dict(positions[rank])
     else:
-        loader.dataset.reshard_from([state for position in positions for state in _reader_states(position)])
+        loader.dataset.reshard_from([state for position in positions for state in _worker_states(position)])
 
 
-def _reader_states(position: Mapping) -> list[dict]:
+def _worker_states(position: Mapping) -> list[dict]:
     """The states of a loader's streams: of its workers in order, or of the process itself."""
     if "_snapshot" in position:
         workers = position["_snapshot"]["_worker_snapshots"]

@@ -1,4 +1,4 @@
-"""Masks: which patches the student does not see. Pure functions of (grid, ratio, generator); True = hidden."""
+"""Masks: which patches the student does not see. Pure functions of (grid, ratio, generator); True = masked."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def draw_ratio(ratios: Sequence[float], ratio_jitter: Sequence[float], generator
 
 
 def random_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Hide exactly int(ratio * h * w) patches, each with equal chance.
+    """Mask exactly int(ratio * h * w) patches, each with equal chance.
 
     Args:
         grid: (h, w) in patches.
         ratio: share to hide, in [0, 1].
     Returns:
-        (h, w) bool, True = hidden.
+        (h, w) bool, True = masked.
     """
     count = grid[0] * grid[1]
     mask = np.zeros(count, dtype=bool)
@@ -35,17 +35,17 @@ def random_mask(grid: tuple[int, int], ratio: float, generator: np.random.Genera
 
 
 def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Hide rectangular blocks until no further block fits under `ratio * h * w` patches.
+    """Mask rectangular blocks until no further block fits under `ratio * h * w` patches.
 
     Every block draws its area from U(low, patches left), with low = (min(h, w) // 3)², and its aspect ratio log-uniformly
     from (0.3, 1/0.3); it is taken if it leaves a border and hides at least one new patch without exceeding the target. After
-    ten blocks in a row that do not fit the mask is finished, so that the hidden share stays a little under the ratio.
+    ten blocks in a row that do not fit the mask is finished, so that the masked fraction stays a little under the ratio.
 
     Args:
         grid: (h, w) in patches.
         ratio: share to hide at most, in [0, 1].
     Returns:
-        (h, w) bool, True = hidden.
+        (h, w) bool, True = masked.
     Source: iBOT's block-wise sampler; BEiT, arXiv 2106.08254, algorithm 1.
     """
     mask = np.zeros(grid, dtype=bool)
@@ -54,7 +54,7 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
 
 
 def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Hide exactly round(ratio * h * w) patches: blocks as in `block_mask`, then single patches, each with equal chance.
+    """Mask exactly round(ratio * h * w) patches: blocks as in `block_mask`, then single patches, each with equal chance.
 
     Blocks cannot cross the border, so that the middle of the grid is masked far more often than its corners.
 
@@ -62,7 +62,7 @@ def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.ra
         grid: (h, w) in patches.
         ratio: share to hide, in [0, 1].
     Returns:
-        (h, w) bool, True = hidden.
+        (h, w) bool, True = masked.
     Source: released SiameseIM code.
     Differs: that the count is made up with single patches is not in the paper.
     """
@@ -76,12 +76,12 @@ def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.ra
 
 def _hide_blocks(mask: np.ndarray, target: float, generator: np.random.Generator) -> None:
     height, width = mask.shape
-    hidden = 0
+    masked = 0
     smallest = (min(height, width) // 3) ** 2
     low_aspect, high_aspect = map(math.log, ASPECT_RATIOS)
-    while hidden < target:
+    while masked < target:
         for _ in range(ATTEMPTS_PER_BLOCK):
-            left = target - hidden
+            left = target - masked
             area = smallest + (left - smallest) * generator.random()
             aspect = math.exp(low_aspect + (high_aspect - low_aspect) * generator.random())
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -92,7 +92,7 @@ def _hide_blocks(mask: np.ndarray, target: float, generator: np.random.Generator
             new = block.size - int(block.sum())
             if 0 < new <= left:
                 block[:] = True
-                hidden += new
+                masked += new
                 break
         else:
             break

@@ -216,7 +216,7 @@ def _edges(path: Path) -> bytes:
 
 
 def image_bytes(image: Mapping | None) -> bytes:
-    """Bytes of a cell of type `Image(decode=False)`; an empty cell or a missing file gives none, which no decoder accepts."""
+    """Bytes of a cell of type `Image(decode=False)`; empty for an empty cell or a missing file, which decoders reject."""
     if image is None or (image.get("bytes") is None and image.get("path") is None):
         return b""
     if image.get("bytes") is not None:

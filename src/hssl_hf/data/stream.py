@@ -1,8 +1,8 @@
-"""The image stream: any dataset of images -> encoded images, without end, split by process and worker, resumable exactly.
+"""The image stream: any dataset of images -> endless encoded images, split by process and worker, exactly resumable.
 
-In go Hub repositories, folders of images, parquet files and tar shards; out come `EncodedImage`s. Nothing is decoded here:
-bytes are cheap to shuffle and to skip. Order is ours: an epoch is a permutation of the shards, dealt out to the workers, and
-a worker permutes windows of rows. Everything follows from (seed, epoch, worker, window), so that a position is four integers.
+The inputs are Hub repositories, folders of images, parquet files or tar shards; the outputs `EncodedImage`s. Images are not
+decoded here: bytes are cheap to shuffle and to skip. An epoch is a permutation of the shards, distributed over the workers, and
+a worker shuffles windows of rows. The order follows from (seed, epoch, worker, window), so that a position is four integers.
 """
 
 import math
@@ -41,9 +41,9 @@ class Position:
 
     Args:
         epoch: pass over the data.
-        shard: place in this epoch's order of shards.
+        shard: index in this epoch's order of shards.
         row: row in that shard.
-        seen: images that this pass has given so far.
+        seen: images of this pass so far.
         window: windows since the beginning of the run.
     """
 
@@ -56,38 +56,38 @@ class Position:
 
 @dataclass
 class ReshardedState:
-    """What other workers left.
+    """The unread images of another number of workers.
 
     Args:
-        states: where each of them is now.
-        place: how many of those that concern this worker are finished.
-        count: images that have passed so far, of which every n-th is this worker's.
+        states: the position of each of them.
+        finished: how many of those assigned to this worker are read to their end.
+        count: images read so far, of which this worker takes every n-th.
     """
 
     states: list[dict]
-    place: int = 0
+    finished: int = 0
     count: int = 0
 
 
 def _furthest(states: Sequence[Mapping]) -> int:
-    """The furthest epoch that any worker, or anyone whom it inherits from, has begun."""
+    """The furthest epoch that any worker, or one that it continues, has begun."""
     epochs = [state["start"]["epoch"] - (1 if state.get("resharded") else 0) for state in states]
     return max(epochs)
 
 
 class ImageStream(torch.utils.data.IterableDataset):
-    """Encoded images without end, each worker (process × worker) with a part of its own.
+    """An endless stream of encoded images; each worker of each process reads its own part.
 
-    Within an epoch no two workers see the same image: shards are dealt out where there are enough of them; else several
+    Within an epoch no two workers see the same image: each has its own shards if there are enough; otherwise several
     workers share a shard and take every n-th row.
 
     Args:
-        source: where the images are.
+        source: of the images.
         seed: seed of the order.
-        rank, world_size: this process among the processes; workers are found by themselves.
+        rank, world_size: index and number of processes; the number of workers is that of the `DataLoader`.
         shuffle_buffer_size: rows that are shuffled together; 1 keeps the order of the files.
-        minimum: images that a pass must give every worker, at least, so that a batch is never larger than a pass.
-        backoff_seconds: first pause before a lost connection is opened again; doubles each time.
+        minimum: fewest images of a worker in a pass, so that a batch is never larger than a pass.
+        backoff_seconds: pause before the first reconnection; doubles each time.
     Raises:
         StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
     """
@@ -113,7 +113,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self._start, self._taken, self._resharded = Position(), 0, None
 
     def state_dict(self) -> dict:
-        """Position of the next image: the window it is in, how many of that window are taken, and what is left of others."""
+        """Position of the next image: its window, how many images of it are taken, and what other workers left unread."""
         resharded = None if self._resharded is None else asdict(self._resharded)
         return {"start": asdict(self._start), "taken": self._taken, "resharded": resharded}
 
@@ -122,9 +122,9 @@ class ImageStream(torch.utils.data.IterableDataset):
         self._resharded = None if state.get("resharded") is None else ReshardedState(**deepcopy(state["resharded"]))
 
     def reshard_from(self, states: Sequence[Mapping]) -> None:
-        """Continue where another number of workers stopped: nothing is lost, nothing is seen twice.
+        """Continue where another number of workers stopped: no image is lost or repeated.
 
-        Every worker takes a part of what those workers have left of the furthest epoch that one of them had begun.
+        Every worker takes a part of the unread images of the furthest epoch that any of them had begun.
 
         Args:
             states: `state_dict` of all of them, in order.
@@ -153,39 +153,39 @@ class ImageStream(torch.utils.data.IterableDataset):
                 self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
             if self._start.seen < self.minimum:
                 raise StreamError(
-                    f"{self.source.path!r} gives worker {worker + 1} of {workers} only {self._start.seen} images in a pass, "
+                    f"{self.source.path!r} has only {self._start.seen} images in a pass for worker {worker + 1} of {workers}, "
                     f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
     def _remaining(self, worker: int, workers: int) -> Iterator[EncodedImage]:
-        """This worker's part of what other workers have left: some of them, or every n-th image of one."""
+        """This worker's part of the unread images of others: all of some workers, or every n-th image of one."""
         left = self._resharded
         groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= len(left.states))
-        sharers, residue = workers // groups, worker // groups
+        stride, offset = workers // groups, worker // groups
         last = self._start.epoch - 1
-        mine = range(worker % groups, len(left.states), groups)
-        while left.place < len(mine):
+        assigned = range(worker % groups, len(left.states), groups)
+        while left.finished < len(assigned):
             other = copy(self)
-            other.load_state_dict(left.states[mine[left.place]])
-            for image in other._images(mine[left.place], len(left.states), last):
-                left.states[mine[left.place]], left.count = other.state_dict(), left.count + 1
-                if left.count % sharers == residue:
+            other.load_state_dict(left.states[assigned[left.finished]])
+            for image in other._images(assigned[left.finished], len(left.states), last):
+                left.states[assigned[left.finished]], left.count = other.state_dict(), left.count + 1
+                if left.count % stride == offset:
                     yield image
-            left.place += 1
+            left.finished += 1
 
     def _rows(self, dataset, worker: int, workers: int) -> Iterator[tuple[EncodedImage, Position]]:
         """The rest of this worker's epoch in the order of the files; each image with the position after it."""
         start = self._start
         groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= dataset.num_shards)
-        sharers, residue = workers // groups, worker // groups
+        stride, offset = workers // groups, worker // groups
         order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[worker % groups :: groups]
         seen = start.seen
         for place in range(start.shard, len(order)):
             number = int(order[place])
             shard = dataset.shard(num_shards=dataset.num_shards, index=number)
             for row, image in self._read(shard, start.row if place == start.shard else 0, number):
-                if image is not SKIPPED and row % sharers == residue:
+                if image is not SKIPPED and row % stride == offset:
                     seen += 1
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
                     encoded = EncodedImage(image_bytes(image), name, start.epoch)
@@ -199,7 +199,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         return [image if label in self.chosen else SKIPPED for image, label in zip(batch["image"], labels, strict=True)]
 
     def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
-        """Rows of one shard from `first` on; a connection that breaks is opened again where it broke."""
+        """Rows of one shard from `first` on; a broken connection is reopened at the same row."""
         row, attempts = first, 0
         while True:
             try:

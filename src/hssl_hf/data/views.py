@@ -100,7 +100,7 @@ class ViewStream(torch.utils.data.IterableDataset):
     Args:
         images: encoded images.
         augmentation: image -> views.
-        max_corrupt_fraction: fraction of undecodable images at which to give up, judged from the 100th image on.
+        max_corrupt_fraction: fraction of undecodable images at which reading stops with an error, from the 100th image on.
         fraction: of the images to use, chosen by a checksum of their bytes.
     Raises:
         TooManyCorruptImagesError: while iterating, if more images than that cannot be decoded.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written completely or not at all, the newest kept, resumed exactly.
+"""Checkpoints of a run: atomic, the newest kept, exactly resumed.
 
 A checkpoint is what Accelerate saves (weights, optimizer, random states), the position of every process in the stream, and a
 small JSON file with the step, what it depends on, and the size and checksum of every file. It is written under a temporary name
@@ -60,7 +60,7 @@ class CheckpointManager:
         return broadcast_object_list(found)[0]
 
     def latest_valid(self) -> Path | None:
-        """The newest checkpoint whose files are as they were written; damaged ones are renamed, with a warning."""
+        """The newest valid checkpoint; damaged ones are renamed, with a warning."""
         for path in reversed(self.all()):
             damage = _damage(path)
             if not damage:
@@ -150,7 +150,7 @@ def _checksums(folder: Path) -> dict[str, list[int]]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint; empty if nothing is."""
+    """What is wrong with a checkpoint; empty if it is valid."""
     try:
         expected = json.loads((path / STATE).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -161,7 +161,7 @@ def _damage(path: Path) -> str:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until every file of a folder is on the disk, so that the rename cannot overtake it."""
+    """Sync every file of a folder to disk before it is renamed."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -14,7 +14,7 @@ TURNS = 3  # until an allocator has warmup_end
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far, where the system can (accelerators; Linux for processors)."""
+    """Reset the peak, where the system can (accelerators; Linux for processors)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -38,7 +38,7 @@ def total(device: torch.device) -> int:
 
 
 def held_by(function: Callable[[], object]) -> int:
-    """Largest sum of tensors on the processor that a call holds at once beside what it found, exact to the byte."""
+    """Largest sum of tensors on the processor that a call allocates at once, exact to the byte."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -55,7 +55,7 @@ def held_in_turn(calls: list[Callable[[], object]]) -> list[int]:
 
 
 def process_held_in_turn(calls: list[Callable[[], object]]) -> list[int]:
-    """Most that this process holds during each call beside what it held before all of them.
+    """Peak memory of this process during each call, beyond that before all of them.
 
     With what allocator and libraries keep for themselves, which they do not give back: begin with the smallest call.
     """

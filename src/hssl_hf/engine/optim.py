@@ -1,4 +1,4 @@
-"""The optimizer: parameter groups, AdamW, and what happens to gradients in front of it."""
+"""The optimizer: parameter groups, AdamW, and clipping."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -37,7 +37,7 @@ def build_optimizer(
 def set_rates(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, frozen: Collection[str] = ()
 ) -> None:
-    """Learning rate and weight decay of a step, in which the groups named `frozen` do not move."""
+    """Learning rate and weight decay of a step, in which the groups named `frozen` are not updated."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if group["name"] in frozen else learning_rate
         if group["decays"]:
@@ -92,6 +92,6 @@ def gradient_norms(gradients: list[Tensor]) -> Tensor:
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Make the optimizer pass these parameters over entirely, their moments included."""
+    """Exclude these parameters from a step, their moments included."""
     for parameter in parameters:
         parameter.grad = None

@@ -1,4 +1,4 @@
-"""Schedules: pure functions from a training step to a value. Nothing here knows the optimizer or the model."""
+"""Schedules: pure functions from a training step to a value."""
 
 import math
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ REQUEUE = os.EX_TEMPFAIL
 
 
 class SignalHandler:
-    """Remembers SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
+    """Records SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
 
     def __init__(self):
         self.number = 0

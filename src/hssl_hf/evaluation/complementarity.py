@@ -1,4 +1,4 @@
-"""Two frozen backbones together: does each know something that the other does not?"""
+"""Two frozen backbones together: does each classify images correctly that the other does not?"""
 
 from dataclasses import dataclass
 from pathlib import Path

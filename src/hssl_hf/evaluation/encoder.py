@@ -1,4 +1,4 @@
-"""An exported backbone as an encoder, and raw pixels as the reference that any backbone has to beat."""
+"""An exported backbone as an encoder, and raw pixels as a lower baseline."""
 
 from collections.abc import Callable
 from pathlib import Path

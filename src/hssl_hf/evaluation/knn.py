@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor classification on frozen features: the evaluation without anything to tune."""
+"""Weighted k-nearest-neighbor classification on frozen features: an evaluation without hyperparameters to tune."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from hssl_hf.evaluation.metrics import TopKAccuracy
 def knn_scores(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, num_neighbors: int = 20, temperature: float = 0.07, chunk: int = 1024
 ) -> Tensor:
-    """Let the nearest bank images vote, each with weight exp(cosine / T).
+    """Votes of the nearest bank images, each with weight exp(cosine / T).
 
     Args:
         bank: (n, D) features, any length.

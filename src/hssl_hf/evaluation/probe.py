@@ -78,7 +78,7 @@ class Probe:
     def record(
         self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"
     ) -> None:
-        """Add one figure to a file of records, with what is needed to measure it again.
+        """Append one value to a file of records, with what is needed to reproduce it.
 
         Args:
             metric: with its protocol, for example knn_top1.

@@ -1,4 +1,4 @@
-"""Records: every measured number together with what is needed to measure it again."""
+"""Records: measured values with what is needed to reproduce them."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Record:
-    """One measured number.
+    """One measured value.
 
     Args:
         metric, value, unit: what, how much, in what ("percent").
@@ -46,7 +46,7 @@ def current_command() -> str:
 
 
 def current_commit() -> str:
-    """Commit of the checkout that this code runs from, or "" outside of one."""
+    """Commit of the checkout of this code, or "" outside of one."""
     where = Path(__file__).parent
     done = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip()

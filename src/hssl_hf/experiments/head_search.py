@@ -63,7 +63,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
 
 
 def rank(folder: Path) -> list[Candidate]:
-    """Candidates of a finished search, the most different first.
+    """Candidates of a finished search by decreasing discrepancy.
 
     Raises:
         UserError: if the log has no discrepancies.
@@ -99,7 +99,7 @@ def report(folder: Path, recipe: Recipe) -> str:
 
 
 def _draw(folder: Path, ranking: list[Candidate]) -> None:
-    """The ranking, and the way to it."""
+    """The ranking, and the discrepancies over time."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.5))
     families = [candidate.family for candidate in ranking]

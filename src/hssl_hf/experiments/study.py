@@ -1,4 +1,4 @@
-"""A study: variants that differ from one recipe in a few values, each with the same seeds, measured alike.
+"""A study: variants that differ from one recipe in a few values, each with the same seeds and measurements.
 
 Variants of a seed start from the same base and see the same images in the same order and crops, so that they can be compared
 pair by pair. Every finished run is measured once, with the network that its method exports; tables and plots read nothing but
@@ -33,7 +33,7 @@ UNTRAINED, PIXELS = "untrained base", "raw pixels"
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The recipe, its variants and the seeds.
 
     Args:
         recipe: path relative to the study's file.
@@ -80,7 +80,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Value:
-    """One measured number, of a subject that is yet to be named."""
+    """One measured value, before its subject is known."""
 
     metric: str
     value: float
@@ -171,7 +171,7 @@ class Measurement:
         return 100 * (predicted == self.images[1][1]).float().mean().item()
 
     def _keep(self, values: list[Value], subject: str, seed: int) -> None:
-        """Write the records of one subject, when all of its figures are there."""
+        """Write the records of one subject at once."""
         for found in values:
             settings = {**self.probe.knn_settings(), **found.settings}
             self.probe.record(

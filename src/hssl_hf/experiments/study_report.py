@@ -36,7 +36,7 @@ class Findings:
             self.values[name[0]][name[1]][record["seed"]] = record["value"]
 
     def of(self, metric: str, subject: str) -> dict[int, float]:
-        """Values by seed, those that are there."""
+        """Available values by seed."""
         return dict(sorted(self.values[metric][subject].items()))
 
     def gains(self, variant: str) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Trains and measures whatever of a study has no records yet."""
+"""Trains and measures the runs of a study that have no records yet."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ TRAINING = Path(__file__).resolve().parents[3] / "training"
 
 
 class Runner:
-    """Trains runs in processes of their own, each on a core of its own."""
+    """Trains runs in separate processes, one per core."""
 
     def __init__(self, path: Path, study: Study, overrides: list[str], folder: Path):
         self.path, self.study, self.overrides, self.folder = path, study, overrides, folder
@@ -61,14 +61,14 @@ class Runner:
         return [sys.executable, str(TRAINING / script), str(self.path.parent / self.study.recipe), *values, *more]
 
     def stop(self) -> None:
-        """Let every run write a checkpoint and end."""
+        """Stop every run after a checkpoint."""
         for process in self.running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
 
 def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> None:
-    """Train and measure whatever has no records yet."""
+    """Train and measure all runs without records."""
     for seed in study.seeds:
         measurement.measure_references(seed)
     done = measurement.done()

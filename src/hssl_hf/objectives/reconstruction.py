@@ -1,4 +1,4 @@
-"""MAE: predict the pixels of the hidden patches."""
+"""MAE: predict the pixels of the masked patches."""
 
 import torch.nn.functional as F
 from torch import Tensor

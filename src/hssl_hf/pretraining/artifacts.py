@@ -44,7 +44,7 @@ class RunArtifacts:
         return self.before + perf_counter() - self.started
 
     def measure(self, method: StudentTeacherPreTrainedModel | None, step: int) -> None:
-        """k-NN with the network that will be exported, and once with the raw pixels; the curves are drawn anew.
+        """k-NN with the network that will be exported, and once with the raw pixels; the curves are redrawn.
 
         Args:
             method: with full weights; None where there is no probe.

@@ -92,7 +92,7 @@ def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: i
 
 
 def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
-    """The figures whose names begin alike, by the rest of their names."""
+    """The metrics with a common prefix, by the rest of their names."""
     return [(name.removeprefix(prefix), value) for name, value in values.items() if name.startswith(prefix)]
 
 
@@ -189,7 +189,7 @@ class NonFiniteError(UserError):
 
 
 def require_finite(values: dict[str, float], step: int, report: Path, checkpoint: Path | None) -> None:
-    """Stop a run whose figures are not finite, with a report.
+    """Stop a run with non-finite losses or metrics, with a report.
 
     Args:
         values: averages of the steps up to `step`.
@@ -205,7 +205,7 @@ def require_finite(values: dict[str, float], step: int, report: Path, checkpoint
 
 
 def advice(checkpoint: Path | None) -> str:
-    """What to do when figures or gradients are not finite."""
+    """Advice for non-finite metrics or gradients."""
     return (
         f"The newest good checkpoint is {checkpoint}. Lower optim.base_learning_rate, lengthen optim.warmup_epochs or "
         "tighten optim.max_grad_norm."

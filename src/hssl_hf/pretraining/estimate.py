@@ -1,4 +1,4 @@
-"""Before a launch: does the recipe fit, and how long will it take?
+"""Before a launch: will the recipe fit into memory, and how long will it take?
 
 Sizes of weights come from the model on the meta device, what a step holds from two small steps that are really run and profiled
 here; it grows linearly with the images. What the engines add and share is counted (`ENGINES`).
@@ -227,7 +227,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def write_estimate(folder: Path, estimate: Estimate) -> None:
-    """Keep it in the folder of the run that is to come, whose manifest will show it beside what came."""
+    """Write it to the folder of the planned run, whose manifest shows it beside the measurements."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"needed_gib": round(estimate.needed / GIB, 3), **asdict(estimate)}
     (folder / ESTIMATE).write_text(json.dumps(record, indent=1) + "\n")
@@ -246,7 +246,7 @@ def _build(recipe: Recipe) -> StudentTeacherPreTrainedModel:
 
 
 def _samples(recipe: Recipe, model, count: int) -> list[dict]:
-    """What a loader would give for random photographs."""
+    """The samples of a loader for random photographs."""
     augmentation = Augmentation(recipe.views, recipe.masks, model.student.base.grid, recipe.seed, model.masked_views)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *PHOTOGRAPH), dtype=torch.uint8, generator=generator) for _ in range(count)]
@@ -256,7 +256,7 @@ def _samples(recipe: Recipe, model, count: int) -> list[dict]:
 def _step(
     model, recipe: Recipe, samples: list[dict], fake: FakeTensorMode | None = None, watching: LogitBytes | None = None
 ) -> None:
-    """Views, forward and backward as in training; gradients are dropped again, as the optimizer does."""
+    """Views, forward and backward as in training; gradients are then freed, as after an optimizer step."""
     with unset_fake_temporarily():
         tensors = collate(samples).augment_and_normalize(recipe.views).tensors()
     if fake is not None:

@@ -24,7 +24,7 @@ CAPTURES = "captures"
 
 
 class BatchRecorder:
-    """Keeps the last micro-batches as the loader delivered them, with the random state before their forward pass.
+    """Keeps the last micro-batches as they came from the loader, with the random state before their forward pass.
 
     Args:
         limit: how many to keep.
@@ -71,7 +71,7 @@ class BatchRecorder:
 
 @dataclass(frozen=True)
 class ReplayedMicroBatch:
-    """What the replay of a micro-batch showed.
+    """Result of replaying a micro-batch.
 
     Args:
         process: file of the process that it belonged to.

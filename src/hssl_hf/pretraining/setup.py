@@ -1,4 +1,4 @@
-"""What a pre-training run is built from: its directory, model, engine and loader, checked against each other."""
+"""What a pre-training run is built from: its directory, model, engine and loader, with checks of their consistency."""
 
 import os
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def build_method(recipe: Recipe, config) -> StudentTeacherPreTrainedModel:
 
 
 def build_engine(recipe: Recipe, method: StudentTeacherPreTrainedModel, accelerator: Accelerator) -> Engine:
-    """Model and optimizer under the accelerator's engine; randomness from here on differs between processes."""
+    """Model and optimizer under the accelerator's engine; from here on, random numbers differ between processes."""
     if recipe.run.activation_checkpointing:
         method.activation_checkpointing_enable()
     set_seed(recipe.seed, device_specific=True)
@@ -107,7 +107,7 @@ def build_loader(
 
 
 def as_recipe_error(build: Callable):
-    """Turn a refusal of the model's configuration into an error of the recipe."""
+    """Convert an error of the model's configuration to a `RecipeError`."""
     try:
         return build()
     except ValueError as error:

@@ -35,7 +35,7 @@ from hssl_hf.pretraining.setup import (
     use_all_cores,
 )
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
-from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_figures
+from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics
 from hssl_hf.visualization.figures import draw_views
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class PreTrainer:
         if self.accelerator.is_main_process:
             self.monitor.examine(done, values, add_diagnostics(values, self.teacher_features))
         self.logger.log(done, values)
-        bar.set_postfix(progress_figures(values), refresh=False)
+        bar.set_postfix(progress_metrics(values), refresh=False)
         return stop > 0
 
     def _save(self, done: int) -> None:

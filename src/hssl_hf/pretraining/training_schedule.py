@@ -1,4 +1,4 @@
-"""A recipe and the size of its data -> every number of the run that depends on the step."""
+"""A recipe and the size of its data -> all values that depend on the step."""
 
 from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.engine.schedules import Cosine, EpochRamp
@@ -43,5 +43,5 @@ class TrainingSchedule:
         return max(self._warmup, *self.frozen_steps.values())
 
     def frozen_groups(self, step: int) -> set[str]:
-        """Parts of the model that do not move in a step."""
+        """Parameter groups that are frozen in a step."""
         return {part for part, steps in self.frozen_steps.items() if step < steps}

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of everything that a run has left, finished or not."""
+"""One self-contained HTML page on a run, finished or not."""
 
 import base64
 from pathlib import Path

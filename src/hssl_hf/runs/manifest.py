@@ -46,7 +46,7 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
 
 
 def read_estimate(folder: Path) -> dict | None:
-    """What `hssl-hf plan` has written into the folder of the run, as far as it can be compared with what came."""
+    """The part of the estimate before the run that can be compared with what was measured."""
     path = folder / ESTIMATE
     if not path.is_file():
         return None
@@ -84,7 +84,7 @@ def read(folder: Path) -> dict:
 
 
 def public_recipe(recipe: Recipe) -> dict:
-    """A recipe without what concerns this machine alone: folders are cut to their last name, addresses lose their secrets."""
+    """A recipe without what concerns this machine only: folders are cut to their last name, URLs to what is not secret."""
     tree = recipe.to_dict()
     for section in ("data", "probe"):
         for name in ("path", "classes"):

@@ -48,7 +48,7 @@ class MetricLogger:
 
 
 class MetricAccumulator:
-    """Sums of what the steps report, kept on the device; read only when a line of the log is due."""
+    """Sums of the metrics of steps, on the device until a line of the log is written."""
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ class MetricAccumulator:
         return averages, values[len(sums) :]
 
 
-def progress_figures(values: dict[str, float]) -> dict[str, str]:
+def progress_metrics(values: dict[str, float]) -> dict[str, str]:
     """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, fraction of time without data."""
     shown = {"loss": f"{values['loss']:.3f}"}
     terms = [name for name in values if name.startswith(("cls_", "patch_"))]
