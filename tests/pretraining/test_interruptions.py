@@ -79,7 +79,7 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
     shutil.rmtree(part / "checkpoints" / "step-00000024")
     alone = start(part, "resume_from_checkpoint=auto", "data.num_workers=1", method=method)
     errors = alone.communicate()[1]
-    assert alone.returncode == 0 and "resuming with 1 processes what 2 began" in errors, errors
+    assert alone.returncode == 0 and "resuming with 1 processes a run of 2" in errors, errors
     assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "whole")[:20]
 
 
