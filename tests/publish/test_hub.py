@@ -222,7 +222,7 @@ def test_a_secret_stops_the_push_before_anything_is_asked(hub, staged, monkeypat
 def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
     """Stream from the Hub, pre-train, push, load with AutoModel and timm, continue from heads, and from the base alone."""
     from tests.conftest import SAMPLE
-    from tests.launches import settings_of
+    from tests.launches import SCRIPT, settings_of
 
     api = HfApi(token=TOKEN)
     api.create_repo("user/images", repo_type="dataset")
@@ -246,7 +246,7 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
     def pretrain(name: str, *arguments: str) -> None:
         fixed = ["data.path=user/images", "data.images_per_epoch=10000", "probe.path=user/images", "data.num_workers=0"]
         fixed += ["probe.train_images=200", "probe.test_images=50", f"run.output_dir={tmp_path}/{name}"]
-        run(str(Path(__file__).parents[1] / "training" / "pretrain.py"), *settings_of("hssl"), *fixed, *arguments)
+        run(str(SCRIPT), *settings_of("hssl"), *fixed, *arguments)
 
     hub.faults += [Fault("GET", "/datasets/user/images/resolve", status) for status in (503, 429)]
     pretrain("first")
