@@ -7,7 +7,6 @@
 """
 
 import io
-import json
 import random
 from itertools import islice
 from pathlib import Path
@@ -22,13 +21,9 @@ from hssl_hf.data.augmentation import Augmentation, MaskConfig, ViewConfig
 from hssl_hf.data.source import Source
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.data.views import collate
-from training.benchmarks.harness import parse, run_variant
+from training.benchmarks.harness import benchmark_parser, isolated
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def encoded_images(folder: str, count: int) -> list:
-    return list(islice(ImageStream(Source(folder), shuffle_buffer_size=1), count))
 
 
 def ours(images: list, batch: int) -> dict[str, float]:
@@ -79,26 +74,26 @@ def _pillow_blur(image):
 VARIANTS = {"ours": ours, "pillow": pillow}
 
 
+def measure_variant(variant: str, folder: str, batch: int, count: int, repeats: int) -> dict[str, float]:
+    """CPU milliseconds per image of the fastest repetition."""
+    torch.manual_seed(0)
+    images = list(islice(ImageStream(Source(folder), shuffle_buffer_size=1), count))
+    VARIANTS[variant](images[:batch], batch)
+    fastest = min((VARIANTS[variant](images, batch) for _ in range(repeats)), key=lambda seconds: sum(seconds.values()))
+    return {stage: 1000 * seconds / len(images) for stage, seconds in fastest.items()}
+
+
 def main() -> None:
-    more = {"batch": (16, "images colored together"), "images": (240, "images per measurement")}
-    options = parse(__doc__, repeats=3, folder=("", "photographs, in any form that data.path takes"), **more)
-    if options.variant:
-        variant, folder, batch, count = options.variant
-        torch.manual_seed(0)
-        images = encoded_images(folder, int(count))
-        VARIANTS[variant](images[: int(batch)], int(batch))
-        found = [VARIANTS[variant](images, int(batch)) for _ in range(options.repeats)]
-        print(json.dumps({**min(found, key=lambda s: sum(s.values())), "images": len(images)}))
-        return
+    parser = benchmark_parser(__doc__, repeats=3, batch=16, images=240)
+    parser.add_argument("--folder", required=True, help="photographs, in any form that data.path takes")
+    options = parser.parse_args()
     folder = str(Path(options.folder).resolve())
     rates = {}
     print(f"{'pipeline':10}{'workers ms':>12}{'device ms':>12}{'images per core-second':>24}")
     for variant in VARIANTS:
-        found = run_variant(__file__, [variant, folder, options.batch, options.images], options.repeats)
-        count, total = found["images"], found["workers"] + found["device"]
-        rates[variant] = count / total
-        workers, device = (1000 * found[part] / count for part in ("workers", "device"))
-        print(f"{variant:10}{workers:12.2f}{device:12.2f}{rates[variant]:24.1f}")
+        cost = isolated(measure_variant, variant, folder, options.batch, options.images, options.repeats)
+        rates[variant] = 1000 / sum(cost.values())
+        print(f"{variant:10}{cost['workers']:12.2f}{cost['device']:12.2f}{rates[variant]:24.1f}")
     print(f"ours / pillow {rates['ours'] / rates['pillow']:.2f}×")
 
 

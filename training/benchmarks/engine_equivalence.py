@@ -1,10 +1,10 @@
-"""One process, accumulated parts, and two processes under every engine: is it the same training?
+"""One process, accumulation, and two processes under every engine: is it the same training?
 
     python -m training.benchmarks.engine_equivalence [--engines one accumulated ddp ...] [--methods ibot moco_v3]
 
 Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
 images. Each is run once more up to its third step and resumed, and is compared with the variant of one process. Everything is
-in fp32 on CPUs. The table shows the largest difference of a loss, of a weight of the student and of the teacher, and whether
+in fp32 on CPUs. The table shows the largest difference of a loss, of a weight of student and teacher, and whether
 resuming gave the same bits; the program fails if a difference exceeds its tolerance.
 """
 
@@ -32,7 +32,7 @@ ENGINES = {
     "fsdp2": ("fsdp2", []),
     "zero1": ("deepspeed_zero1", []),
     "zero2": ("deepspeed_zero2", []),
-    "zero2 in parts": ("deepspeed_zero2", ["optim.gradient_accumulation_steps=2"]),
+    "zero2 accumulated": ("deepspeed_zero2", ["optim.gradient_accumulation_steps=2"]),
 }
 COMMON = [
     "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
@@ -78,7 +78,7 @@ def write_images(folder: Path) -> None:
         table.shard(2, shard, contiguous=True).to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
 
 
-def train(engine: str, method: str, images: Path, folder: Path, *more: str) -> None:
+def train(engine: str, method: str, images: Path, folder: Path, *overrides: str) -> None:
     config, own = ENGINES[engine]
     launcher = []
     if config:
@@ -87,13 +87,12 @@ def train(engine: str, method: str, images: Path, folder: Path, *more: str) -> N
             "accelerate.commands.accelerate_cli",
             "launch",
             "--config_file",
-            str(TRAINING / f"accelerate/{config}.yaml"),
+            f"{TRAINING}/accelerate/{config}.yaml",
         ]
         launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    settings = [*COMMON, *METHODS[method], *own, f"data.path={images}", f"run.output_dir={folder}", *more]
-    command = [sys.executable, *launcher, str(TRAINING / "pretrain.py"), *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    settings = [*COMMON, *METHODS[method], *own, f"data.path={images}", f"run.output_dir={folder}", *overrides]
+    command = [sys.executable, *launcher, f"{TRAINING}/pretrain.py", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-6000:]}")
 
@@ -107,13 +106,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def resumes_exactly(engine: str, method: str, images: Path, folder: Path) -> bool:
-    """Take the last checkpoint away, resume from the one before, and compare every loss and every weight."""
+    """Delete the last checkpoint, resume from the one before, and compare every loss and every weight."""
     expected_losses, expected = losses(folder), weights(folder)
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     shutil.rmtree(folder / "export")
     train(engine, method, images, folder, "resume_from_checkpoint=auto")
-    found = weights(folder)
-    same = found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    resumed = weights(folder)
+    same = resumed.keys() == expected.keys() and all(torch.equal(resumed[name], expected[name]) for name in expected)
     return same and torch.equal(losses(folder), expected_losses)
 
 
@@ -126,9 +125,9 @@ def largest(ours: dict, theirs: dict, network: str) -> float:
 
 
 def _learned(name: str, weights: dict) -> torch.Tensor:
-    """A weight, without what has no effect, so that its gradient is rounding alone.
+    """A weight, with zeros where it has no effect, so that its gradient is rounding error alone.
 
-    Softmax takes the bias of the keys out again, and MoCo's batch norms the bias of the norm in front of the projector.
+    Softmax cancels the bias of the keys, and MoCo's batch norms cancel the bias of the norm in front of the projector.
     """
     value = weights[name].double()
     is_moco = any("predictors" in other for other in weights)
@@ -157,7 +156,7 @@ def compare(method: str, engines: list[str], work: Path) -> bool:
         passed &= good
         verdict = "ok" if good else "FAILED"
         resumed = "same bits" if exact else "differs"
-        print(f"{method:9}{engine:16}{loss:10.1e}{student:11.1e}{teacher:11.1e}{resumed:>12}{verdict:>8}", flush=True)
+        print(f"{method:9}{engine:18}{loss:10.1e}{student:11.1e}{teacher:11.1e}{resumed:>12}{verdict:>8}", flush=True)
     return passed
 
 
@@ -167,7 +166,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
     print(f"tolerances: loss {LOSS_TOLERANCE}, weights {WEIGHT_TOLERANCE}, resume exact; {STEPS} steps of {IMAGES} images")
-    print(f"{'method':9}{'engine':16}{'loss':>10}{'student':>11}{'teacher':>11}{'resume':>12}")
+    print(f"{'method':9}{'engine':18}{'loss':>10}{'student':>11}{'teacher':>11}{'resume':>12}")
     with tempfile.TemporaryDirectory() as work:
         results = [compare(method, options.engines, Path(work)) for method in options.methods]
     return 0 if all(results) else 1

@@ -1,7 +1,6 @@
-"""iBOT as others write it, for comparison: straight from the paper in plain PyTorch, and of lightly's modules.
+"""iBOT as others write it, for comparison: straight from the paper in plain PyTorch, and of lightly's modules."""
 
-Nothing of hssl_hf is imported here, so that an environment without it can run these variants.
-"""
+from collections.abc import Iterable
 
 import timm
 import torch
@@ -71,13 +70,9 @@ def straightforward_step(images: int, drop_path: float, autocast):
         loss = _all_pairs(teacher_out, global_out, local_out, masks, centers)
         optimizer.zero_grad()
         loss.backward()
-        for parameter in student.parameters():
-            if parameter.grad is not None:
-                scale = CLIP / (parameter.grad.norm(2).item() + 1e-6)
-                if scale < 1:
-                    parameter.grad.mul_(scale)
+        clip_in_a_loop(p.grad for p in student.parameters() if p.grad is not None)
         optimizer.step()
-        _follow(student, teacher)
+        update_teacher_in_a_loop(zip(student.parameters(), teacher.parameters(), strict=True))
         for name, batch in (("cls", teacher_out[:, 0].mean(0)), ("patch", teacher_out[:, 1:].mean((0, 1)))):
             centers[name] = centers[name] * 0.9 + batch * 0.1
 
@@ -94,22 +89,31 @@ def _all_pairs(teacher_out: Tensor, global_out: Tensor, local_out: Tensor, masks
         for view, logits in enumerate(cls_logits):
             if view == query:
                 entropies = -(patch_targets[query] * F.log_softmax(patch_logits[view], dim=-1)).sum(-1)
-                hidden = masks[view].flatten(1).float()
-                patch_loss = patch_loss + ((entropies * hidden).sum(-1) / hidden.sum(-1).clamp(min=1)).mean() / 2
+                masked = masks[view].flatten(1).float()
+                patch_loss = patch_loss + ((entropies * masked).sum(-1) / masked.sum(-1).clamp(min=1)).mean() / 2
             else:
                 cls_loss = cls_loss - (target * F.log_softmax(logits, dim=-1)).sum(-1).mean()
                 pairs += 1
     return cls_loss / pairs + patch_loss
 
 
+def clip_in_a_loop(gradients: Iterable[Tensor]) -> None:
+    """Clip one gradient after the other; the host waits for each norm."""
+    for gradient in gradients:
+        scale = CLIP / (gradient.norm(2).item() + 1e-6)
+        if scale < 1:
+            gradient.mul_(scale)
+
+
 @torch.no_grad()
-def _follow(student: nn.Module, teacher: nn.Module) -> None:
-    for source, target in zip(student.parameters(), teacher.parameters(), strict=True):
+def update_teacher_in_a_loop(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Move each parameter of the teacher towards the student's."""
+    for source, target in pairs:
         target.mul_(MOMENTUM).add_(source, alpha=1 - MOMENTUM)
 
 
 def lightly_step(images: int, drop_path: float, autocast):
-    """A training step of iBOT put together of lightly's modules, with its head on class tokens and hidden patches only."""
+    """A training step of iBOT built from lightly's modules, with its head on class tokens and masked patches only."""
     from lightly.loss import DINOLoss, IBOTPatchLoss
     from lightly.models.modules import DINOProjectionHead, MaskedVisionTransformerTIMM
     from lightly.models.utils import update_momentum
@@ -135,8 +139,8 @@ def lightly_step(images: int, drop_path: float, autocast):
         update_momentum(student_head, teacher_head, m=MOMENTUM)
         with autocast():
             with torch.no_grad():
-                seen = teacher.encode(globals_.flatten(0, 1))
-                teacher_cls, teacher_patches = teacher_head(seen[:, 0]), teacher_head(seen[mask])
+                teacher_tokens = teacher.encode(globals_.flatten(0, 1))
+                teacher_cls, teacher_patches = teacher_head(teacher_tokens[:, 0]), teacher_head(teacher_tokens[mask])
             tokens = student.encode(globals_.flatten(0, 1), mask=mask)
             local_cls = student_head(student.encode(locals_.flatten(0, 1))[:, 0])
             student_cls, student_patches = student_head(tokens[:, 0]), student_head(tokens[mask])

@@ -2,11 +2,11 @@
 
     python -m training.benchmarks.siamese_im
 
-Every figure comes from a process of its own, all in one run; the last two columns are ratios. Views have 224 pixels, the
+Every figure comes from a process of its own; the last two columns are ratios. Views have 224 pixels, the
 network 96 channels and 4 + 1 + 2 blocks.
 """
 
-import json
+import itertools
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
 from hssl_hf.models import modeling_siamese_im
 from hssl_hf.objectives import ObjectiveOutput, unigrad
-from training.benchmarks.harness import measure, parse, run_variant
+from training.benchmarks.harness import benchmark_parser, isolated, measure
 
 BATCHES = (8, 16, 32, 64)
 SIDE, WIDTH, LAMBDA = 14, 96, 0.02
@@ -32,41 +32,31 @@ def square(prediction: Tensor, target: Tensor, negative_weight: float) -> Object
 LOSSES = {"rows": unigrad, "square": square}
 
 
-def make_step(what: str, form: str, batch: int):
-    """A function that runs the loss, or a full step, forward and backward."""
+def measure_variant(scope: str, form: str, batch: int, repeats: int) -> dict[str, float]:
+    """Cost of the loss or of a full step, forward and backward."""
     torch.manual_seed(0)
-    if what == "loss":
+    if scope == "loss":
         prediction = torch.randn(batch * SIDE**2, WIDTH, requires_grad=True)
         target = torch.randn(batch * SIDE**2, WIDTH)
-        return lambda: LOSSES[form](prediction, target, LAMBDA).loss.backward()
+        return measure(lambda: LOSSES[form](prediction, target, LAMBDA).loss.backward(), repeats)
     modeling_siamese_im.unigrad = LOSSES[form]
     kwargs = {"embed_dim": WIDTH, "depth": 4, "num_heads": 3}
-    config = SiameseIMConfig(
-        backbone_kwargs=kwargs, decoder_num_attention_heads=3, projector_depth=1, decoder_num_hidden_layers=2
-    )
-    model = SiameseIMForPreTraining(config).train()
+    decoder = {"decoder_num_attention_heads": 3, "decoder_num_hidden_layers": 2}
+    model = SiameseIMForPreTraining(SiameseIMConfig(backbone_kwargs=kwargs, projector_depth=1, **decoder)).train()
     masks = (torch.rand(batch, SIDE**2).argsort(1) < 118).view(1, batch, SIDE, SIDE)
     indices = masks.flatten().nonzero().flatten()
     pixels, crops = torch.randn(2, batch, 3, 224, 224), torch.tensor([0.0, 0, 100, 100, 0]).expand(2, batch, 5)
-    return lambda: model(pixels, masks, indices, crops).loss.backward()
+    return measure(lambda: model(pixels, masks, indices, crops).loss.backward(), repeats)
 
 
 def main() -> None:
-    options = parse(__doc__, repeats=5)
-    if options.variant:
-        what, form, batch = options.variant
-        print(json.dumps(measure(make_step(what, form, int(batch)), options.repeats)))
-        return
+    options = benchmark_parser(__doc__, repeats=5).parse_args()
     print(f"{'':6}{'batch':>6}{'rows s':>10}{'square s':>10}{'rows MiB':>10}{'square MiB':>12}{'time':>8}{'memory':>8}")
-    for what in ("loss", "step"):
-        for batch in BATCHES:
-            found = {form: run_variant(__file__, [what, form, batch], options.repeats) for form in LOSSES}
-            rows, square = found["rows"], found["square"]
-            ratios = rows["seconds"] / square["seconds"], rows["mebibytes"] / square["mebibytes"]
-            print(
-                f"{what:6}{batch:6}{rows['seconds']:10.4f}{square['seconds']:10.4f}{rows['mebibytes']:10.1f}"
-                f"{square['mebibytes']:12.1f}{ratios[0]:7.2f}×{ratios[1]:7.2f}×"
-            )
+    for scope, batch in itertools.product(("loss", "step"), BATCHES):
+        rows, square = (isolated(measure_variant, scope, form, batch, options.repeats) for form in LOSSES)
+        time, memory = (rows[unit] / square[unit] for unit in ("seconds", "mebibytes"))
+        cells = f"{rows['seconds']:10.4f}{square['seconds']:10.4f}{rows['mebibytes']:10.1f}{square['mebibytes']:12.1f}"
+        print(f"{scope:6}{batch:6}{cells}{time:7.2f}×{memory:7.2f}×", flush=True)
 
 
 if __name__ == "__main__":
