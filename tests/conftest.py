@@ -75,7 +75,7 @@ def tiny_model(seed: int = 0, **changes):
 
 
 def tiny_views(seed: int = 0, images: int = 4, local: int = 3, size: int = 32, grid: int | None = 4) -> dict:
-    """Arguments of a forward: 2 global and some local views of random images, about a third of the grid's patches hidden."""
+    """Arguments of a forward: 2 global and some local views of random images, about a third of the grid's patches masked."""
     generator = torch.Generator().manual_seed(seed)
     views = {"pixel_values": torch.randn(2, images, 3, size, size, generator=generator)}
     if local:
@@ -112,24 +112,24 @@ MAE = {
 }
 
 
-def siamese_views(seed: int = 0, images: int = 4, views: int = 2, hidden: int = 10) -> dict:
-    """Arguments of a forward: views of random images of 32 pixels, cut at random, 10 of 16 patches of the first hidden."""
+def siamese_views(seed: int = 0, images: int = 4, views: int = 2, masked: int = 10) -> dict:
+    """Arguments of a forward: views of random images of 32 pixels, cropped at random, 10 of 16 patches of the first masked."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(images, 16, generator=generator).argsort(1)
-    places = torch.rand(views, images, 5, generator=generator)
-    places[..., 2:4] = 30 + 60 * places[..., 2:4]
-    places[..., :2] *= 40
-    places[..., 4] = (places[..., 4] < 0.5).float()
+    boxes = torch.rand(views, images, 5, generator=generator)
+    boxes[..., 2:4] = 30 + 60 * boxes[..., 2:4]
+    boxes[..., :2] *= 40
+    boxes[..., 4] = (boxes[..., 4] < 0.5).float()
     return {
         "pixel_values": torch.randn(views, images, 3, 32, 32, generator=generator),
-        "bool_masked_pos": (order < hidden).view(1, images, 4, 4),
-        "crop_boxes": places,
+        "bool_masked_pos": (order < masked).view(1, images, 4, 4),
+        "crop_boxes": boxes,
     }
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Leave the comparison in a fresh process, which takes seconds, to the tests that are about it."""
+    """Skip the comparison in a fresh process, which takes seconds; other tests are about it."""
     from hssl_hf.publish import parity
 
     monkeypatch.setattr(parity, "compare", lambda *_: {})
@@ -137,7 +137,7 @@ def unchecked(monkeypatch):
 
 @pytest.fixture
 def forked_parity(monkeypatch):
-    """Make the comparison of an export in a process with the libraries imported, forked from one without this package."""
+    """Compare exports in a forked process that has imported the libraries but not this package."""
     from hssl_hf.publish import parity
 
     monkeypatch.setattr(parity, "subprocess", SimpleNamespace(run=run_code))

@@ -1,4 +1,4 @@
-"""A web server on this machine that serves a folder with range requests, and fails when told to."""
+"""A web server on this machine that serves a folder with range requests, and fails on request."""
 
 import re
 import threading
@@ -19,12 +19,12 @@ class FaultyServer:
             protocol_version = "HTTP/1.1"
 
             def do_HEAD(self):
-                self.answer(body=False)
+                self.respond(body=False)
 
             def do_GET(self):
-                self.answer(body=True)
+                self.respond(body=True)
 
-            def answer(self, body: bool) -> None:
+            def respond(self, body: bool) -> None:
                 path = folder / self.path.lstrip("/")
                 if not path.is_file():
                     self.send_error(404)

@@ -34,8 +34,8 @@ MAY_IMPORT = {  # in an order in which no folder imports one that comes later
 FOLDERS = list(MAY_IMPORT)
 
 
-def place_of(path: Path) -> str:
-    """Folder of the package that a module lies in, or its own name for a loose file."""
+def entry_of(path: Path) -> str:
+    """Folder of the package that holds a module, or the module's own name for a loose file."""
     return path.relative_to(SOURCE).parts[0]
 
 
@@ -61,30 +61,30 @@ def imported_modules(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def imported_places(path: Path) -> set[str]:
-    places = {name.split(".")[0] for name in imported_modules(path)}
-    return {f"{place}.py" if (SOURCE / f"{place}.py").is_file() else place for place in places} & set(FOLDERS)
+def imported_entries(path: Path) -> set[str]:
+    names = {name.split(".")[0] for name in imported_modules(path)}
+    return {f"{name}.py" if (SOURCE / f"{name}.py").is_file() else name for name in names} & set(FOLDERS)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_what_its_row_of_the_table_allows(folder):
     allowed = FOLDERS[: FOLDERS.index(folder)] if MAY_IMPORT[folder] is EVERYTHING_BELOW else MAY_IMPORT[folder]
     for path in MODULES:
-        if place_of(path) == folder:
-            assert imported_places(path) <= {folder, "errors.py", *allowed}, path
+        if entry_of(path) == folder:
+            assert imported_entries(path) <= {folder, "errors.py", *allowed}, path
 
 
 def test_every_folder_and_loose_file_is_in_the_table():
-    assert {place_of(path) for path in MODULES} - {"__init__.py", "__main__.py"} == set(FOLDERS)
+    assert {entry_of(path) for path in MODULES} - {"__init__.py", "__main__.py"} == set(FOLDERS)
     entries = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
     assert len(entries) <= 20, sorted(entries)
 
 
 def test_levels_of_folders_are_few():
-    """A folder is one level above the highest that it really imports."""
+    """A folder is one level above the highest that it imports."""
     levels: dict[str, int] = {}
     for folder in FOLDERS:
-        below = set().union(*(imported_places(path) for path in MODULES if place_of(path) == folder)) - {folder}
+        below = set().union(*(imported_entries(path) for path in MODULES if entry_of(path) == folder)) - {folder}
         levels[folder] = 1 + max((levels[other] for other in below), default=0)
     assert max(levels.values()) <= 9, levels
 
@@ -94,8 +94,8 @@ def test_modules_import_each_other_in_no_circle():
     files = {name.removesuffix(".__init__"): path for name, path in files.items()}
 
     def targets(name: str) -> set[str]:
-        found = {n if n in files else n.rpartition(".")[0] for n in imported_modules(files[name])}
-        return {other for other in found if other in files and other not in (name, "__init__")}
+        imported = {n if n in files else n.rpartition(".")[0] for n in imported_modules(files[name])}
+        return {other for other in imported if other in files and other not in (name, "__init__")}
 
     done, active = set(), []
 

@@ -15,7 +15,7 @@ def test_generated_parts_are_up_to_date():
     assert "equations 1 and 2 add the terms" in README, "differences are collected"
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert len(links) > 15 and all((ROOT / link).exists() for link in links)
 
@@ -36,6 +36,6 @@ def test_python_of_the_readme_runs(monkeypatch):
     assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"
 
 
-def test_the_page_speaks_of_every_folder():
+def test_every_folder_is_linked():
     folders = {path.parent.name for path in (ROOT / "src" / "hssl_hf").glob("*/__init__.py")}
     assert all(f"[{name}](src/hssl_hf/{name}/__init__.py)" in README for name in folders)

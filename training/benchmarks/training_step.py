@@ -7,6 +7,7 @@ included, data not. Memory is what the step allocates at most beside weights and
 """
 
 import itertools
+import site
 import subprocess
 import sys
 from functools import partial
@@ -57,7 +58,7 @@ VARIANTS = {
 
 def measure_variant(variant: str, precision: str, images: int, repeats: int) -> dict[str, float]:
     if variant == "lightly":
-        sys.path.append(str(LIGHTLY_FOLDER))
+        site.addsitedir(str(LIGHTLY_FOLDER))
     torch.manual_seed(0)
     # As the trainer does, for all variants: in bf16 the fused backward pass takes many times as long on a CPU.
     timm.layers.set_fused_attn(precision == "fp32")
