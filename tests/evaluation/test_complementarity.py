@@ -27,43 +27,40 @@ def test_similarities_are_added(seed, alpha):
     torch.testing.assert_close(combined.norm(dim=1), torch.ones(2))
 
 
-def test_ends_are_the_single_backbones_and_the_middle_knows_more():
+def halves(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """Training and test images."""
+    return list(zip(*(tensor.chunk(2) for tensor in tensors), strict=True))
+
+
+def test_ends_of_the_curve_are_the_single_backbones_and_the_middle_is_better():
     """One sees the first bit of the class alone, the other the second: half right apart, all right together."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 4
     noise = 0.05 * torch.randn(2, 400, 2, generator=generator)
-    first, second = (F.one_hot(bit, 2) + part for bit, part in zip((labels // 2, labels % 2), noise, strict=True))
-    found = complementarity((first[:200], second[:200]), labels[:200], (first[200:], second[200:]), labels[200:], points=5)
-    curve = dict(found.curve)
+    first, second = F.one_hot(labels // 2, 2) + noise[0], F.one_hot(labels % 2, 2) + noise[1]
+    curve, overlap = complementarity(halves(first, labels), halves(second, labels), points=5)
+    curve = dict(curve)
     for alpha, features in ((1.0, first), (0.0, second)):
         alone = knn_scores(features[:200], labels[:200], features[200:]).argmax(1)
         assert curve[alpha] == pytest.approx(100 * (alone == labels[200:]).float().mean().item())
     assert max(curve[0.0], curve[1.0]) < 65 and curve[0.5] > 99
-    assert 0 < found.apart <= 200 and found.overlap < 0.6 and found.n == 200
+    assert 0 < overlap["N_s"] <= 200 and overlap["sIoU"] < 0.6
 
 
 def test_a_backbone_with_itself_gains_nothing():
-    features, labels = torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3
-    found = complementarity((features[:40],) * 2, labels[:40], (features[40:],) * 2, labels[40:], points=3)
-    assert len({accuracy for _, accuracy in found.curve}) == 1 and found.apart == 0 and found.overlap == 1
+    splits = halves(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3)
+    curve, overlap = complementarity(splits, splits, points=3)
+    assert len({accuracy for _, accuracy in curve}) == 1 and overlap["N_s"] == 0 and overlap["sIoU"] == 1
     with pytest.raises(ValueError, match="at least two points"):
-        complementarity((features,) * 2, labels, (features,) * 2, labels, points=1)
+        complementarity(splits, splits, points=1)
 
 
 def test_through_the_command_line(tmp_path, unchecked, capsys):
     for seed, name in ((0, "a"), (1, "b")):
         export_backbone(tiny_model(seed, image_size=32), tmp_path / name)
     data = [f"data.path={SAMPLE}", "data.train_images=200", "data.test_images=100"]
-    command = [
-        "complementarity",
-        str(tmp_path / "a"),
-        str(tmp_path / "b"),
-        *data,
-        "--points",
-        "3",
-        "--output",
-        str(tmp_path / "c.png"),
-    ]
+    command = ["complementarity", str(tmp_path / "a"), str(tmp_path / "b"), *data, "--points", "3"]
+    command += ["--output", str(tmp_path / "c.png")]
     assert main([*command, "--results", str(tmp_path / "r.jsonl")]) == 0
     shown = capsys.readouterr().out
     assert "N_s" in shown and "sIoU" in shown and (tmp_path / "c.png").stat().st_size > 5_000

@@ -4,17 +4,19 @@ import torch
 from transformers import BitImageProcessor
 
 from hssl_hf.data.source import Source, StreamError
+from hssl_hf.evaluation import features as features_module
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
 from hssl_hf.evaluation.features import LabeledImages, extract
-from hssl_hf.evaluation.knn import knn_accuracy, knn_scores
+from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import TopKAccuracy
+from hssl_hf.evaluation.probe import Probe, ProbeConfig
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
 
 
 @pytest.mark.parametrize("num_neighbors", [10, 20, 100])
 def test_equals_the_official_classifier(golden, num_neighbors):
-    """Weighted k-NN of iBOT's code, T = .07, 400 bank and 200 query features: top-1 and top-5 in percent."""
+    """Weighted k-NN of iBOT's code, T = .07, 400 training and 200 test features: top-1 and top-5 in percent."""
     arrays = golden("base_methods")
     load = lambda name: torch.from_numpy(arrays[f"knn/{name}"])  # noqa: E731
     scores = knn_scores(load("train"), load("ytrain"), load("test"), num_neighbors, 0.07)
@@ -23,18 +25,18 @@ def test_equals_the_official_classifier(golden, num_neighbors):
 
 
 def test_nearest_wins_over_many_far_ones():
-    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    scores = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=0.07)
+    train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
+    scores = knn_scores(train, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=0.07)
     assert scores.argmax() == 1 and scores.shape == (1, 2)
-    flat = knn_scores(bank, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=100.0)
+    flat = knn_scores(train, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=100.0)
     assert flat.argmax() == 0, "without a temperature the two far ones outvote it"
 
 
 def test_length_of_features_and_chunks_do_not_matter():
-    bank, queries = torch.randn(30, 5), torch.randn(12, 5)
+    train, test = torch.randn(30, 5), torch.randn(12, 5)
     labels = torch.arange(30) % 3
-    whole = knn_scores(bank, labels, queries, 7)
-    torch.testing.assert_close(knn_scores(3 * bank, labels, 9 * queries, 7, chunk=5), whole, rtol=1e-4, atol=1e-4)
+    expected = knn_scores(train, labels, test, 7)
+    torch.testing.assert_close(knn_scores(3 * train, labels, 9 * test, 7, chunk=5), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_metric_counts_the_k_best():
@@ -48,23 +50,23 @@ def processor(size: int) -> BitImageProcessor:
 
 
 def test_raw_pixels_classify_the_embedded_images_well():
-    """1,000 bank and 200 query images of the sample: far above the chance of 10 %."""
-    bank = LabeledImages(Source(str(SAMPLE)), limit=1000)
-    queries = LabeledImages(Source(str(SAMPLE), split="test"), limit=200)
-    found = knn_accuracy(raw_pixel_encoder, processor(28), bank, queries)
-    assert found["n"] == 200 and 65 < found["top1"] < 85 < found["top5"]
+    """1,000 training and 200 test images of the sample: far above the chance of 10 %."""
+    probe = Probe(ProbeConfig(path=str(SAMPLE), train_images=1000, test_images=200), processor(28))
+    result = probe.knn(raw_pixel_encoder, "k-NN")
+    assert result["n"] == 200 and 65 < result["top1"] < 85 < result["top5"]
 
 
-def test_features_follow_the_order_of_the_images(tmp_path):
+def test_features_follow_the_order_of_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "BATCH_SIZE", 4)
     images = LabeledImages(Source(str(write_parquet(tmp_path, 9, 2))))
-    features, labels = extract(raw_pixel_encoder, processor(4), images, batch_size=4)
+    features, labels = extract(raw_pixel_encoder, processor(4), images)
     assert labels.tolist() == [i % 2 for i in range(9)] and features.shape == (9, 48)
     assert (features[1:, 0] > features[:-1, 0]).all()
 
 
 def test_missing_labels_and_empty_splits_are_refused(tmp_path):
-    source = Source(str(write_parquet(tmp_path, 3, 1)))
+    path = str(write_parquet(tmp_path, 3, 1))
     with pytest.raises(StreamError, match=r"no column 'klass'; it has \['image', 'label'\]"):
-        list(LabeledImages(source, label_column="klass"))
+        list(LabeledImages(Source(path, label_column="klass")))
     with pytest.raises(StreamError, match="no images to evaluate on"):
-        extract(raw_pixel_encoder, processor(4), LabeledImages(source, limit=0))
+        extract(raw_pixel_encoder, processor(4), LabeledImages(Source(path), limit=0))

@@ -4,20 +4,21 @@ from transformers import BitImageProcessor
 
 from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
-from hssl_hf.evaluation.features import LabeledImages, image_features
+from hssl_hf.evaluation.features import LabeledImages, extract, image_features
 from hssl_hf.evaluation.linear import LinearClassifiers, LinearConfig, linear_accuracy
 from tests.conftest import SAMPLE
-from tests.data.test_stream import write_parquet
 
 SHORT = LinearConfig(epochs=8, batch_size=128, learning_rates=(1e-4, 0.1, 1.0))
 
 
-def processor(size: int) -> BitImageProcessor:
-    return BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+def pixels_of(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels (n, 2352) and labels (n,) of the first images of the sample."""
+    processor = BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return extract(raw_pixel_encoder, processor, LabeledImages(Source(str(SAMPLE), split=split), limit=count))
 
 
 def blobs(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three classes in ten dimensions, one of which is a thousand times as wide as the others and says nothing."""
+    """Three classes in ten dimensions, one of which is a thousand times as wide as the others and carries no information."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     features = torch.randn(count, 10, generator=generator)
@@ -26,7 +27,7 @@ def blobs(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return features, labels
 
 
-def test_classifiers_do_not_know_of_each_other():
+def test_classifiers_are_independent():
     """Trained at once or alone, a learning rate gives the same classifier."""
     features, labels = blobs(200)
     config = LinearConfig(epochs=3, batch_size=64, learning_rates=(0.1, 1.0))
@@ -47,23 +48,18 @@ def test_learns_what_is_linear_whatever_the_scale_of_a_feature():
 
 def test_raw_pixels_are_linear_enough():
     """1,000 training and 200 test images of the sample, where chance is 10 %."""
-    train = LabeledImages(Source(str(SAMPLE)), limit=1000)
-    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=200)
-    found = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
-    assert found["n"] == 200 and 70 < found["top1"] < 90 < found["top5"]
-    assert found["learning_rate"] in (0.1, 1.0) and 60 < found["validation_top1"] < 95, "the small rate learns nothing"
-    assert linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT) == found
+    train, test = pixels_of("train", 1000), pixels_of("test", 200)
+    result = linear_accuracy(train, test, SHORT)
+    assert result["n"] == 200 and 70 < result["top1"] < 90 < result["top5"]
+    assert result["learning_rate"] in (0.1, 1.0) and 60 < result["validation_top1"] < 95, "the small rate learns nothing"
+    assert linear_accuracy(train, test, SHORT) == result
 
 
-def test_test_images_choose_nothing(monkeypatch):
+def test_test_images_choose_nothing():
     """With test labels turned round, the chosen rate and its validation accuracy stay."""
-    train = LabeledImages(Source(str(SAMPLE)), limit=300)
-    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=60)
-    before = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
-    plain = LabeledImages.__iter__
-    turned = lambda self: ((x, 9 - y if self is test else y) for x, y in plain(self))  # noqa: E731
-    monkeypatch.setattr(LabeledImages, "__iter__", turned)
-    after = linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=SHORT)
+    train, (features, labels) = pixels_of("train", 300), pixels_of("test", 60)
+    before = linear_accuracy(train, (features, labels), SHORT)
+    after = linear_accuracy(train, (features, 9 - labels), SHORT)
     assert after["top1"] < before["top1"] - 30
     assert all(after[name] == before[name] for name in ("learning_rate", "validation_top1"))
 
@@ -82,11 +78,8 @@ def test_settings_that_train_nothing_are_refused(change):
         LinearConfig(**change)
 
 
-def test_too_few_images_and_foreign_labels_are_refused(tmp_path):
-    few = LabeledImages(Source(str(write_parquet(tmp_path / "few", 3, 1))), limit=1)
+def test_too_few_images_and_foreign_labels_are_refused():
     with pytest.raises(ValueError, match="1 training images do not divide"):
-        linear_accuracy(raw_pixel_encoder, processor(4), few, few, config=SHORT)
-    train = LabeledImages(Source(str(SAMPLE)), limit=4)
-    test = LabeledImages(Source(str(SAMPLE), split="test"), limit=60)
+        linear_accuracy(pixels_of("train", 1), pixels_of("train", 1), SHORT)
     with pytest.raises(ValueError, match="the test images have label 9, the training images only 0 to"):
-        linear_accuracy(raw_pixel_encoder, processor(28), train, test, config=LinearConfig(epochs=1, validation_fraction=0.3))
+        linear_accuracy(pixels_of("train", 4), pixels_of("test", 60), LinearConfig(epochs=1, validation_fraction=0.3))

@@ -3,7 +3,7 @@ import json
 from hssl_hf.evaluation.records import Record
 
 
-def test_records_are_lines_that_tell_how_they_came_about(tmp_path):
+def test_records_are_lines_with_command_and_date(tmp_path):
     record = Record(
         metric="knn_top1", value=50.0, unit="percent", subject="export", dataset="d", revision=None, split="test", n=10,
         settings={"num_neighbors": 20}, seed=1,

@@ -1,6 +1,6 @@
 """Two frozen backbones together: does each classify images correctly that the other does not?"""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +11,9 @@ from torch import Tensor
 
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.metrics import ComplementarySamples, SuccessIoU
+from hssl_hf.evaluation.metrics import accuracy, overlap
 
-
-@dataclass(frozen=True)
-class Complementarity:
-    """What two backbones classify correctly, apart and together.
-
-    Args:
-        curve: (alpha, accuracy in percent) of alpha parts of the first and 1 - alpha parts of the second.
-        apart: N_s, the images that exactly one of them classifies correctly.
-        overlap: sIoU of the images that they classify correctly.
-        n: number of images.
-    """
-
-    curve: list[tuple[float, float]]
-    apart: int
-    overlap: float
-    n: int
+Splits = Sequence[tuple[Tensor, Tensor]]
 
 
 def combine(first: Tensor, second: Tensor, alpha: float) -> Tensor:
@@ -45,22 +30,18 @@ def combine(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
 
 def complementarity(
-    banks: tuple[Tensor, Tensor],
-    bank_labels: Tensor,
-    queries: tuple[Tensor, Tensor],
-    labels: Tensor,
-    *,
-    points: int = 11,
-    num_neighbors: int = 20,
-    temperature: float = 0.07,
-) -> Complementarity:
+    first: Splits, second: Splits, points: int = 11, num_neighbors: int = 20, temperature: float = 0.07
+) -> tuple[list[tuple[float, float]], dict[str, float]]:
     """Weighted k-NN on linear combinations of two frozen representations.
 
     Args:
-        banks, queries: features (n, C), (n, D) of the two backbones for the images with labels and for those to be classified.
-        bank_labels, labels: (n,) integers.
+        first, second: features and labels (n,) of training and test images, the same images for both; (n, C) features of one
+            backbone, (n, D) of the other.
         points: values of alpha, evenly from 0 to 1, at least 2.
         num_neighbors, temperature: of the k-NN.
+    Returns:
+        the curve, (alpha, accuracy in percent) of alpha parts of the first and 1 - alpha parts of the second; and the metrics
+        N_s and sIoU of the single backbones on the test images.
     Raises:
         UserError: for fewer than two points.
     Source: HSSL, section 3.3 and figures 7-8.
@@ -69,26 +50,26 @@ def complementarity(
     """
     if points < 2:
         raise UserError(f"a curve needs at least two points, got {points}")
-    curve, predictions = [], {}
-    for alpha in np.linspace(0, 1, points).tolist():
-        scores = knn_scores(combine(*banks, alpha), bank_labels, combine(*queries, alpha), num_neighbors, temperature)
-        predictions[alpha] = scores.argmax(1)
-        curve.append((alpha, 100 * (predictions[alpha] == labels).float().mean().item()))
-    inputs = {"predictions": predictions[1.0], "auxiliary": predictions[0.0], "references": labels}
-    inputs = {name: value.numpy() for name, value in inputs.items()}
-    apart = ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"]
-    return Complementarity(curve, apart, SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], len(labels))
+    (first_train, train_labels), (first_test, labels) = first
+    (second_train, _), (second_test, _) = second
+    alphas = np.linspace(0, 1, points).tolist()
+    predictions = []
+    for alpha in alphas:
+        train, test = combine(first_train, second_train, alpha), combine(first_test, second_test, alpha)
+        predictions.append(knn_scores(train, train_labels, test, num_neighbors, temperature).argmax(1))
+    curve = [(alpha, accuracy(classes, labels)) for alpha, classes in zip(alphas, predictions, strict=True)]
+    return curve, overlap(predictions[-1], predictions[0], labels)
 
 
-def draw(found: Complementarity, names: tuple[str, str], path: Path) -> None:
+def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path) -> None:
     """The curve, with the better of the single backbones as a line."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    alphas, accuracies = zip(*found.curve, strict=True)
+    alphas, accuracies = zip(*curve, strict=True)
     axes.plot(alphas, accuracies, marker="o", markersize=3.5)
     axes.axhline(max(accuracies[0], accuracies[-1]), color="gray", linewidth=0.9, linestyle="--", label="the better one alone")
-    axes.set(xlabel="α", ylabel="k-NN top-1 (%)", title=f"α · {names[0]} + (1 − α) · {names[1]}")
-    axes.title.set_fontsize(9)
+    axes.set(xlabel="α", ylabel="k-NN top-1 (%)")
+    axes.set_title(f"α · {names[0]} + (1 − α) · {names[1]}", fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

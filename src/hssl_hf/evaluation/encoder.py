@@ -13,7 +13,7 @@ from hssl_hf.errors import UserError
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encoder, Callable]:
+def load_encoder(export: str | Path) -> tuple[Encoder, Callable]:
     """Load an exported folder or a Hub repository with the Auto classes alone.
 
     A configuration with `features: hidden_states` is that of a backbone trained without a final norm: its tokens are those
@@ -25,21 +25,20 @@ def load_encoder(export: str | Path, revision: str | None = None) -> tuple[Encod
         UserError: if there is nothing to load.
     """
     try:
-        model = AutoModel.from_pretrained(str(export), revision=revision or "main").eval()
-        processor = AutoImageProcessor.from_pretrained(str(export), revision=revision or "main")
+        model = AutoModel.from_pretrained(str(export)).eval()
+        processor = AutoImageProcessor.from_pretrained(str(export))
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
 
-    extra = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
+    options = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
+    last_block = getattr(model.config, "features", None) == "hidden_states"
 
     @torch.inference_mode()
     def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        if getattr(model.config, "features", None) == "hidden_states":
-            hidden = model(pixels.to(model.device, model.dtype), output_hidden_states=True, **extra).hidden_states[-1]
-            return hidden[:, 0].float(), _to_map(hidden, hidden.shape[2]).float()
-        output = model(pixels.to(model.device, model.dtype), **extra)
-        cls = output.pooler_output.flatten(1)
-        return cls.float(), _to_map(output.last_hidden_state, cls.shape[1]).float()
+        output = model(pixels.to(model.device, model.dtype), output_hidden_states=last_block, **options)
+        features = output.hidden_states[-1] if last_block else output.last_hidden_state
+        cls = features[:, 0] if last_block else output.pooler_output.flatten(1)
+        return cls.float(), _to_map(features, cls.shape[1]).float()
 
     return encode, processor
 

@@ -1,6 +1,7 @@
 """Labeled images -> features."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,37 +14,38 @@ from hssl_hf.data.decode import CorruptImageError, decode
 from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, resolve_classes
 from hssl_hf.evaluation.encoder import Encoder
 
+BATCH_SIZE = 256
+
 
 @dataclass(frozen=True)
 class LabeledImages:
     """A split of images with integer labels.
 
     Args:
-        source: where the images are.
-        label_column: their labels.
+        source: where images and labels are.
         limit: use the first images only; None for all.
     """
 
     source: Source
-    label_column: str = "label"
     limit: int | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        """(3, H, W) uint8 and label; images that cannot be decoded are left out."""
-        dataset = load_source(self.source, also=[self.label_column])
+        """(3, H, W) uint8 and label; images that cannot be decoded are left out.
+
+        Raises:
+            StreamError: if no image is left.
+        """
+        column = self.source.label_column
+        dataset = load_source(self.source, also=[column])
         chosen = resolve_classes(self.source, dataset)
-        rows = (row for row in _rows(dataset) if chosen is None or row[self.label_column] in chosen)
-        for row in islice(rows, self.limit):
-            try:
-                yield decode(image_bytes(row["image"])), int(row[self.label_column])
-            except CorruptImageError:
-                continue
-
-
-def _rows(dataset) -> Iterator[dict]:
-    for batch in dataset.iter(batch_size=64):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+        rows = (row for batch in dataset.iter(batch_size=64) for row in zip(batch["image"], batch[column], strict=True))
+        empty = True
+        for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
+            with suppress(CorruptImageError):
+                yield decode(image_bytes(image)), int(label)
+                empty = False
+        if empty:
+            raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on")
 
 
 def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
@@ -61,32 +63,24 @@ def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
 
 
 def extract(
-    encoder: Encoder,
-    processor: Callable,
-    images: LabeledImages,
-    kind: str = "cls",
-    batch_size: int = 256,
-    progress: str | None = None,
+    encoder: Encoder, processor: Callable, images: Iterable[tuple[Tensor, int]], kind: str = "cls", progress: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Image-level features of a labeled split.
+    """Image-level features of labeled images.
 
     Args:
         encoder: pixels -> cls, patches.
         processor: an image processor of transformers.
+        images: (3, H, W) and label, such as `LabeledImages`.
         kind: of features, `image_features`.
         progress: caption of a progress bar; None for none.
     Returns:
         features (n, D) float32 and labels (n,) int64.
-    Raises:
-        StreamError: if the split is empty.
     """
     features, labels, iterator = [], [], iter(images)
     with tqdm(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
-        while batch := list(islice(iterator, batch_size)):
+        while batch := list(islice(iterator, BATCH_SIZE)):
             pixels = processor([image for image, _ in batch], return_tensors="pt")["pixel_values"]
             features.append(image_features(*encoder(pixels), kind).float().cpu())
             labels += [label for _, label in batch]
             bar.update(len(batch))
-    if not labels:
-        raise StreamError(f"split {images.source.split!r} of {images.source.path!r} has no images to evaluate on")
     return torch.cat(features), torch.tensor(labels)

@@ -1,6 +1,5 @@
 """Linear probe: a linear classifier on frozen features, its learning rate chosen on a part of the training images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +8,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hssl_hf.errors import UserError
-from hssl_hf.evaluation.encoder import Encoder
-from hssl_hf.evaluation.features import LabeledImages, extract
 from hssl_hf.evaluation.metrics import TopKAccuracy
 
 
@@ -65,10 +62,8 @@ class LinearClassifiers(nn.Module):
     def fit(self, features: Tensor, labels: Tensor, progress: str | None = None) -> None:
         """Train all classifiers on the same batches; none sees another's gradient."""
         config = self.config
-        groups = [
-            {"params": head.parameters(), "lr": rate * config.batch_size / 256}
-            for head, rate in zip(self.heads, config.learning_rates, strict=True)
-        ]
+        rates = [rate * config.batch_size / 256 for rate in config.learning_rates]
+        groups = [{"params": head.parameters(), "lr": rate} for head, rate in zip(self.heads, rates, strict=True)]
         optimizer = torch.optim.SGD(groups, momentum=0.9)
         batches = -(-len(features) // config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * batches)
@@ -84,39 +79,34 @@ class LinearClassifiers(nn.Module):
 
 
 def linear_accuracy(
-    encoder: Encoder,
-    processor: Callable,
-    train: LabeledImages,
-    test: LabeledImages,
-    kind: str = "cls",
-    config: LinearConfig | None = None,
-    progress: str | None = None,
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], config: LinearConfig, progress: str | None = None
 ) -> dict[str, float]:
-    """Train linear classifiers on one split and classify another with the one that a part of the first has chosen.
+    """Train linear classifiers on one split, choose the best on a held-out part of it, and classify another split with it.
 
     Args:
-        kind: features, "cls" or "patches" (`image_features`).
+        train, test: features (n, D) and labels (n,).
+        progress: caption of a progress bar; None for none.
     Returns:
         top1 and top5 in percent, n test images, and the chosen learning_rate with its validation_top1.
     Raises:
         UserError: if the training split is too small to be divided, or a test label never occurs in it.
     """
-    config = config or LinearConfig()
-    features, labels = extract(encoder, processor, train, kind, progress=progress and f"{progress}: train")
-    held = round(config.validation_fraction * len(labels))
-    if not 0 < held < len(labels):
+    (features, labels), (test_features, test_labels) = train, test
+    held_out = round(config.validation_fraction * len(labels))
+    if not 0 < held_out < len(labels):
         raise UserError(f"{len(labels)} training images do not divide into a part to train and one to choose with")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
-    choosing, training = order[:held], order[held:]
+    validation, training = order[:held_out], order[held_out:]
     classifiers = LinearClassifiers(features[training], int(labels.max()) + 1, config)
     classifiers.fit(features[training], labels[training], progress)
     with torch.no_grad():
-        right = (classifiers(features[choosing]).argmax(-1) == labels[choosing]).float().mean(1)
-        best = int(right.argmax())
-        features, labels = extract(encoder, processor, test, kind, progress=progress and f"{progress}: test")
-        scores = classifiers(features)[best]
-    if int(labels.max()) >= scores.shape[1]:
-        raise UserError(f"the test images have label {int(labels.max())}, the training images only 0 to {scores.shape[1] - 1}")
-    accuracy = TopKAccuracy(keep_in_memory=True).compute(predictions=scores.numpy(), references=labels.numpy())
-    chosen = {"learning_rate": config.learning_rates[best], "validation_top1": 100 * right[best].item()}
-    return {**accuracy, "n": len(labels), **chosen}
+        accuracies = (classifiers(features[validation]).argmax(-1) == labels[validation]).float().mean(1)
+        best = int(accuracies.argmax())
+        scores = classifiers(test_features)[best]
+    if int(test_labels.max()) >= scores.shape[1]:
+        raise UserError(
+            f"the test images have label {int(test_labels.max())}, the training images only 0 to {scores.shape[1] - 1}"
+        )
+    top_k = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=test_labels)
+    chosen = {"learning_rate": config.learning_rates[best], "validation_top1": 100 * accuracies[best].item()}
+    return {**top_k, "n": len(test_labels), **chosen}

@@ -4,22 +4,31 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from torch import Tensor
 
 from hssl_hf.objectives.discrepancy import discrepancy
 
+OUTPUTS, LABEL = datasets.Sequence(datasets.Value("float32")), datasets.Value("int64")
 
-class TopKAccuracy(evaluate.Metric):
-    """Images, in percent, whose label is among the k best scores."""
+
+class _Metric(evaluate.Metric):
+    """A metric that declares the type of each of its inputs."""
+
+    inputs: datasets.Features
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Images, in percent, whose label is among the k classes with the best scores.",
-            citation="",
-            inputs_description="predictions: one list of class scores per image; references: one label per image.",
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
-            ),
-        )
+        return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=self.inputs)
+
+
+class TopKAccuracy(_Metric):
+    """Images, in percent, whose label is among the k classes with the best scores.
+
+    Args of compute:
+        predictions: one list of class scores per image.
+        references: one label per image.
+    """
+
+    inputs = datasets.Features(predictions=OUTPUTS, references=LABEL)
 
     def _compute(self, predictions, references, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
         scores, labels = np.asarray(predictions), np.asarray(references)
@@ -27,7 +36,7 @@ class TopKAccuracy(evaluate.Metric):
         return {f"top{k}": float(100 * (order[:, :k] == labels[:, None]).any(1).mean()) for k in ks}
 
 
-class Discrepancy(evaluate.Metric):
+class Discrepancy(_Metric):
     """D: the mean divergence of two branches' outputs, in nats; the larger, the more a base is expected to gain from a head.
 
     Example:
@@ -36,13 +45,11 @@ class Discrepancy(evaluate.Metric):
     Args of compute:
         predictions, references: (n, d) outputs of base and auxiliary head for the same images.
         temperature: as in `discrepancy`.
-        center: subtract from each branch the mean of its outputs first, as a centerd teacher does.
+        center: subtract from each branch the mean of its outputs first, as a centered teacher does.
     Source: HSSL, equation 5.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        outputs = datasets.Sequence(datasets.Value("float32"))
-        return _info("Mean divergence of two branches' outputs.", {"predictions": outputs, "references": outputs})
+    inputs = datasets.Features(predictions=OUTPUTS, references=OUTPUTS)
 
     def _compute(self, predictions, references, temperature: float = 1.0, center: bool = True) -> dict[str, float]:
         base, auxiliary = (torch.as_tensor(np.asarray(outputs, dtype=np.float32)) for outputs in (predictions, references))
@@ -51,7 +58,7 @@ class Discrepancy(evaluate.Metric):
         return {"D": discrepancy(base, auxiliary, temperature).item()}
 
 
-class ComplementarySamples(evaluate.Metric):
+class ComplementarySamples(_Metric):
     """N_s: how many images exactly one of two branches classifies correctly.
 
     Example:
@@ -64,8 +71,7 @@ class ComplementarySamples(evaluate.Metric):
     Source: HSSL, equation 3; both one-sided counts are given beside their sum.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Images that exactly one of two branches classifies correctly.", _classes())
+    inputs = datasets.Features(predictions=LABEL, auxiliary=LABEL, references=LABEL)
 
     def _compute(self, predictions, auxiliary, references) -> dict[str, int]:
         base, other = _correct(predictions, auxiliary, references)
@@ -73,7 +79,7 @@ class ComplementarySamples(evaluate.Metric):
         return {"N_s": sum(counts.values()), **counts}
 
 
-class SuccessIoU(evaluate.Metric):
+class SuccessIoU(_Metric):
     """sIoU: the fraction that both branches classify correctly, of the images that at least one does; 1 if the sets agree.
 
     Example:
@@ -84,8 +90,7 @@ class SuccessIoU(evaluate.Metric):
     Source: HSSL, equation 4.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Overlap of the images that two branches classify correctly.", _classes())
+    inputs = ComplementarySamples.inputs
 
     def _compute(self, predictions, auxiliary, references) -> dict[str, float]:
         base, other = _correct(predictions, auxiliary, references)
@@ -99,11 +104,12 @@ def _correct(predictions, auxiliary, references) -> tuple[np.ndarray, np.ndarray
     return np.asarray(predictions) == labels, np.asarray(auxiliary) == labels
 
 
-def _classes() -> dict:
-    return {name: datasets.Value("int64") for name in ("predictions", "auxiliary", "references")}
+def overlap(base: Tensor, auxiliary: Tensor, labels: Tensor) -> dict[str, float]:
+    """N_s, with its one-sided counts, and sIoU of the classes (n,) that two branches predict."""
+    inputs = {"predictions": base, "auxiliary": auxiliary, "references": labels}
+    return ComplementarySamples(keep_in_memory=True).compute(**inputs) | SuccessIoU(keep_in_memory=True).compute(**inputs)
 
 
-def _info(description: str, features: dict) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description, citation="", inputs_description="", features=datasets.Features(features)
-    )
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Percentage of images whose predicted class is right, of (n,) classes each."""
+    return 100 * (predictions == labels).float().mean().item()

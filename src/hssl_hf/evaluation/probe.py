@@ -1,7 +1,7 @@
 """The probes: one protocol for training curves, final figures and the command line."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,20 +10,21 @@ from torch import Tensor
 from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.features import LabeledImages, extract
-from hssl_hf.evaluation.knn import knn_accuracy
+from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
+from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.records import Record
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """The labeled images on which a k-NN classifier is tried from time to time. It never influences the training.
+    """Labeled images on which a k-NN classifier is evaluated periodically; it never influences the training.
 
     Args:
         path, name, revision, image_column: as in data; path None for no probe.
         label_column: integer labels.
         classes: as in data.
-        train_split, test_split: neighbors come from the first, questions from the second.
+        train_split, test_split: images of the second are classified by their nearest neighbors in the first.
         train_images, test_images: read at most so many of each; None for all.
         every_epochs: how often.
         features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
@@ -60,20 +61,19 @@ class Probe:
         self.config, self.processor = config, processor
 
     def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
-        """Accuracies top1 and top5 in percent, and n, the number of query images."""
-        protocol = self.config.num_neighbors, self.config.temperature, self.config.features
-        return knn_accuracy(encoder, self.processor, *self.splits(), *protocol, progress)
+        """Accuracies top1 and top5 in percent, and n, the number of test images."""
+        train, (features, labels) = self.features(encoder, progress)
+        scores = knn_scores(*train, features, **self.knn_settings())
+        return {**TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=labels), "n": len(labels)}
 
-    def linear(self, encoder: Encoder, linear: LinearConfig, progress: str) -> dict[str, float]:
-        """As `knn`; trained on the bank, tested on the queries, with the chosen learning_rate and its validation_top1."""
-        return linear_accuracy(encoder, self.processor, *self.splits(), self.config.features, linear, progress)
+    def linear(self, encoder: Encoder, config: LinearConfig, progress: str) -> dict[str, float]:
+        """As `knn`, of a linear classifier, with the chosen learning_rate and its validation_top1."""
+        return linear_accuracy(*self.features(encoder, progress), config, progress)
 
     def features(self, encoder: Encoder, progress: str) -> list[tuple[Tensor, Tensor]]:
-        """Features (n, D) and labels (n,) of bank and queries."""
-        return [
-            extract(encoder, self.processor, split, self.config.features, progress=f"{progress}: {split.source.split}")
-            for split in self.splits()
-        ]
+        """Features (n, D) and labels (n,) of training and test images."""
+        kind = self.config.features
+        return [extract(encoder, self.processor, split, kind, f"{progress}: {split.source.split}") for split in self.splits()]
 
     def record(
         self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"
@@ -85,24 +85,18 @@ class Probe:
             settings: of the protocol.
         """
         config = self.config
-        settings = {
-            **settings, "features": config.features, "train_split": config.train_split, "train_images": config.train_images,
-        }  # fmt: skip
+        images = {"features": config.features, "train_split": config.train_split, "train_images": config.train_images}
         dataset = Path(config.path).name if Path(config.path).exists() else config.path
         source = {"dataset": dataset, "revision": config.revision, "split": config.test_split}
-        record = Record(metric, value, unit, subject, **source, n=n, settings=settings, seed=seed)
-        record.append_to(path)
+        Record(metric, value, unit, subject, **source, n=n, settings={**settings, **images}, seed=seed).append_to(path)
 
     def knn_settings(self) -> dict:
         return {"num_neighbors": self.config.num_neighbors, "temperature": self.config.temperature}
 
-    def splits(self) -> list[LabeledImages]:
-        """Bank and queries."""
+    def splits(self) -> tuple[LabeledImages, LabeledImages]:
+        """Training and test images."""
         config = self.config
-        chosen = ((config.train_split, config.train_images), (config.test_split, config.test_images))
-        where = (config.revision, config.image_column)
-        labels = {"classes": config.classes, "label_column": config.label_column}
-        return [
-            LabeledImages(Source(config.path, config.name, split, *where, **labels), config.label_column, limit)
-            for split, limit in chosen
-        ]
+        columns = {"image_column": config.image_column, "label_column": config.label_column}
+        train = Source(config.path, config.name, config.train_split, config.revision, classes=config.classes, **columns)
+        test = replace(train, split=config.test_split)
+        return LabeledImages(train, config.train_images), LabeledImages(test, config.test_images)

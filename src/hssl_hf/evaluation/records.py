@@ -8,6 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 
+def current_command() -> str:
+    """The command line of this program, without the folder of the program."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def current_commit() -> str:
+    """Commit of the checkout of this code, or "" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 @dataclass(frozen=True)
 class Record:
     """One measured value.
@@ -31,22 +42,10 @@ class Record:
     n: int
     settings: dict
     seed: int
-    command: str = field(default_factory=lambda: current_command())
-    commit: str = field(default_factory=lambda: current_commit())
+    command: str = field(default_factory=current_command)
+    commit: str = field(default_factory=current_commit)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def append_to(self, path: Path) -> None:
         with path.open("a") as file:
             file.write(json.dumps(asdict(self)) + "\n")
-
-
-def current_command() -> str:
-    """The command line of this program, without the folder of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def current_commit() -> str:
-    """Commit of the checkout of this code, or "" outside of one."""
-    where = Path(__file__).parent
-    done = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()

@@ -39,17 +39,17 @@ def evaluate(
     encoder, processor = load_encoder(export)
     encoder, probe, lines = raw_pixel_encoder if pixels else encoder, Probe(config, processor), []
     if protocol == "knn":
-        found, used = probe.knn(encoder, "k-NN"), probe.knn_settings()
+        result, used = probe.knn(encoder, "k-NN"), probe.knn_settings()
     else:
-        found = probe.linear(encoder, linear, "linear probe")
-        used = {**asdict(linear), "learning_rate": found["learning_rate"]}
-        held_out = f"{found['validation_top1']:.2f} % on held-out training images"
-        lines.append(f"learning rate {found['learning_rate']} per 256, {held_out}")
+        result = probe.linear(encoder, linear, "linear probe")
+        used = {**asdict(linear), "learning_rate": result["learning_rate"]}
+        held_out = f"{result['validation_top1']:.2f} % on held-out training images"
+        lines.append(f"learning rate {result['learning_rate']} per 256, {held_out}")
     for metric in ("top1", "top5"):
-        lines.append(f"{protocol.replace('knn', 'k-NN')} {metric}  {found[metric]:.2f} %  ({found['n']} images)")
+        lines.append(f"{protocol.replace('knn', 'k-NN')} {metric}  {result[metric]:.2f} %  ({result['n']} images)")
         if results:
             name = subject or ("raw pixels" if pixels else export)
-            probe.record(f"{protocol}_{metric}", found[metric], found["n"], used, name, seed, results)
+            probe.record(f"{protocol}_{metric}", result[metric], result["n"], used, name, seed, results)
     return lines
 
 
@@ -65,21 +65,20 @@ def compare(first: str, second: str, settings: list[str], points: int, output: P
     Returns:
         lines for the screen.
     """
-    config, names, features = _labeled_images(settings), (first, second), []
-    for name in names:
+    config, features = _labeled_images(settings), []
+    for name in (first, second):
         encoder, processor = load_encoder(name)
         probe = Probe(config, processor)
         features.append(probe.features(encoder, name))
-    train, test = (tuple(split for split, _ in splits) for splits in zip(*features, strict=True))
-    (_, train_labels), (_, labels) = features[0]
-    found = complementarity(train, train_labels, test, labels, points=points, **probe.knn_settings())
-    draw(found, names, output)
-    lines = [f"α = {alpha:.2f}   k-NN top1  {accuracy:.2f} %" for alpha, accuracy in found.curve]
-    lines += [f"N_s  {found.apart:.4g}", f"sIoU  {found.overlap:.4g}", str(output)]
-    values = [("knn_top1", accuracy, "percent", {"alpha": alpha}) for alpha, accuracy in found.curve]
-    values += [("N_s", found.apart, "images", {}), ("sIoU", found.overlap, "fraction", {})]
-    for metric, value, unit, own in values if results else ():
-        probe.record(metric, value, found.n, {**probe.knn_settings(), **own}, " + ".join(names), 0, results, unit)
+    curve, overlap = complementarity(*features, points, **probe.knn_settings())
+    draw(curve, (first, second), output)
+    lines = [f"α = {alpha:.2f}   k-NN top1  {accuracy:.2f} %" for alpha, accuracy in curve]
+    lines += [f"N_s  {overlap['N_s']:.4g}", f"sIoU  {overlap['sIoU']:.4g}", str(output)]
+    values = [("knn_top1", accuracy, "percent", {"alpha": alpha}) for alpha, accuracy in curve]
+    values += [("N_s", overlap["N_s"], "images", {}), ("sIoU", overlap["sIoU"], "fraction", {})]
+    _, (_, labels) = features[0]
+    for metric, value, unit, alpha in values if results else ():
+        probe.record(metric, value, len(labels), {**probe.knn_settings(), **alpha}, f"{first} + {second}", 0, results, unit)
     return lines
 
 
