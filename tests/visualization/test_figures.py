@@ -1,4 +1,4 @@
-"""Pictures are drawn, and show what they say."""
+"""Figures are drawn, and show what they should."""
 
 import datasets
 import numpy as np
@@ -24,10 +24,10 @@ def splits():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The rows of every picture, by file name."""
-    seen = {}
-    monkeypatch.setattr(figures, "_grid", lambda rows, path, names: seen.update({path.name: (rows, names)}))
-    return seen
+    """Names and rows of every figure, by file name."""
+    figures_by_name = {}
+    monkeypatch.setattr(figures, "_grid", lambda rows, path: figures_by_name.update({path.name: rows}))
+    return figures_by_name
 
 
 def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
@@ -36,8 +36,8 @@ def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"components.png", "attention.png", "neighbors.png"}
     for path in (tmp_path / "figures").iterdir():
-        with Image.open(path) as picture:
-            assert picture.width > 500 and picture.convert("L").getextrema()[0] < 50
+        with Image.open(path) as figure:
+            assert figure.width > 500 and figure.convert("L").getextrema()[0] < 50
     model = tiny_model(backbone="resnet18", backbone_kwargs={}, image_size=32, objective="dino", auxiliary="convnext")
     (tmp_path / "other").mkdir()
     figures.draw_export(export_backbone(model, tmp_path / "resnet"), image_processor(32), *splits, tmp_path / "other")
@@ -48,20 +48,20 @@ def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monke
     """A model whose last block looks only at one patch: the map is bright there and dark elsewhere."""
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path)
-    rows, names = drawn["attention.png"]
-    assert names == ["image", "head 1", "head 2"] and rows[1].shape == (8, 8, 8) and rows[1].max() == 1.0
-    rows, _ = drawn["components.png"]
-    assert rows[1].shape == (8, 8, 8, 3) and rows[1].min() >= 0 and rows[1].max() <= 1
-    assert np.std(rows[1], axis=(0, 1, 2)).min() > 0.05, "the three components vary"
+    rows = drawn["attention.png"]
+    assert list(rows) == ["image", "head 1", "head 2"] and rows["head 1"].shape == (8, 8, 8) and rows["head 1"].max() == 1.0
+    components = drawn["components.png"]["components"]
+    assert components.shape == (8, 8, 8, 3) and components.min() >= 0 and components.max() <= 1
+    assert np.std(components, axis=(0, 1, 2)).min() > 0.05, "the three components vary"
 
 
-def test_neighbors_of_an_image_in_the_bank_begin_with_itself(tmp_path, monkeypatch, drawn):
+def test_neighbors_of_a_training_image_begin_with_itself(tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     same = [LabeledImages(Source(str(SAMPLE), split="test"), limit=40)] * 2
     figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *same, tmp_path)
-    rows, names = drawn["neighbors.png"]
-    assert names[:2] == ["image", "neighbor 1"] and len(rows) == 6
-    np.testing.assert_array_equal(rows[0], rows[1])
+    rows = drawn["neighbors.png"]
+    assert list(rows) == ["image", *(f"neighbor {number}" for number in range(1, 6))]
+    np.testing.assert_array_equal(rows["image"], rows["neighbor 1"])
 
 
 def test_views_show_hidden_patches_in_gray(tmp_path, drawn):
@@ -71,10 +71,11 @@ def test_views_show_hidden_patches_in_gray(tmp_path, drawn):
     masks[0, 1, 2, 3] = True
     views = Views(pixels, None, None, None, masks, None, torch.zeros(2, 3, 5))
     figures.draw_views(views, config, tmp_path / "figures" / "views.png")
-    rows, names = drawn["views.png"]
-    assert names == ["global view 1", "global view 2"]
-    np.testing.assert_allclose(rows[0][1, 16:24, 24:32], 0.5)
-    assert np.isclose(rows[0], 0.5).sum() == 8 * 8 * 3 and np.allclose(rows[1], 1.0, atol=1e-6)
+    rows = drawn["views.png"]
+    assert list(rows) == ["global view 1", "global view 2"]
+    first, second = rows.values()
+    np.testing.assert_allclose(first[1, 16:24, 24:32], 0.5)
+    assert np.isclose(first, 0.5).sum() == 8 * 8 * 3 and np.allclose(second, 1.0, atol=1e-6)
 
 
 def test_nothing_but_images_is_needed(tmp_path, drawn, monkeypatch):

@@ -13,31 +13,30 @@ def draw_curves(lines: list[dict], target: Path) -> None:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in places[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (title, keys) in zip(places, panels.items(), strict=False):
-        _draw_panel(
-            axes, title, {key: [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in keys}
-        )
+    for number, (title, keys) in enumerate(panels.items(), 1):
+        _draw_panel(figure.add_subplot(rows, columns, number), title, {key: points_of(lines, key) for key in keys})
     figure.savefig(target, dpi=110)
+
+
+def points_of(lines: list[dict], key: str) -> list[tuple[int, float]]:
+    """Step and value of the lines that have this key."""
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
 
 def _panels(lines: list[dict]) -> dict[str, list[str]]:
     """Keys of the log by the title of their panel; none of what the log lacks."""
-    there = {key for line in lines for key in line}
-    terms = sorted(k for k in there if k.startswith(("cls_", "patch_", "positive", "negative", "pixels", "representations")))
+    names = {key for line in lines for key in line}
+    terms = sorted(k for k in names if k.startswith(("cls_", "patch_", "positive", "negative", "pixels", "representations")))
     panels = {
         "loss": ["loss", *(terms if len(terms) > 1 else [])],
-        "discrepancy (nats)": sorted(key for key in there if key.startswith("discrepancy")),
+        "discrepancy (nats)": sorted(key for key in names if key.startswith("discrepancy")),
         "collapse of the targets": ["collapse"],
-        "entropy (nats)": sorted(key for key in there if key.startswith(("teacher_entropy", "student_entropy"))),
+        "entropy (nats)": sorted(key for key in names if key.startswith(("teacher_entropy", "student_entropy"))),
         "RankMe of the teacher": ["rank_me"],
         "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
         "learning rate": ["learning_rate"],
     }
-    panels = {title: [key for key in keys if key in there] for title, keys in panels.items()}
-    return {title: keys for title, keys in panels.items() if keys}
+    return {title: shown for title, keys in panels.items() if (shown := [key for key in keys if key in names])}
 
 
 def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
@@ -56,5 +55,5 @@ def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) ->
 
 
 def scale(values: list[float]) -> str:
-    """Of an axis: log for positive values that differ more than tenfold, as discrepancies do that have just begun to fall."""
+    """Of an axis: log for positive values that differ more than tenfold, as discrepancies do early in training."""
     return "log" if 0 < 10 * min(values) < max(values) else "linear"
