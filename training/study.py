@@ -14,11 +14,8 @@ import torch
 
 from hssl_hf.experiments.study import Measurement, Study, study_recipe
 from hssl_hf.experiments.study_report import Findings, draw, rank_table, table
-from hssl_hf.experiments.study_runner import Runner, run
+from hssl_hf.experiments.study_runner import TRAINING, Runner, run
 from hssl_hf.runs.run_directory import read_lines
-
-TRAINING = Path(__file__).parent
-DEFAULT = TRAINING / "studies" / "cifar10.yaml"
 
 
 def main() -> int:
@@ -28,7 +25,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="file of the records (default: model_cards/results/study_<name>.jsonl)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one per core)")
     options = parser.parse_intermixed_args()
-    path = next((Path(a) for a in options.arguments if "=" not in a), DEFAULT)
+    path = next((Path(a) for a in options.arguments if "=" not in a), TRAINING / "studies" / "cifar10.yaml")
     folder = options.folder or Path("runs") / f"study-{path.stem}"
     results = options.results or TRAINING.parent / "model_cards" / "results" / f"study_{path.stem}.jsonl"
     overrides = [a for a in options.arguments if "=" in a]

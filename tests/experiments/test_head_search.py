@@ -1,39 +1,33 @@
 """The search from its recipe to its winner."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import yaml
 
+from hssl_hf.cli.main import main
 from hssl_hf.config.recipe import RecipeError, load_recipe
 from hssl_hf.experiments.head_search import rank, report, search_recipe
 from tests.conftest import ROOT, SAMPLE
 from tests.launches import TINY
+from tests.processes import Program
 
 QUICKSTART = ROOT / "training" / "recipes" / "quickstart.yaml"
 
 
-def test_the_recipe_of_a_search_is_the_same_but_for_head_and_share():
+def test_recipe_of_a_search_is_the_same_but_for_head_and_fraction():
     recipe = load_recipe(QUICKSTART, ["data.fraction=0.5"])
-    found = search_recipe(recipe, ["vit", "swin"], 0.2)
-    assert found.model["candidates"] == ["vit", "swin"] and "auxiliary" not in found.model and found.data.fraction == 0.1
-    assert found.model["auxiliary_depth"] == 1 and search_recipe(recipe, None, 0.2, 3).model["auxiliary_depth"] == 3
-    assert (found.optim, found.views, found.seed, found.probe.path) == (recipe.optim, recipe.views, recipe.seed, None)
-    assert search_recipe(recipe, None, 1.0).model_config().candidates == (
-        "convnext",
-        "poolformer",
-        "resmlp",
-        "resnet",
-        "swin",
-        "vit",
-    )
-    assert recipe.run.logging_steps == 10 and found.run.logging_steps == 2, "as many lines as of the whole training"
+    search = search_recipe(recipe, ["vit", "swin"], 0.2)
+    assert search.model["candidates"] == ["vit", "swin"] and "auxiliary" not in search.model and search.data.fraction == 0.1
+    assert search.model["auxiliary_depth"] == 1 and search_recipe(recipe, None, 0.2, 3).model["auxiliary_depth"] == 3
+    assert (search.optim, search.views, search.seed, search.probe.path) == (recipe.optim, recipe.views, recipe.seed, None)
+    families = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
+    assert search_recipe(recipe, None, 1.0).model_config().candidates == families
+    assert recipe.run.logging_steps == 10 and search.run.logging_steps == 2, "as many lines as of the full training"
     plain = search_recipe(load_recipe(QUICKSTART, ["model.auxiliary=null", "model.cls_supervision=[base->base]"]), None, 0.1)
-    assert plain.model_config().cls_arrows == [("auxiliary", "base"), ("auxiliary", "auxiliary")], (
-        "a base method gets HSSL's arrows"
-    )
+    arrows = [("auxiliary", "base"), ("auxiliary", "auxiliary")]
+    assert plain.model_config().cls_arrows == arrows, "a base method gets HSSL's arrows"
 
 
 def test_what_cannot_be_searched_is_refused():
@@ -67,22 +61,19 @@ def test_the_most_different_head_wins(tmp_path):
         rank(tmp_path)
 
 
-def test_through_the_command_line_on_a_share_of_the_images(tmp_path):
+def test_through_the_command_line_on_a_fraction_of_the_images(tmp_path, monkeypatch):
     """Two candidates on a tenth of the images; ranked, drawn, and the winner can be launched."""
     settings = [value for value in TINY if "epochs" not in value]
-    command = [
-        sys.executable,
-        "-m",
-        "hssl_hf.cli.main",
-        "search",
-        *settings,
-        f"run.output_dir={tmp_path}/search",
-        "data.num_workers=0",
-    ]
-    command += ["optim.epochs=0.3", "optim.warmup_epochs=0.1", "--candidates", "vit", "--candidates", "resmlp"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "auxiliary head" in done.stdout and "winner   accelerate launch training/pretrain.py" in done.stdout
+    settings += [f"run.output_dir={tmp_path}/search", "data.num_workers=0", "optim.epochs=0.3", "optim.warmup_epochs=0.1"]
+    command = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: command.extend(arguments))
+    main(["search", *settings, "--candidates", "vit", "--candidates", "resmlp"])
+    script = command.index(str(ROOT / "training" / "search_heads.py"))
+    assert command[1:4] == ["-m", "accelerate.commands.accelerate_cli", "launch"]
+    program = Program(*command[script:])
+    output, errors = program.communicate()
+    assert program.returncode == 0, errors[-3000:]
+    assert "auxiliary head" in output and "winner   accelerate launch training/pretrain.py" in output
     ranking = json.loads((tmp_path / "search" / "ranking.json").read_text())
     assert {candidate["family"] for candidate in ranking} == {"vit", "resmlp"} and ranking[0]["discrepancy"] > 0
     manifest = json.loads((tmp_path / "search" / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""A study from its file to its records: every variant with every seed, measured once, going on where it stopped."""
+"""A study from its file to its records: every variant with every seed, measured once, resumed where it stopped."""
 
 import json
 import subprocess
@@ -23,9 +23,9 @@ def write(folder, text: str):
     return path
 
 
-def test_variants_go_seed_by_seed_and_change_what_they_say():
+def test_variants_go_seed_by_seed_with_their_own_values():
     study = Study.read(CIFAR10)
-    runs = list(study.runs())
+    runs = study.runs()
     assert len(runs) == 3 * (len(study.variants) + 2) and runs[len(study.variants)] == ("search", 0)
     assert len({seed for _, seed in runs[: len(study.variants)]}) == 1
     assert study.overrides("vit", 2) == ["model.auxiliary=vit", "seed=2"] and study.overrides("search", 1) == ["seed=1"]
@@ -47,15 +47,12 @@ def test_variants_of_a_seed_start_from_one_base():
     [
         ("recipe: a.yaml\nbaseline: x\nvariants: {y: []}", r"\['x'\] are not among the variants"),
         ("recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nheads: [z]", r"\['z'\] are not among the variants"),
-        (
-            "recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nsearches: {y: 0.1}",
-            r"\['y'\] are names of variants and of searches",
-        ),
+        ("recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nsearches: {y: 0.1}", r"\['y'\] are names of variants and of"),
         ("recipe: a.yaml\nbaseline: y\nvariant: {y: []}", "Did you mean 'variants'"),
         ("recipe: [", "cannot read the study"),
     ],
 )
-def test_studies_that_cannot_be_are_refused(tmp_path, text, message):
+def test_inconsistent_studies_are_refused(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message):
         Study.read(write(tmp_path, text))
 
@@ -103,8 +100,8 @@ class Fakes:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_a_study_goes_on_with_what_has_no_record(jobs):
-    """A run that fails ends the study and loses nothing; the next call trains what is left, and nothing twice."""
+def test_a_study_continues_with_what_has_no_record(jobs):
+    """A run that fails ends the study and loses nothing; the next call trains the rest, and nothing twice."""
     study, fakes = Study.read(CIFAR10), Fakes(failing={("resmlp", 1)})
     with pytest.raises(RuntimeError, match="resmlp with seed 1 ended with code 1"):
         run(study, fakes, fakes, jobs)
@@ -134,19 +131,19 @@ def test_through_the_command_line_and_again(tmp_path):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:] + "".join(p.read_text()[-2000:] for p in folder.glob("*/train.log"))
         records = [json.loads(line) for line in results.read_text().splitlines()]
-        found = {(record["subject"], record["metric"]) for record in records}
-        assert len(found) == len(records) - 1, "one record of each, but two candidates of one search"
+        measured = {(record["subject"], record["metric"]) for record in records}
+        assert len(measured) == len(records) - 1, "one record of each, but two candidates of one search"
     assert "| vit |" in done.stdout and (folder / "study.png").is_file()
     pair = {"knn_top1", "knn_top1_auxiliary", "N_s", "sIoU", "discrepancy", "training_seconds"}
-    assert {metric for subject, metric in found if subject == "vit"} == pair
-    assert {metric for subject, metric in found if subject == "plain"} == {"knn_top1", "training_seconds"}
-    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), ("search", "search_discrepancy")} <= found
+    assert {metric for subject, metric in measured if subject == "vit"} == pair
+    assert {metric for subject, metric in measured if subject == "plain"} == {"knn_top1", "training_seconds"}
+    assert {(UNTRAINED, "knn_top1"), (PIXELS, "knn_top1"), ("search", "search_discrepancy")} <= measured
     assert not (folder / "vit-0" / "export").exists()
     assert all(record["dataset"] == SAMPLE.name and record["n"] == 200 for record in records)
 
 
 def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
-    """A head that says the same as the base for every image has no image apart, whole overlap and no discrepancy."""
+    """A head with the outputs of the base has no image to itself, complete overlap and no discrepancy."""
     recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
     measurement = Measurement(recipe, tmp_path / "records.jsonl")
     generator = torch.Generator().manual_seed(0)
@@ -155,24 +152,24 @@ def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
     measurement.__dict__["images"] = [(images, labels), (images[:30], labels[:30])]
     torch.manual_seed(0)
     model = HSSLForPreTraining(recipe.model_config())
-    model.teacher.auxiliary.register_forward_hook(lambda *_: model.teacher_says)
-    model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "teacher_says", output[0]))
+    model.teacher.auxiliary.register_forward_hook(lambda *_: model.base_tokens)
+    model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "base_tokens", output[0]))
     model.teacher.heads.projections["auxiliary"].load_state_dict(model.teacher.heads.projections["base"].state_dict())
-    found = {value.metric: value.value for value in measurement._values(model, 0.04)}
-    assert found["N_s"] == 0 and found["sIoU"] == 1 and found["discrepancy"] == pytest.approx(0, abs=1e-6)
-    assert found["knn_top1"] == found["knn_top1_auxiliary"] > 60
+    values = {value.metric: value.value for value in measurement._values(model, 0.04)}
+    assert values["N_s"] == 0 and values["sIoU"] == 1 and values["discrepancy"] == pytest.approx(0, abs=1e-6)
+    assert values["knn_top1"] == values["knn_top1_auxiliary"] > 60
 
 
-def test_a_measurement_that_is_cut_short_leaves_no_record(tmp_path, monkeypatch):
+def test_an_interrupted_measurement_leaves_no_record(tmp_path, monkeypatch):
     """So that the next one does not write the first of them twice."""
 
-    def cut_short(*_):
+    def interrupted(*_):
         yield Value("knn_top1_auxiliary", 40.0)
         raise KeyboardInterrupt
 
     recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
     measurement = Measurement(recipe, tmp_path / "records.jsonl")
-    monkeypatch.setattr(measurement, "_values", cut_short)
+    monkeypatch.setattr(measurement, "_values", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measurement.measure_references(0)
     assert not (tmp_path / "records.jsonl").exists() and not measurement.done()

@@ -17,26 +17,23 @@ def record(metric: str, subject: str, seed: int, value: float, **settings) -> di
 
 
 def records() -> list[dict]:
-    found = [
-        record("knn_top1", PIXELS, 0, 45.0),
-        record("knn_top1", UNTRAINED, 0, 30.0),
-        record("knn_top1", UNTRAINED, 1, 31.0),
-    ]
+    lines = [record("knn_top1", PIXELS, 0, 45.0)]
+    lines += [record("knn_top1", UNTRAINED, 0, 30.0), record("knn_top1", UNTRAINED, 1, 31.0)]
     for seed in (0, 1):
-        found.append(record("knn_top1", "plain", seed, 40.0 + seed))
-        for place, head in enumerate(STUDY.heads):
-            found.append(record("knn_top1", head, seed, 41.0 + 2 * seed + place))
-            found.append(record("discrepancy", head, seed, 0.1 * (place + 1)))
-            found.append(record("search_discrepancy", "search", seed, (1.0, 2.0, 3.0)[place] * (1 if seed else -1), head=head))
-            found.append(record("search_discrepancy", "long search", seed, (1.0, 3.0, 2.0)[place], head=head))
-    return found
+        lines.append(record("knn_top1", "plain", seed, 40.0 + seed))
+        for index, head in enumerate(STUDY.heads):
+            lines.append(record("knn_top1", head, seed, 41.0 + 2 * seed + index))
+            lines.append(record("discrepancy", head, seed, 0.1 * (index + 1)))
+            lines.append(record("search_discrepancy", "search", seed, (1.0, 2.0, 3.0)[index] * (1 if seed else -1), head=head))
+            lines.append(record("search_discrepancy", "long search", seed, (1.0, 3.0, 2.0)[index], head=head))
+    return lines
 
 
 def test_gains_are_paired_by_seed():
     findings = Findings(STUDY, records())
     assert findings.gains("vit") == {0: 1.0, 1: 2.0}
-    lonely = [r for r in records() if not (r["subject"] == "plain" and r["seed"] == 1)]
-    assert Findings(STUDY, lonely).gains("vit") == {0: 1.0}, "a seed that the baseline lacks makes no pair"
+    unpaired = [r for r in records() if not (r["subject"] == "plain" and r["seed"] == 1)]
+    assert Findings(STUDY, unpaired).gains("vit") == {0: 1.0}, "a seed that the baseline lacks makes no pair"
 
 
 def test_rank_correlation_is_that_of_the_ranks():
@@ -50,12 +47,11 @@ def test_rank_correlation_is_that_of_the_ranks():
         "| D in the long search | +0.50, +0.50 | +0.50, +0.50 |",
     ]
     lacking = [r for r in records() if (r["metric"], r["subject"], r["seed"]) != ("discrepancy", "swin", 0)]
-    assert rank_table(Findings(STUDY, lacking))[2] == "| D of the single runs | – | +1.00 |", (
-        "a seed that lacks a head has no rank"
-    )
+    lines = rank_table(Findings(STUDY, lacking))
+    assert lines[2] == "| D of the single runs | – | +1.00 |", "a seed that lacks a head has no rank"
 
 
-def test_the_table_has_what_there_is(tmp_path):
+def test_the_table_has_what_was_measured(tmp_path):
     lines = table(Findings(STUDY, records()))
     assert lines[2].startswith("| raw pixels | 45.00 | 45.00 | – |") and lines[3].startswith("| untrained base | 30.50 |")
     assert lines[4].startswith("| plain | 40.50 | 40.00, 41.00 | – |")

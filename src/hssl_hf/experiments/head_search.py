@@ -14,8 +14,8 @@ from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_head_search import FAMILIES, HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.runs.metric_logger import read_log
-from hssl_hf.visualization.curves import scale
+from hssl_hf.runs.metric_logger import LOG, read_log
+from hssl_hf.visualization.curves import points_of, scale
 
 RANKING, FIGURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
 DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
@@ -46,16 +46,16 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
         raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model_type()!r}")
     if not 0 < data_fraction <= 1:
         raise RecipeError(f"expected a fraction of the images above 0 and up to 1, got {data_fraction}")
-    model = {
-        key: value for key, value in recipe.model.items() if key not in ("auxiliary", "auxiliary_connection", "model_type")
-    }
-    model["auxiliary_depth"] = depth
+    replaced = {"auxiliary", "auxiliary_connection", "model_type"}
     if recipe.model.get("auxiliary", "") is None:
-        model.pop("cls_supervision", None)
-    chosen = {"candidates": list(candidates)} if candidates else {}
+        replaced.add("cls_supervision")
+    model = {"model_type": HeadSearchConfig.model_type}
+    model |= {key: value for key, value in recipe.model.items() if key not in replaced} | {"auxiliary_depth": depth}
+    if candidates:
+        model["candidates"] = candidates
     return replace(
         recipe,
-        model={"model_type": HeadSearchConfig.model_type, **model, **chosen},
+        model=model,
         data=replace(recipe.data, fraction=data_fraction * recipe.data.fraction),
         probe=replace(recipe.probe, path=None),
         run=replace(recipe.run, export=False, logging_steps=max(1, round(data_fraction * recipe.run.logging_steps))),
@@ -68,16 +68,15 @@ def rank(folder: Path) -> list[Candidate]:
     Raises:
         UserError: if the log has no discrepancies.
     """
-    keys = {f"discrepancy_{family}": family for family in FAMILIES}
-    lines = [line for line in read_log(folder / "log.jsonl") if keys.keys() & line.keys()]
-    if not lines:
+    lines, candidates = read_log(folder / LOG), []
+    for family in FAMILIES:
+        values = [value for _, value in points_of(lines, f"discrepancy_{family}")]
+        if values:
+            last = values[-max(1, round(LAST * len(values))) :]
+            candidates.append(Candidate(family, mean(last), stdev(last) if len(last) > 1 else 0.0))
+    if not candidates:
         raise UserError(f"{folder} holds no search: its log has no discrepancy of a candidate")
-    last = lines[-max(1, round(LAST * len(lines))) :]
-    found = []
-    for key in keys.keys() & lines[-1].keys():
-        values = [line[key] for line in last]
-        found.append(Candidate(keys[key], mean(values), stdev(values) if len(values) > 1 else 0.0))
-    return sorted(found, key=lambda candidate: -candidate.discrepancy)
+    return sorted(candidates, key=lambda candidate: -candidate.discrepancy)
 
 
 def report(folder: Path, recipe: Recipe) -> str:
@@ -93,25 +92,22 @@ def report(folder: Path, recipe: Recipe) -> str:
     winner.save(folder / WINNER)
     lines = ["auxiliary head   discrepancy (nats)"]
     lines += [f"{number}. {c.family:13s} {c.discrepancy:8.4f} ± {c.spread:.4f}" for number, c in enumerate(ranking, 1)]
-    return "\n".join(
-        [*lines, "", f"curves   {folder / FIGURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
-    )
+    lines += ["", f"curves   {folder / FIGURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
+    return "\n".join(lines)
 
 
 def _draw(folder: Path, ranking: list[Candidate]) -> None:
     """The ranking, and the discrepancies over time."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.5))
-    families = [candidate.family for candidate in ranking]
-    colors = [f"C{number}" for number in range(len(ranking))]
-    bars.barh(families, [c.discrepancy for c in ranking], xerr=[c.spread for c in ranking], color=colors)
+    lines, values = read_log(folder / LOG), []
+    for candidate in ranking:
+        bars.barh(candidate.family, candidate.discrepancy, xerr=candidate.spread)
+        steps, discrepancies = zip(*points_of(lines, f"discrepancy_{candidate.family}"), strict=True)
+        curves.plot(steps, discrepancies, label=candidate.family, linewidth=1.2)
+        values += discrepancies
     bars.invert_yaxis()
     bars.set(title="discrepancy at the end (nats)")
-    lines, values = read_log(folder / "log.jsonl"), []
-    for family, color in zip(families, colors, strict=True):
-        points = [(line["step"], line[f"discrepancy_{family}"]) for line in lines if f"discrepancy_{family}" in line]
-        curves.plot(*zip(*points, strict=True), label=family, color=color, linewidth=1.2)
-        values += [value for _, value in points]
     curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
     curves.grid(alpha=0.25)
     curves.legend(fontsize=7)

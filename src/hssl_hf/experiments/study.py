@@ -15,12 +15,12 @@ import torch
 import yaml
 from accelerate.utils import set_seed
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
 from hssl_hf.config.strict_yaml import build
+from hssl_hf.evaluation.features import extract
 from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.metrics import ComplementarySamples, Discrepancy, SuccessIoU
+from hssl_hf.evaluation.metrics import Discrepancy, accuracy, overlap
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.experiments.head_search import RANKING
 from hssl_hf.models.configuration_hssl import HSSLConfig
@@ -68,11 +68,9 @@ class Study:
             raise RecipeError(f"{path}: {sorted(twice)} are names of variants and of searches")
         return study
 
-    def runs(self) -> Iterator[tuple[str, int]]:
+    def runs(self) -> list[tuple[str, int]]:
         """Every variant with every seed, seed by seed, so that a study that is cut short can still be compared."""
-        for seed in self.seeds:
-            for variant in (*self.variants, *self.searches):
-                yield variant, seed
+        return [(variant, seed) for seed in self.seeds for variant in (*self.variants, *self.searches)]
 
     def overrides(self, variant: str, seed: int) -> list[str]:
         return [*self.variants.get(variant, []), f"seed={seed}"]
@@ -98,8 +96,7 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, results: Path):
         self.recipe, self.results = recipe, results
-        self.processor = image_processor_for(recipe)
-        self.probe = Probe(recipe.probe, self.processor)
+        self.probe = Probe(recipe.probe, image_processor_for(recipe))
 
     def done(self) -> set[tuple[str, int]]:
         """Subjects and seeds that have been measured; the k-NN accuracy is the last record of a subject."""
@@ -110,85 +107,67 @@ class Measurement:
         """Records of one finished run or search."""
         if (folder / RANKING).is_file():
             ranking = json.loads((folder / RANKING).read_text())
-            found = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
+            values = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
         else:
             run = RunDirectory.open(folder)
             manifest = json.loads((folder / "manifest.json").read_text())
             seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
-            found = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
-        self._keep(found, variant, seed)
+            values = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
+        self._record(values, variant, seed)
 
     def measure_references(self, seed: int) -> None:
         """The untrained base, and the pixels themselves."""
         if (UNTRAINED, seed) not in self.done():
             set_seed(seed)
-            self._keep(list(self._values(HSSLForPreTraining(self.recipe.model_config()), None)), UNTRAINED, seed)
+            self._record(list(self._values(HSSLForPreTraining(self.recipe.model_config()), None)), UNTRAINED, seed)
         if (PIXELS, 0) not in self.done():
-            bank, queries = (pixels.flatten(1) for pixels, _ in self.images)
-            self._keep([Value("knn_top1", self._accuracy(self._classify(bank, queries)))], PIXELS, 0)
+            predictions = self._classify(*(pixels.flatten(1) for pixels, _ in self.images))
+            self._record([Value("knn_top1", accuracy(predictions, self.images[1][1]))], PIXELS, 0)
 
     @cached_property
     def images(self) -> list[tuple[Tensor, Tensor]]:
-        """(n, 3, H, W) normalized pixels and (n,) labels of bank and queries."""
-        found = []
-        for split in self.probe.splits():
-            pixels, labels, part = [], [], []
-            for image, label in tqdm(split, desc=f"images of {split.source.split}", unit="img", leave=False):
-                part.append(image)
-                labels.append(label)
-                if len(part) == 512:
-                    pixels.append(self.processor(part, return_tensors="pt")["pixel_values"])
-                    part = []
-            if part:
-                pixels.append(self.processor(part, return_tensors="pt")["pixel_values"])
-            found.append((torch.cat(pixels), torch.tensor(labels)))
-        return found
+        """(n, 3, H, W) normalized pixels and (n,) labels of training and test images."""
+        return [
+            extract(lambda pixels: (pixels, None), self.probe.processor, split, progress=f"images of {split.source.split}")
+            for split in self.probe.splits()
+        ]
 
     def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
         """Records of one model; of its head only at a temperature of the teacher."""
         network = model.get_network().eval()
-        (bank, _), (queries, labels) = self.images
-        features = [_encode(network, pixels) for pixels in (bank, queries)]
-        found = {name: self._classify(*(each[name] for each in features)) for name in features[0]}
-        if temperature is not None and "auxiliary" in found:
-            yield Value("knn_top1_auxiliary", self._accuracy(found["auxiliary"]))
-            inputs = {"predictions": found["base"], "auxiliary": found["auxiliary"], "references": labels}
-            inputs = {name: value.numpy() for name, value in inputs.items()}
-            yield Value("N_s", ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
-            yield Value("sIoU", SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"], "fraction")
-            outputs = _outputs(network, features[1])
-            if outputs is not None:
-                apart = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
-                yield Value("discrepancy", apart, "nats", {"temperature": temperature, "centerd": True})
-        yield Value("knn_top1", self._accuracy(found["base"]))
+        train, test = (_encode(network, pixels) for pixels, _ in self.images)
+        labels = self.images[1][1]
+        predictions = {name: self._classify(train[name], test[name]) for name in train}
+        if temperature is not None and "auxiliary" in predictions:
+            yield Value("knn_top1_auxiliary", accuracy(predictions["auxiliary"], labels))
+            pair = overlap(predictions["base"], predictions["auxiliary"], labels)
+            yield Value("N_s", pair["N_s"], "images")
+            yield Value("sIoU", pair["sIoU"], "fraction")
+            if outputs := _outputs(network, test):
+                value = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
+                yield Value("discrepancy", value, "nats", {"temperature": temperature, "centerd": True})
+        yield Value("knn_top1", accuracy(predictions["base"], labels))
 
-    def _classify(self, bank: Tensor, queries: Tensor) -> Tensor:
+    def _classify(self, train: Tensor, test: Tensor) -> Tensor:
         """(m,) predicted classes."""
-        config = self.recipe.probe
-        return knn_scores(bank, self.images[0][1], queries, config.num_neighbors, config.temperature).argmax(1)
+        return knn_scores(train, self.images[0][1], test, **self.probe.knn_settings()).argmax(1)
 
-    def _accuracy(self, predicted: Tensor) -> float:
-        return 100 * (predicted == self.images[1][1]).float().mean().item()
-
-    def _keep(self, values: list[Value], subject: str, seed: int) -> None:
+    def _record(self, values: list[Value], subject: str, seed: int) -> None:
         """Write the records of one subject at once."""
-        for found in values:
-            settings = {**self.probe.knn_settings(), **found.settings}
-            self.probe.record(
-                found.metric, found.value, len(self.images[1][1]), settings, subject, seed, self.results, found.unit
-            )
+        n = len(self.images[1][1])
+        for value in values:
+            settings = {**self.probe.knn_settings(), **value.settings}
+            self.probe.record(value.metric, value.value, n, settings, subject, seed, self.results, value.unit)
 
 
 @torch.inference_mode()
 def _encode(network, pixels: Tensor) -> dict[str, Tensor]:
     """Class tokens (n, C) of base and, where there is one, auxiliary head."""
-    found: dict[str, list[Tensor]] = {}
-    for part in pixels.split(512):
-        branches = network(part[None])
-        for name, tokens in branches._asdict().items():
-            if tokens is not None:
-                found.setdefault(name, []).append(tokens.cls[0])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    chunks = [
+        {name: tokens.cls[0] for name, tokens in network(chunk[None])._asdict().items() if tokens is not None}
+        for chunk in pixels.split(512)
+    ]
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 @torch.inference_mode()
@@ -197,7 +176,7 @@ def _outputs(network, features: dict[str, Tensor]) -> dict | None:
     heads = network.heads
     if not hasattr(heads, "prototypes") or not all(heads.has(name) for name in features):
         return None
-    base, auxiliary = (prototype_logits(heads.project(name, features[name]), heads.prototypes()).numpy() for name in features)
+    base, auxiliary = (prototype_logits(heads.project(name, features[name]), heads.prototypes()) for name in features)
     return {"predictions": base, "references": auxiliary}
 
 

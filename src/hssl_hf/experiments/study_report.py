@@ -1,6 +1,5 @@
 """Records of a study -> table, plots, and how well the search predicts the single runs."""
 
-from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,12 +9,7 @@ from matplotlib.figure import Figure
 
 from hssl_hf.experiments.study import PIXELS, UNTRAINED, Study
 
-COLUMNS = (
-    ("discrepancy", "D", ".3f"),
-    ("N_s", "N_s", ".0f"),
-    ("sIoU", "sIoU", ".3f"),
-    ("knn_top1_auxiliary", "k-NN of the head", ".2f"),
-)
+FORMATS = {"discrepancy": ".3f", "N_s": ".0f", "sIoU": ".3f", "knn_top1_auxiliary": ".2f"}  # of the last columns of `table`
 
 
 class Findings:
@@ -28,16 +22,16 @@ class Findings:
 
     def __init__(self, study: Study, records: list[dict]):
         self.study = study
-        self.values: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        self.values: dict[tuple[str, str, int], float] = {}
         for record in records:
-            name = (record["metric"], record["subject"])
-            if record["metric"] == "search_discrepancy":  # of one head in one of the searches
-                name = (record["subject"], record["settings"]["head"])
-            self.values[name[0]][name[1]][record["seed"]] = record["value"]
+            metric, subject = record["metric"], record["subject"]
+            if metric == "search_discrepancy":  # of one head in one of the searches
+                metric, subject = subject, record["settings"]["head"]
+            self.values[metric, subject, record["seed"]] = record["value"]
 
     def of(self, metric: str, subject: str) -> dict[int, float]:
         """Available values by seed."""
-        return dict(sorted(self.values[metric][subject].items()))
+        return {seed: value for (*key, seed), value in sorted(self.values.items()) if key == [metric, subject]}
 
     def gains(self, variant: str) -> dict[int, float]:
         """k-NN accuracy of a variant less that of the baseline with the same seed, in percentage points."""
@@ -46,12 +40,12 @@ class Findings:
 
     def rank_correlation(self, first: dict[str, dict[int, float]], second: dict[str, dict[int, float]]) -> list[float]:
         """Spearman's coefficient of two values by head and seed over all heads, one per seed that lacks none."""
-        found = []
+        coefficients = []
         for seed in self.study.seeds:
             pair = [[values[head].get(seed) for head in self.study.heads] for values in (first, second)]
             if self.study.heads and None not in (*pair[0], *pair[1]):
-                found.append(spearman(*pair))
-        return found
+                coefficients.append(spearman(*pair))
+        return coefficients
 
     def by_head(self, metric: str) -> dict[str, dict[int, float]]:
         """A metric, or the discrepancies of a search by its name, of every head and seed."""
@@ -71,11 +65,10 @@ def table(findings: Findings) -> list[str]:
         accuracies = findings.of("knn_top1", subject)
         if not accuracies:
             continue
+        gains = findings.gains(subject) if subject not in (PIXELS, UNTRAINED, findings.study.baseline) else {}
         cells = [subject, _mean(accuracies, ".2f"), ", ".join(f"{value:.2f}" for value in accuracies.values())]
-        compared = subject in findings.study.variants and subject != findings.study.baseline
-        gains = findings.gains(subject) if compared else {}
-        cells.append(_mean(gains, "+.2f", spread=True))
-        cells += [_mean(findings.of(metric, subject), form) for metric, _, form in COLUMNS]
+        cells += [_mean(gains, "+.2f", spread=True)]
+        cells += [_mean(findings.of(metric, subject), form) for metric, form in FORMATS.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -84,20 +77,15 @@ def rank_table(findings: Findings) -> list[str]:
     """Lines of Markdown: what discrepancies of single runs and of searches predict; none without records."""
     single = findings.by_head("discrepancy")
     gains = {head: findings.gains(head) for head in findings.study.heads}
-    rows = [
-        ("D of the single runs", single),
-        *((f"D in the {name}", findings.by_head(name)) for name in findings.study.searches),
-    ]
+    rows = {"D of the single runs": single} | {f"D in the {name}": findings.by_head(name) for name in findings.study.searches}
     lines = []
-    for name, values in rows:
+    for name, values in rows.items():
         cells = [findings.rank_correlation(values, other) if values is not other else [] for other in (single, gains)]
         if any(cells):
             lines.append(f"| {name} | {' | '.join(', '.join(f'{r:+.2f}' for r in cell) or '–' for cell in cells)} |")
-    if not lines:
-        return []
     heads = len(findings.study.heads)
     title = f"| rank correlation of {heads} heads, a value per seed | with D of the single runs | with their gains |"
-    return [title, "|---|---|---|", *lines]
+    return [title, "|---|---|---|", *lines] if lines else []
 
 
 def draw(findings: Findings, path: Path) -> None:
@@ -123,14 +111,12 @@ def draw(findings: Findings, path: Path) -> None:
 
 def _draw_gains(axes, findings: Findings) -> None:
     """A bar per variant, a dot per seed."""
-    variants = [
-        variant for variant in findings.study.variants if variant != findings.study.baseline and findings.gains(variant)
-    ]
-    for place, variant in enumerate(variants):
-        gains = list(findings.gains(variant).values())
-        axes.barh(place, mean(gains), color="C0", alpha=0.35)
-        axes.plot(gains, [place] * len(gains), "o", color="C0", markersize=4)
-    axes.set_yticks(range(len(variants)), variants, fontsize=8)
+    gains = {variant: list(findings.gains(variant).values()) for variant in findings.study.variants}
+    bars = {variant: values for variant, values in gains.items() if values and variant != findings.study.baseline}
+    for position, values in enumerate(bars.values()):
+        axes.barh(position, mean(values), color="C0", alpha=0.35)
+        axes.plot(values, [position] * len(values), "o", color="C0", markersize=4)
+    axes.set_yticks(range(len(bars)), bars, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(title=f"k-NN less that of {findings.study.baseline}", xlabel="percentage points; a dot is a seed")

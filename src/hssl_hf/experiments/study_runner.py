@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -35,8 +36,8 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with (folder / "train.log").open("a") as log:
-                command, quiet = self._command(variant, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=quiet)
+                command, environment = self._command(variant, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 os.sched_setaffinity(process.pid, {core})
                 self.running.append(process)
                 code = process.wait()
@@ -46,19 +47,13 @@ class Runner:
             raise RuntimeError(f"{variant} with seed {seed} ended with code {code}; see {folder / 'train.log'}")
 
     def _command(self, variant: str, seed: int, folder: Path) -> list[str]:
-        values = [
-            *self.overrides,
-            *self.study.overrides(variant, seed),
-            f"run.output_dir={folder}",
-            "resume_from_checkpoint=auto",
-            "probe.path=null",
-            "run.export=false",
-        ]
-        script, more = "pretrain.py", []
-        if variant in self.study.searches:
-            script, more = "search_heads.py", ["--data-fraction", str(self.study.searches[variant])]
-            more += [word for head in self.study.heads for word in ("--candidates", head)]
-        return [sys.executable, str(TRAINING / script), str(self.path.parent / self.study.recipe), *values, *more]
+        arguments = [str(self.path.parent / self.study.recipe), *self.overrides, *self.study.overrides(variant, seed)]
+        arguments += [f"run.output_dir={folder}", "resume_from_checkpoint=auto", "probe.path=null", "run.export=false"]
+        if variant not in self.study.searches:
+            return [sys.executable, str(TRAINING / "pretrain.py"), *arguments]
+        arguments += ["--data-fraction", str(self.study.searches[variant])]
+        arguments += [word for head in self.study.heads for word in ("--candidates", head)]
+        return [sys.executable, str(TRAINING / "search_heads.py"), *arguments]
 
     def stop(self) -> None:
         """Stop every run after a checkpoint."""
@@ -72,22 +67,21 @@ def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> No
     for seed in study.seeds:
         measurement.measure_references(seed)
     done = measurement.done()
-    left = [pair for pair in study.runs() if pair not in done]
-    waiting, pending = iter(left), {}
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit="run") as bar:
+    remaining = [pair for pair in study.runs() if pair not in done]
+    waiting, pending = iter(remaining), {}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(remaining), unit="run") as bar:
 
-        def start() -> None:
-            if (pair := next(waiting, None)) is not None:
+        def start(count: int) -> None:
+            for pair in islice(waiting, count):
                 pending[pool.submit(runner.train, *pair)] = pair
 
         try:
-            for _ in range(jobs):
-                start()
+            start(jobs)
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     pair = pending.pop(future)
                     future.result()
-                    start()
+                    start(1)
                     measurement.measure(*pair, runner.folder_of(*pair))
                     bar.set_postfix_str(f"{pair[0]}, seed {pair[1]}")
                     bar.update()
