@@ -145,7 +145,7 @@ class Measurement:
             yield Value("sIoU", pair["sIoU"], "fraction")
             if outputs := _outputs(network, test):
                 value = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
-                yield Value("discrepancy", value, "nats", {"temperature": temperature, "centerd": True})
+                yield Value("discrepancy", value, "nats", {"temperature": temperature, "centered": True})
         yield Value("knn_top1", accuracy(predictions["base"], labels))
 
     def _classify(self, train: Tensor, test: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ def discrepancy(base: Tensor, auxiliary: Tensor, temperature: float = 1.0) -> Te
     Args:
         base: (n, d) teacher outputs of the base model, one row per image.
         auxiliary: (n, d) teacher outputs of the auxiliary head for the same images.
-        temperature: T > 0. The paper names none; at the teacher's temperature, on centerd outputs, the values are of the
+        temperature: T > 0. The paper names none; at the teacher's temperature, on centered outputs, the values are of the
             order that it reports (.056 to .11).
     Returns:
         a scalar, 0 if and only if both agree on every image.
