@@ -1,4 +1,4 @@
-"""Starting from other weights: a whole model, a stock backbone, a timm one; and what does not fit."""
+"""Starting from other weights: a full model, a stock backbone, a timm one; and weights that do not fit."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
 
 
-def moved(model):
+def with_other_teacher(model):
     """A model whose teacher differs from the student."""
     with torch.no_grad():
         for p in model.teacher.parameters() if model.teacher is not None else ():
@@ -22,27 +22,27 @@ def moved(model):
     return model
 
 
-def test_a_whole_model_gives_student_teacher_heads_and_centers(tmp_path):
-    source, model = moved(tiny_model()), tiny_model()
-    export_model(source, tmp_path / "whole")
-    assert load_initial_weights(model, str(tmp_path / "whole")) is False
-    found, expected = model.state_dict(), source.state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def test_full_model_gives_student_teacher_heads_and_centers(tmp_path):
+    source, model = with_other_teacher(tiny_model()), tiny_model()
+    export_model(source, tmp_path / "full")
+    assert load_initial_weights(model, str(tmp_path / "full")) is False
+    loaded, expected = model.state_dict(), source.state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
 @pytest.mark.parametrize("kind", ["main", "timm"])
 @pytest.mark.parametrize("make", [tiny_model, tiny_siamese, lambda: tiny_siamese(**MAE)], ids=["hssl", "siamese_im", "mae"])
-def test_a_backbone_gives_the_base_to_student_and_teacher(tmp_path, kind, make):
-    source, model = moved(make()), make()
+def test_backbone_gives_the_base_to_student_and_teacher(tmp_path, kind, make):
+    source, model = with_other_teacher(make()), make()
     heads = {name: value.clone() for name, value in model.state_dict().items() if "base." not in name}
     export_backbone(source, tmp_path / "base", kind=kind)
     assert load_initial_weights(model, str(tmp_path / "base")) is True
     kept = source.get_network().base.timm_state_dict()
     networks = [model.student] if model.teacher is None else [model.student, model.teacher]
     for network in networks:
-        found = network.base.timm_state_dict()
-        assert all(torch.equal(found[name], kept[name]) for name in kept)
+        loaded = network.base.timm_state_dict()
+        assert all(torch.equal(loaded[name], kept[name]) for name in kept)
     after = model.state_dict()
     students = [name for name in heads if name.startswith("student.")]
     assert students and all(torch.equal(after[name], heads[name]) for name in students)
@@ -58,20 +58,20 @@ def test_a_backbone_gives_the_base_to_student_and_teacher(tmp_path, kind, make):
         ("poolformer_s12", {}, 64),
     ],
 )
-def test_other_architectures_come_from_stock_models(tmp_path, kind, backbone, kwargs, size):
+def test_other_architectures_start_from_stock_models(tmp_path, kind, backbone, kwargs, size):
     def make():
         return tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=size, objective="dino", auxiliary="resnet")
 
-    source, model = moved(make()), make()
+    source, model = with_other_teacher(make()), make()
     export_backbone(source, tmp_path / "base", kind=kind)
     assert load_initial_weights(model, str(tmp_path / "base")) is True
-    kept, found = source.teacher.base.timm_state_dict(), model.student.base.timm_state_dict()
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    kept, loaded = source.teacher.base.timm_state_dict(), model.student.base.timm_state_dict()
+    assert all(torch.equal(loaded[name], kept[name]) for name in kept)
 
 
-def test_what_does_not_fit_is_refused_with_its_shape(tmp_path):
+def test_weights_that_do_not_fit_are_refused_with_their_shapes(tmp_path):
     export_backbone(tiny_model(), tmp_path / "base")
-    export_model(tiny_model(), tmp_path / "whole")
+    export_model(tiny_model(), tmp_path / "full")
     with pytest.raises(
         ValueError, match=r"(?s)does not fit the base.*\n  patch_embed.proj.weight: expected .*4, 4.*got .*8, 8"
     ):
@@ -79,6 +79,6 @@ def test_what_does_not_fit_is_refused_with_its_shape(tmp_path):
             tiny_model(backbone_kwargs={"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}), str(tmp_path / "base")
         )
     with pytest.raises(ValueError, match=r"does not fit student, teacher and heads.*\n  missing: student.auxiliary"):
-        load_initial_weights(tiny_model(auxiliary="resnet"), str(tmp_path / "whole"))
+        load_initial_weights(tiny_model(auxiliary="resnet"), str(tmp_path / "full"))
     with pytest.raises(ValueError, match="is neither a folder nor a Hub repository with a model"):
         load_initial_weights(tiny_model(), str(tmp_path / "nothing"))

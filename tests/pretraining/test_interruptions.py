@@ -21,24 +21,24 @@ from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_st
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     """kill -9 in mid-training: losses of all steps and final weights are the same bits, with drop path and shuffling."""
     arguments = [f"data.num_workers={workers}", "model.drop_path_rate=0.3", f"seed={workers}"]
-    whole = start(tmp_path / "whole", *arguments, "run.export=false", method=method)
+    reference = start(tmp_path / "reference", *arguments, "run.export=false", method=method)
     killed = start(tmp_path / "killed", *arguments, method=method)
     wait_for_step(killed, 6 + os.getpid() % 14)
     killed.kill()
     killed.communicate()
-    whole.communicate()
-    assert whole.returncode == 0 and killed.returncode == -signal.SIGKILL
+    reference.communicate()
+    assert reference.returncode == 0 and killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "export").exists()
     resumed = start(tmp_path / "killed", *arguments, "resume_from_checkpoint=auto", method=method)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 24
-    found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "reference") and len(losses(tmp_path / "reference")) == 24
+    actual, expected = weights(tmp_path / "killed"), weights(tmp_path / "reference")
+    assert actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_save_and_leave(tmp_path, number):
+def test_signals_save_and_exit(tmp_path, number):
     process = start(tmp_path / "run", "data.num_workers=1", "run.save_steps=1000")
     wait_for_step(process, 3)
     process.send_signal(number)
@@ -52,7 +52,7 @@ def test_signals_save_and_leave(tmp_path, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["hssl", "siamese_im"])
 def test_one_of_two_processes_is_killed(tmp_path, method):
-    """Through the launcher: two gloo processes, of which one is killed, resumed, equal an uninterrupted pair; one goes on."""
+    """Two gloo processes, one of them killed, resumed, equal an uninterrupted pair; then one process continues."""
 
     def launch(folder, *arguments):
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
@@ -61,9 +61,9 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
-    whole, part = launch(tmp_path / "whole"), tmp_path / "part"
-    _, errors = whole.communicate()
-    assert whole.returncode == 0, errors
+    reference, part = launch(tmp_path / "reference"), tmp_path / "part"
+    _, errors = reference.communicate()
+    assert reference.returncode == 0, errors
     killed = launch(part)
     wait_for_step(killed, 13)
     ranks = [p for p in psutil.Process(killed.pid).children(recursive=True) if p.environ().get("LOCAL_RANK") == "1"]
@@ -73,14 +73,14 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
     resumed = launch(part, "resume_from_checkpoint=auto")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
-    assert losses(part) == losses(tmp_path / "whole")
-    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "whole").values(), strict=True))
+    assert losses(part) == losses(tmp_path / "reference")
+    assert all(torch.equal(a, b) for a, b in zip(weights(part).values(), weights(tmp_path / "reference").values(), strict=True))
 
     shutil.rmtree(part / "checkpoints" / "step-00000024")
     alone = start(part, "resume_from_checkpoint=auto", "data.num_workers=1", method=method)
     errors = alone.communicate()[1]
     assert alone.returncode == 0 and "resuming with 1 processes a run of 2" in errors, errors
-    assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "whole")[:20]
+    assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "reference")[:20]
 
 
 @pytest.mark.slow
@@ -90,13 +90,13 @@ def test_launch_that_would_run_one_process_is_refused(tmp_path):
     assert done.returncode != 0 and "accelerate/cpu.yaml --num_processes 2 training/pretrain.py" in done.stderr
 
 
-def test_a_reader_that_dies_is_reported(tmp_path):
-    """As when the system kills it for want of memory; the run can be resumed."""
+def test_dead_worker_is_reported(tmp_path):
+    """As when the system kills it for lack of memory; the run can be resumed."""
     folder = tmp_path / "run"
     process = start(folder, "data.num_workers=1")
     wait_for_step(process, 7)
-    (reader,) = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
-    reader.kill()
+    (worker,) = [p for p in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
+    worker.kill()
     _, errors = process.communicate()
     assert process.returncode == 2 and "error: a data loader worker died" in errors and "Traceback" not in errors, errors
     resumed = start(folder, "data.num_workers=1", "resume_from_checkpoint=auto", "run.export=false")
@@ -119,11 +119,11 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     assert sorted(before)[-1] in errors and "Traceback" not in errors
 
 
-def test_a_damaged_checkpoint_is_put_aside(tmp_path):
+def test_damaged_checkpoint_is_quarantined(tmp_path):
     """The newest checkpoint cut short, as by a full disk or a broken copy: the one before it is resumed, to the same bits."""
     folder = tmp_path / "run"
-    whole = start(folder, "data.num_workers=0", "run.export=false")
-    whole.communicate()
+    reference = start(folder, "data.num_workers=0", "run.export=false")
+    reference.communicate()
     expected = losses(folder), weights(folder)
     newest = folder / "checkpoints" / "step-00000024" / "optimizer.bin"
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -141,8 +141,8 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path):
 def test_twenty_five_kills_change_nothing(tmp_path, workers):
     """kill -9 again and again, after some steps or in the middle of a checkpoint: the same bits as without."""
     settings = [f"data.num_workers={workers}", "optim.epochs=0.1", "run.save_steps=3", "model.drop_path_rate=0.2"]
-    whole = start(tmp_path / "whole", *settings)
-    whole.communicate()
+    reference = start(tmp_path / "reference", *settings)
+    reference.communicate()
     folder, dice, saving = tmp_path / "killed", random.Random(workers), 0
     for _ in range(25):
         process = start(folder, *settings, "resume_from_checkpoint=auto")
@@ -160,9 +160,9 @@ def test_twenty_five_kills_change_nothing(tmp_path, workers):
     last = start(folder, *settings, "resume_from_checkpoint=auto")
     _, errors = last.communicate()
     assert last.returncode == 0 and saving > 5, errors
-    assert losses(folder) == losses(tmp_path / "whole") and len(losses(folder)) == 62
-    found, expected = weights(folder, 62), weights(tmp_path / "whole", 62)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert losses(folder) == losses(tmp_path / "reference") and len(losses(folder)) == 62
+    actual, expected = weights(folder, 62), weights(tmp_path / "reference", 62)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     print(f"{workers} workers: 25 kills, {saving} of them while saving, {62 * 16} images")
 
 

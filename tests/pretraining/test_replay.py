@@ -1,9 +1,10 @@
-"""A step with gradients that are not finite is kept, and breaks again when it is run again."""
+"""A step with gradients that are not finite is captured, and fails again when it is replayed."""
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from hssl_hf import HSSLForPreTraining
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.augmentation import Augmentation
 from hssl_hf.data.views import collate
@@ -28,8 +29,6 @@ def training(tmp_path):
         ],
     )
     recipe.save(tmp_path / "recipe.yaml")
-    from hssl_hf import HSSLForPreTraining
-
     torch.manual_seed(0)
     method = HSSLForPreTraining(recipe.model_config()).train()
     optimizer = build_optimizer(method.student, (0.9, 0.999))
@@ -52,7 +51,7 @@ def train_step(training, recorder, number: int, views):
     engine.clip_and_step(number, [], 3.0, "per_parameter")
 
 
-def test_nothing_moves_from_the_first_bad_step_on(training):
+def test_weights_are_frozen_from_the_first_bad_step_on(training):
     recipe, method, engine = training
     recorder = BatchRecorder(1)
     for number in range(2):
@@ -66,7 +65,7 @@ def test_nothing_moves_from_the_first_bad_step_on(training):
     assert all(torch.equal(method.state_dict()[name], value) for name, value in before.items())
 
 
-def test_a_capture_holds_the_step_and_breaks_again(training, tmp_path):
+def test_captured_step_fails_again(training, tmp_path):
     recipe, method, engine = training
     recorder = BatchRecorder(2)
     for number in range(2):
@@ -81,7 +80,7 @@ def test_a_capture_holds_the_step_and_breaks_again(training, tmp_path):
     assert "student.base.model.patch_embed.proj.weight" in report.not_finite
 
 
-def test_the_same_step_gives_the_same_loss(training, tmp_path):
+def test_replayed_step_has_the_same_loss(training, tmp_path):
     """The batch, the weights and the random state are those of the step."""
     recipe, method, engine = training
     recorder, views = BatchRecorder(1), batch(recipe, 7)
@@ -92,6 +91,6 @@ def test_the_same_step_gives_the_same_loss(training, tmp_path):
     assert report.losses["loss"] == loss
 
 
-def test_a_folder_without_capture_is_refused(tmp_path):
+def test_folder_without_capture_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         replay(tmp_path)

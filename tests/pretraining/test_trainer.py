@@ -1,4 +1,4 @@
-"""The whole program, through its command line, on the embedded images."""
+"""The complete program, through its command line, on the embedded images."""
 
 import json
 import os
@@ -42,8 +42,8 @@ def pretrain(tmp_path, monkeypatch, forked_parity):
         signal.signal(number, handler)
 
 
-def test_whole_story_through_accelerate_launch(tmp_path):
-    """Train, probe, export, evaluate, report; then export once more from the checkpoint and load it as anybody would."""
+def test_complete_run_through_accelerate_launch(tmp_path):
+    """Train, probe, export, evaluate, report; then export once more from the checkpoint and load it as users do."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", str(SCRIPT)]
     command += [*TINY, f"run.output_dir={folder}", f"probe.path={SAMPLE}", "probe.train_images=500", "probe.test_images=100"]
@@ -73,14 +73,14 @@ def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
     assert pretrain("optim.base_learning_rate=1e38", "optim.max_grad_norm=null", "optim.warmup_epochs=0") == 2
     errors = capsys.readouterr().err
     assert "the gradients of step 2 are not finite" in errors and "Lower optim.base_learning_rate" in errors
-    place = tmp_path / "run" / "captures" / "step-00000001"
-    assert f"hssl-hf replay {place}" in errors
-    assert cli.main(["replay", str(place)]) == 0
+    capture = tmp_path / "run" / "captures" / "step-00000001"
+    assert f"hssl-hf replay {capture}" in errors
+    assert cli.main(["replay", str(capture)]) == 0
     shown = capsys.readouterr().out
     assert "micro-batches-0  loss nan" in shown and "base.model.patch_embed.proj.weight" in shown
 
 
-def test_an_ill_training_raises_an_alarm(pretrain, tmp_path, capsys):
+def test_collapsed_training_raises_an_alarm(pretrain, tmp_path, capsys):
     arguments = [
         "model.objective=dino",
         "model.num_prototypes=32",
@@ -111,7 +111,7 @@ def empty(folder):
             ["model.backbone=vit_tini_patch16_224"],
             "timm has no model 'vit_tini_patch16_224'. Did you mean vit_tiny_patch16_224",
         ),
-        (["data.image_column=picture"], "has no column 'picture'; it has ['image', 'label']"),
+        (["data.image_column=photo"], "has no column 'photo'; it has ['image', 'label']"),
         (["data.path={tmp}/empty", "data.images_per_epoch=null"], "only 0 images"),
         (["views.global_crop_size=30"], "30 pixels do not divide into patches of 14"),
         (
@@ -149,7 +149,7 @@ def test_bad_input_ends_in_one_clear_line(pretrain, tmp_path, capsys, arguments,
     assert f"error: {message}"[7:] in errors and "Traceback" not in errors
 
 
-def test_resuming_asks_for_the_same_recipe(pretrain, tmp_path, capsys):
+def test_resuming_requires_the_same_recipe(pretrain, tmp_path, capsys):
     assert pretrain("optim.epochs=0.008") == 0
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert pretrain("optim.epochs=0.008") == 2
@@ -198,7 +198,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_siamese_variants_train_and_export(pretrain, tmp_path, variant, capsys):
-    """Six steps of every kind of variant through the program; the export loads, its card says how to read it."""
+    """Six steps of every kind of variant through the program; the export loads, its card explains how to read it."""
     one_view = ["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"] if variant == "mae" else []
     assert pretrain("optim.epochs=0.0096", *VARIANTS[variant], *one_view, method="siamese_im") == 0
     log = read_log(tmp_path / "run" / "log.jsonl")
@@ -213,7 +213,7 @@ def test_siamese_variants_train_and_export(pretrain, tmp_path, variant, capsys):
 
 
 def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
-    """Momentum 0, 1/2 and 1 for the steps 0, 1 and 2: after step 0 the teacher moves by half, then stands still."""
+    """Momentum 0, 1/2 and 1 for the steps 0, 1 and 2: after step 0 the teacher moves by half, then it is frozen."""
     settings = ["optim.epochs=0.0032", "optim.teacher_momentum=[0.0, 1.0]", "optim.warmup_epochs=0"]
     assert pretrain(*settings, "run.save_steps=1", "model.drop_path_rate=0.0", method="siamese_im") == 0
     name = "base.model.blocks.0.mlp.fc1.weight"
@@ -246,7 +246,7 @@ def test_siamese_mistakes_end_in_one_clear_line(pretrain, capsys, arguments, mes
 
 @pytest.mark.parametrize(("objective", "frozen_epochs"), [("dino", 0.0096), ("ibot", 0.0)])
 def test_accumulation_and_frozen_prototypes(pretrain, tmp_path, objective, frozen_epochs):
-    """Six steps of two parts each; prototypes that stand still throughout are still those of the teacher."""
+    """Six steps of two micro-batches each; prototypes that are frozen throughout still equal those of the teacher."""
     patch = "[base->base]" if objective == "ibot" else "[]"
     arguments = [f"model.objective={objective}", f"model.patch_supervision={patch}", "model.num_prototypes=32"]
     arguments += [
@@ -264,8 +264,8 @@ def test_accumulation_and_frozen_prototypes(pretrain, tmp_path, objective, froze
 
 
 @pytest.mark.parametrize("method", ["mae", "queue"])
-def test_other_variants_run_to_their_end_and_resume_to_the_same_bits(pretrain, tmp_path, method):
-    """Taken up at step 10 from the checkpoint alone: what queue, centers and teacher hold is in it."""
+def test_other_variants_finish_and_resume_to_the_same_bits(pretrain, tmp_path, method):
+    """Resumed at step 10 from the checkpoint alone, which holds queue, centers and teacher."""
     assert pretrain("run.save_total_limit=9", method=method) == 0
     model, report = AutoModel.from_pretrained(tmp_path / "run" / "export", output_loading_info=True)
     assert not any(report.values()) and not [name for name in model.state_dict() if "auxiliary" in name or "decoder" in name]

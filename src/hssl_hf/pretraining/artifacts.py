@@ -1,13 +1,10 @@
-"""What a run leaves behind: measurements on the way, the export, evaluations and a report at the end."""
+"""What a run produces: measurements during training; the export, evaluations and a report at the end."""
 
-from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
@@ -24,23 +21,20 @@ class RunArtifacts:
     """Probes, manifest, export and figures of a run; only the main process writes.
 
     Args:
-        recipe, folder, accelerator: of the run.
-        track: its log.
+        recipe, folder, logger: of the run.
         images_per_epoch: length of an epoch.
         seconds: of the run before it was resumed.
     """
 
-    def __init__(
-        self, recipe: Recipe, folder: Path, accelerator: Accelerator, track: MetricLogger, images_per_epoch: int, seconds: float
-    ):
-        self.recipe, self.folder, self.track = recipe, folder, track
+    def __init__(self, recipe: Recipe, folder: Path, logger: MetricLogger, images_per_epoch: int, seconds: float):
+        self.recipe, self.folder, self.logger = recipe, folder, logger
         self.probe = Probe(recipe.probe, image_processor_for(recipe))
         self.before, self.started = seconds, perf_counter()
-        self.manifest = manifest.begin(recipe, folder, accelerator, images_per_epoch)
+        self.manifest = manifest.begin(recipe, folder, logger.accelerator, images_per_epoch)
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far, without what was lost between checkpoint and kill."""
+        """Wall time of the run so far, without time lost between the last checkpoint and an interruption."""
         return self.before + perf_counter() - self.started
 
     def measure(self, method: StudentTeacherPreTrainedModel | None, step: int) -> None:
@@ -50,16 +44,19 @@ class RunArtifacts:
             method: with full weights; None where there is no probe.
         """
         if method is not None:
-            encode = partial(_encode, method.get_network(self.recipe.run.export_network).base)
-            values = {"knn_top1": self.probe.knn(encode, f"k-NN at step {step}")["top1"]}
+            base = method.get_network(self.recipe.run.export_network).base.eval()
+            device = next(base.parameters()).device
+            with torch.no_grad():
+                values = {"knn_top1": self.probe.knn(lambda pixels: base(pixels.to(device))[0], f"k-NN at step {step}")["top1"]}
+            base.train()
             if step == 0:
                 values["knn_top1_pixels"] = self.probe.knn(raw_pixel_encoder, "k-NN of raw pixels")["top1"]
-            self.track.log(step, values)
-        self.track.draw()
+            self.logger.log(step, values)
+        self.logger.draw()
 
     def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str]) -> list[str]:
         """Export, evaluate, write manifest and figures; returns the lines of the report."""
-        log = [line for line in read_log(self.track.path) if "memory_gib" in line]
+        log = [line for line in read_log(self.logger.path) if "memory_gib" in line]
         self.manifest |= {
             "steps": steps, "images_seen": steps * self.recipe.optim.batch_size, "undecodable": len(corrupt),
             "seconds": round(self.seconds, 1), "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
@@ -69,39 +66,30 @@ class RunArtifacts:
         lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
         if not self.recipe.run.export:
             self.measure(method if self.recipe.probe.path is not None else None, steps)
-            return [*lines, f"run     {self.folder}\ncurves  {self.track.curves}\nexport  hssl-hf export {self.folder}"]
-        shared = {"network": self.recipe.run.export_network, "processor": self.probe.processor}
-        export = export_backbone(method, self.folder / "export", **shared)
+            return [*lines, f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  hssl-hf export {self.folder}"]
+        network, processor = self.recipe.run.export_network, self.probe.processor
+        export = export_backbone(method, self.folder / "export", network=network, processor=processor)
         if self.recipe.probe.path is not None:
             lines += self._evaluate(export, steps)
-        self.track.draw()
-        if self.recipe.probe.path is not None:
-            draw_export(export, self.probe.processor, *self.probe.splits(), self.folder, self.recipe.probe.features)
+            draw_export(export, processor, *self.probe.splits(), self.folder, self.recipe.probe.features)
+        self.logger.draw()
         update_card(export, card_context(self.folder, self.recipe))
-        lines += ["", f"run     {self.folder}\ncurves  {self.track.curves}\nexport  {export}", "", "Load it anywhere:"]
+        lines += ["", f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  {export}", "", "Load it anywhere:"]
         return [*lines, f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")']
 
     def _evaluate(self, export: Path, steps: int) -> list[str]:
-        """k-NN of the export, as users load it, beside the untrained backbone and the raw pixels, as records."""
-        final = self.probe.knn(load_encoder(export)[0], "k-NN of the export")
-        self.track.log(steps, {"knn_top1": final["top1"]})
-        start = next(line for line in read_log(self.track.path) if "knn_top1_pixels" in line)
-        found = {
+        """Record the k-NN accuracies of the export, as users load it, of the untrained backbone and of raw pixels."""
+        final, probe = self.probe.knn(load_encoder(export)[0], "k-NN of the export"), self.recipe.probe
+        self.logger.log(steps, {"knn_top1": final["top1"]})
+        start = next(line for line in read_log(self.logger.path) if "knn_top1_pixels" in line)
+        accuracies = {
             "pre-trained backbone": final["top1"],
             "untrained backbone": start["knn_top1"],
             "raw pixels": start["knn_top1_pixels"],
         }
         results = self.folder / RESULTS
         results.unlink(missing_ok=True)
-        for subject, value in found.items():
+        for subject, value in accuracies.items():
             self.probe.record("knn_top1", value, final["n"], self.probe.knn_settings(), subject, self.recipe.seed, results)
-        probe = self.recipe.probe
         lines = [f"k-NN top-1 on {final['n']} images ({probe.test_split}), neighbors from {probe.train_split}:"]
-        return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in found.items()]
-
-
-@torch.no_grad()
-def _encode(base: nn.Module, pixels: torch.Tensor):
-    tokens = base.eval()(pixels.to(next(base.parameters()).device))[0]
-    base.train()
-    return tokens
+        return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in accuracies.items()]

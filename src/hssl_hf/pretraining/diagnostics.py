@@ -1,4 +1,4 @@
-"""Monitoring of a training: does the model still learn, and if not, why and what helps.
+"""Monitoring of a run: does the model still learn, and if not, why, and what helps?
 
 Self-supervised losses also fall in a collapse, so other metrics are needed: how certain teacher and student are (entropy), how
 much the teacher's predictions differ between images (KL to their center), the effective rank of the features (RankMe), how
@@ -19,7 +19,7 @@ from hssl_hf.errors import UserError
 from hssl_hf.runs.run_directory import ALARMS
 
 logger = logging.getLogger(__name__)
-PATIENCE = 3  # lines of the log in a row; ours: one odd batch is no illness
+PATIENCE = 3  # lines of the log in a row; ours: one odd batch is no collapse
 RANK_IMAGES = 256
 
 
@@ -50,12 +50,12 @@ def rank_me(features: Tensor) -> float:
     Source: RankMe, arXiv 2210.02885, equation 2.
     """
     values = torch.linalg.svdvals(features[:RANK_IMAGES].float().cpu())
-    shares = values / values.sum().clamp(min=1e-12)
-    return math.exp(-(shares * shares.clamp(min=1e-12).log()).sum().item())
+    fractions = values / values.sum().clamp(min=1e-12)
+    return math.exp(-(fractions * fractions.clamp(min=1e-12).log()).sum().item())
 
 
 def add_diagnostics(values: dict[str, float], features: Tensor | None) -> int | None:
-    """Add RankMe and the fractions of the loss terms to a line of the log.
+    """Add RankMe and the fractions of the loss terms, where there are several, to a line of the log.
 
     Args:
         values: averages by name, to which they are added.
@@ -63,18 +63,14 @@ def add_diagnostics(values: dict[str, float], features: Tensor | None) -> int | 
     Returns:
         the largest value that RankMe could have; None without features.
     """
-    values |= loss_fractions(values)
+    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
+    total = sum(terms.values())
+    if len(terms) > 1 and total > 0:
+        values |= {f"loss_fraction_{name}": value / total for name, value in terms.items()}
     if features is None:
         return None
     values["rank_me"] = rank_me(features)
     return min(RANK_IMAGES, *features.shape)
-
-
-def loss_fractions(values: Mapping[str, float]) -> dict[str, float]:
-    """The fraction of each term in the sum of the loss's terms; empty where there is only one."""
-    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
-    total = sum(terms.values())
-    return {f"loss_fraction_{name}": value / total for name, value in terms.items()} if len(terms) > 1 and total > 0 else {}
 
 
 def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: int | None = None) -> list[Alarm]:
@@ -85,10 +81,7 @@ def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: i
         prototypes: K, of objectives that have prototypes.
         rank: the largest that `rank_me` could be.
     """
-    alarms = [*_of_figures(values, rank)]
-    if prototypes:
-        alarms += _of_entropies(values, math.log(prototypes))
-    return alarms
+    return [*_metric_alarms(values, rank), *(_entropy_alarms(values, math.log(prototypes)) if prototypes else [])]
 
 
 def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
@@ -96,50 +89,50 @@ def _family(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]
     return [(name.removeprefix(prefix), value) for name, value in values.items() if name.startswith(prefix)]
 
 
-def _of_entropies(values: Mapping[str, float], most: float):
+def _entropy_alarms(values: Mapping[str, float], maximum: float):
     for branch, spread in _family(values, "teacher_spread_"):
         entropy = values[f"teacher_entropy_{branch}"]
         finding = (
-            f"the {branch} teacher's predictions are {spread:.2g} nats from their mean; entropy {entropy:.2f} of {most:.2f}"
+            f"the {branch} teacher's predictions are {spread:.2g} nats from their mean; entropy {entropy:.2f} of {maximum:.2f}"
         )
-        if spread < 0.01 * most and entropy > 0.9 * most:
+        if spread < 0.01 * maximum and entropy > 0.9 * maximum:
             yield Alarm(
                 "the teacher is uniform", finding, "All images get the same uniform prediction: the targets are too soft.",
                 "Lower optim.teacher_temperature (0.04 at first), or raise model.center_momentum.",
             )  # fmt: skip
-        elif spread < 0.01 * most:
+        elif spread < 0.01 * maximum:
             yield Alarm(
                 "the teacher is constant", finding,
-                "One prototype has won, because centring is too slow or batches are too small.",
+                "One prototype has won, because centering is too slow or batches are too small.",
                 "Raise optim.teacher_temperature or optim.batch_size, or lower model.center_momentum and the learning rate.",
             )  # fmt: skip
     for _, entropy in _family(values, "student_entropy_"):
-        if entropy > 0.97 * most:
+        if entropy > 0.97 * maximum:
             yield Alarm(
-                "the student has learned nothing", f"its entropy is {entropy:.2f} of {most:.2f}, the loss is flat at ln K",
+                "the student has learned nothing", f"its entropy is {entropy:.2f} of {maximum:.2f}, the loss is flat at ln K",
                 "The learning rate is too low for the batch, or the prototypes are still frozen.",
                 "Raise optim.base_learning_rate, shorten optim.warmup_epochs or optim.freeze_last_layer_epochs.",
             )  # fmt: skip
 
 
-def _of_figures(values: Mapping[str, float], rank: int | None):
+def _metric_alarms(values: Mapping[str, float], rank: int | None):
     if rank and rank >= 16 and values.get("rank_me", rank) < max(2.0, 0.03 * rank):
         yield Alarm(
             "the features fill few dimensions", f"RankMe is {values['rank_me']:.1f} of at most {rank}",
             "The network maps all images to a line or a plane.",
             "Lower optim.base_learning_rate, lengthen optim.warmup_epochs, or raise optim.batch_size.",
         )  # fmt: skip
-    for arrow, share in _family(values, "agreement_"):
-        if share > 0.995:
+    for arrow, fraction in _family(values, "agreement_"):
+        if fraction > 0.995:
             yield Alarm(
-                "the task is too easy", f"student and teacher agree on {100 * share:.1f} % of the images ({arrow})",
+                "the task is too easy", f"student and teacher agree on {100 * fraction:.1f} % of the images ({arrow})",
                 "Something gives an image away: weak augmentation, repeated images, or constant predictions.",
                 "Strengthen views.jitter, views.global_crop_scale or views.global_crop_blur; remove duplicates from the data.",
             )  # fmt: skip
-    for term, share in _family(values, "loss_fraction_"):
-        if share < 0.005:
+    for term, fraction in _family(values, "loss_fraction_"):
+        if fraction < 0.005:
             yield Alarm(
-                "a term does not count", f"{term} is {100 * share:.2f} % of the loss",
+                "a term does not count", f"{term} is {100 * fraction:.2f} % of the loss",
                 "Its teacher is easy to predict, so that the other terms alone are learned.",
                 "Compare the teachers' entropies; give the term another teacher (model.cls_supervision).",
             )  # fmt: skip
@@ -174,9 +167,9 @@ class TrainingMonitor:
         """Alarms that have held for three lines in a row by now, and have not been raised before."""
         if step < self.first_step:
             return []
-        found = {alarm.name: alarm for alarm in diagnose(values, self.prototypes, rank)}
-        self.seen = {name: self.seen.get(name, 0) + 1 for name in found}
-        raised = [alarm for name, alarm in found.items() if self.seen[name] == PATIENCE]
+        alarms = {alarm.name: alarm for alarm in diagnose(values, self.prototypes, rank)}
+        self.seen = {name: self.seen.get(name, 0) + 1 for name in alarms}
+        raised = [alarm for name, alarm in alarms.items() if self.seen[name] == PATIENCE]
         for alarm in raised:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")

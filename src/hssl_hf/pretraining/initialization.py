@@ -32,14 +32,14 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
     if full_model:
-        _load(model, source.state_dict(), where, "student, teacher and heads")
+        _check(model.state_dict(), source.state_dict(), where, "student, teacher and heads")
+        model.load_state_dict(source.state_dict())
         return False
     base = model.student.base
     state = source.timm_model.state_dict() if hasattr(source, "timm_model") else from_transformers(source, base)
-    own = {name: name for name in base.model.state_dict()} | {f"norm.{name}": f"norm.{name}" for name in base.norm.state_dict()}
-    unexpected = {name for name in state if name not in own and not name.startswith(("norm.", "fc_norm."))}
-    kept = {name: value for name, value in state.items() if name in own or name in unexpected}
-    _check(base.timm_state_dict(), kept, where, "the base")
+    expected = base.timm_state_dict()
+    kept = {name: value for name, value in state.items() if name in expected or not name.startswith(("norm.", "fc_norm."))}
+    _check(expected, kept, where, "the base")
     base.model.load_state_dict({name: value for name, value in kept.items() if not name.startswith("norm.")})
     base.norm.load_state_dict({name.removeprefix("norm."): value for name, value in kept.items() if name.startswith("norm.")})
     if model.teacher is not None:
@@ -47,18 +47,13 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
     return True
 
 
-def _load(model, state: dict[str, Tensor], where: str, what: str) -> None:
-    _check(model.state_dict(), state, where, what)
-    model.load_state_dict(state)
-
-
-def _check(expected: dict[str, Tensor], found: dict[str, Tensor], where: str, what: str) -> None:
-    problems = [f"missing: {name}" for name in expected if name not in found]
-    problems += [f"unexpected: {name}" for name in found if name not in expected]
+def _check(expected: dict[str, Tensor], actual: dict[str, Tensor], where: str, what: str) -> None:
+    problems = [f"missing: {name}" for name in expected if name not in actual]
+    problems += [f"unexpected: {name}" for name in actual if name not in expected]
     problems += [
-        f"{name}: expected {tuple(value.shape)}, got {tuple(found[name].shape)}"
+        f"{name}: expected {tuple(value.shape)}, got {tuple(actual[name].shape)}"
         for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        if name in actual and actual[name].shape != value.shape
     ]
     if problems:
         raise UserError(

@@ -5,9 +5,7 @@ Such an error is hard to reproduce otherwise. `hssl-hf replay` shows which losse
 
 import json
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 import torch
@@ -17,7 +15,7 @@ from torch import nn
 
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import STATE, WEIGHTS
-from hssl_hf.pretraining.diagnostics import NonFiniteError, advice
+from hssl_hf.pretraining.setup import forward_on_cpu
 from hssl_hf.runs.run_directory import RunDirectory
 
 CAPTURES = "captures"
@@ -43,30 +41,18 @@ class BatchRecorder:
         Args:
             model: with unsharded weights, on the main process.
             folder: folder of the run.
+        Returns:
+            the folder of the capture.
         """
-        place = folder / CAPTURES / f"step-{step:08d}"
-        place.mkdir(parents=True, exist_ok=True)
+        capture = folder / CAPTURES / f"step-{step:08d}"
+        capture.mkdir(parents=True, exist_ok=True)
         micro_batches = [micro_batch for micro_batch in self.micro_batches if micro_batch["step"] == step]
-        torch.save(micro_batches, place / f"micro-batches-{accelerator.process_index}.pt")
+        torch.save(micro_batches, capture / f"micro-batches-{accelerator.process_index}.pt")
         if accelerator.is_main_process:
-            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, place / WEIGHTS)
-            (place / STATE).write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, capture / WEIGHTS)
+            (capture / STATE).write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
         accelerator.wait_for_everyone()
-        return place
-
-    def abort(self, accelerator: Accelerator, model: nn.Module | None, folder: Path, step: int, newest: Path | None) -> None:
-        """Save the step and end the run.
-
-        Args:
-            newest: the newest checkpoint.
-        Raises:
-            NonFiniteError: always; the message holds how to replay the step and what to change.
-        """
-        place = self.save(accelerator, model, folder, step)
-        raise NonFiniteError(
-            f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {place}; to see "
-            f"which losses and gradients: hssl-hf replay {place}\n{advice(newest)}"
-        )
+        return capture
 
 
 @dataclass(frozen=True)
@@ -96,26 +82,18 @@ def replay(folder: Path) -> list[ReplayedMicroBatch]:
     Raises:
         CheckpointError: if the folder holds no capture.
     """
-    run = RunDirectory.open(folder)
-    model, recipe = run.model, run.recipe
-    model.train()
-    known, reports = signature(model.forward).parameters, []
+    run, reports = RunDirectory.open(folder), []
+    model = run.model.train()
     for path in sorted(folder.glob("micro-batches-*.pt")):
         for micro_batch in torch.load(path, weights_only=True):
-            views = Views(**micro_batch["batch"]).augment_and_normalize(recipe.views)
-            arguments = {**views.tensors(), "teacher_temperature": micro_batch["temperature"]}
+            views = Views(**micro_batch["batch"]).augment_and_normalize(run.recipe.views)
             torch.set_rng_state(micro_batch["random"])
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.optim.mixed_precision == "bf16"):
-                output = model(**{name: value for name, value in arguments.items() if name in known})
+            output = forward_on_cpu(model, run.recipe, views, micro_batch["temperature"])
             model.zero_grad()
             output.loss.backward()
             values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
             losses = {name: value.item() for name, value in values.items()}
-            reports.append(ReplayedMicroBatch(path.stem, losses, list(_not_finite(model.named_parameters()))))
+            gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            not_finite = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+            reports.append(ReplayedMicroBatch(path.stem, losses, not_finite))
     return reports
-
-
-def _not_finite(parameters: Iterable[tuple[str, nn.Parameter]]):
-    for name, parameter in parameters:
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            yield name

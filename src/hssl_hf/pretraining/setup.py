@@ -1,7 +1,8 @@
-"""What a pre-training run is built from: its directory, model, engine and loader, with checks of their consistency."""
+"""The components of a pre-training run: its directory, model, engine and augmentation, checked for consistency."""
 
 import os
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import timm
@@ -9,13 +10,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
 from hssl_hf.data.augmentation import Augmentation
-from hssl_hf.data.loader import make_loader
+from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import CheckpointManager
 from hssl_hf.engine.distributed import Engine
 from hssl_hf.engine.optim import build_optimizer
@@ -61,15 +61,23 @@ def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
 
 
-def build_method(recipe: Recipe, config) -> StudentTeacherPreTrainedModel:
+def build_model(recipe: Recipe) -> StudentTeacherPreTrainedModel:
+    """The model of a recipe, not yet seeded or checked against the rest of the recipe."""
+    hssl_hf.register()
+    model = as_recipe_error(lambda: AutoModelForPreTraining.from_config(recipe.model_config()))
+    if recipe.run.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def build_method(recipe: Recipe) -> StudentTeacherPreTrainedModel:
     """The model of a recipe, initialized from its seed.
 
     Raises:
         RecipeError: if views, masks or accumulation do not suit it.
     """
-    hssl_hf.register()
     set_seed(recipe.seed)
-    method = as_recipe_error(lambda: AutoModelForPreTraining.from_config(config))
+    method = build_model(recipe)
     as_recipe_error(lambda: method.check_views(len(recipe.views.global_crop_blur), recipe.views.num_local_crops))
     as_recipe_error(lambda: method.get_network(recipe.run.export_network))
     if recipe.views.num_local_crops:
@@ -86,8 +94,6 @@ def build_method(recipe: Recipe, config) -> StudentTeacherPreTrainedModel:
 
 def build_engine(recipe: Recipe, method: StudentTeacherPreTrainedModel, accelerator: Accelerator) -> Engine:
     """Model and optimizer under the accelerator's engine; from here on, random numbers differ between processes."""
-    if recipe.run.activation_checkpointing:
-        method.activation_checkpointing_enable()
     set_seed(recipe.seed, device_specific=True)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
@@ -97,13 +103,20 @@ def build_engine(recipe: Recipe, method: StudentTeacherPreTrainedModel, accelera
     return engine
 
 
-def build_loader(
-    recipe: Recipe, method: StudentTeacherPreTrainedModel, images: int, accelerator: Accelerator
-) -> StatefulDataLoader:
-    """Batches of this process, of `images` each."""
-    grid = method.student.base.grid
-    augmentation = Augmentation(recipe.views, recipe.masks, grid, recipe.seed, method.masked_views)
-    return make_loader(recipe.data, augmentation, images, accelerator.process_index, accelerator.num_processes)
+def build_augmentation(recipe: Recipe, method: StudentTeacherPreTrainedModel) -> Augmentation:
+    return Augmentation(recipe.views, recipe.masks, method.student.base.grid, recipe.seed, method.masked_views)
+
+
+def forward_arguments(method: StudentTeacherPreTrainedModel, views: Views, temperature: float) -> dict:
+    """Arguments of the model's forward pass: those of the augmented views and the teacher's temperature that it takes."""
+    arguments = {**views.tensors(), "teacher_temperature": temperature}
+    return {name: arguments[name] for name in signature(type(method).forward).parameters if name in arguments}
+
+
+def forward_on_cpu(method: StudentTeacherPreTrainedModel, recipe: Recipe, views: Views, temperature: float):
+    """Output of the model without an engine, in the precision of the recipe."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.optim.mixed_precision == "bf16"):
+        return method(**forward_arguments(method, views, temperature))
 
 
 def as_recipe_error(build: Callable):

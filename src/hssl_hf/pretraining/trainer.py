@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from inspect import signature
 from pathlib import Path
 from time import perf_counter
 
@@ -13,7 +12,7 @@ from accelerate.utils import gather_object, tqdm
 from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe
-from hssl_hf.data.loader import epoch_length, restore_loader
+from hssl_hf.data.loader import epoch_length, make_loader, restore_loader
 from hssl_hf.data.views import Views
 from hssl_hf.engine import memory
 from hssl_hf.engine.checkpoint import STATE, CheckpointManager
@@ -21,19 +20,11 @@ from hssl_hf.engine.distributed import make_accelerator
 from hssl_hf.engine.launch import check_launch
 from hssl_hf.engine.optim import set_rates
 from hssl_hf.engine.signals import SignalHandler
+from hssl_hf.pretraining import setup
 from hssl_hf.pretraining.artifacts import RunArtifacts
-from hssl_hf.pretraining.diagnostics import TrainingMonitor, add_diagnostics, require_finite
+from hssl_hf.pretraining.diagnostics import NonFiniteError, TrainingMonitor, add_diagnostics, advice, require_finite
 from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.pretraining.replay import BatchRecorder
-from hssl_hf.pretraining.setup import (
-    as_recipe_error,
-    build_engine,
-    build_loader,
-    build_method,
-    open_run_directory,
-    require_trackers,
-    use_all_cores,
-)
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics
 from hssl_hf.visualization.figures import draw_views
@@ -53,35 +44,34 @@ class PreTrainer:
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, folder
-        config = as_recipe_error(recipe.model_config)
-        require_trackers(recipe.run.report_to)
-        self.bf16 = recipe.optim.mixed_precision == "bf16"
+        setup.as_recipe_error(recipe.model_config)  # checked before anything is written
+        setup.require_trackers(recipe.run.report_to)
+        bf16 = recipe.optim.mixed_precision == "bf16"
         self.images = recipe.images_per_process(int(os.environ.get("WORLD_SIZE", 1)))  # of a micro-batch
         self.accelerator = make_accelerator(
-            self.bf16, recipe.optim.gradient_accumulation_steps, self.images,
+            bf16, recipe.optim.gradient_accumulation_steps, self.images,
             log_with=list(recipe.run.report_to) or None, project_dir=str(folder),
         )  # fmt: skip
         check_launch(self.accelerator, "training/pretrain.py")
         self.checkpoints = CheckpointManager(folder / "checkpoints", recipe.run.save_total_limit)
-        self.checkpoint = open_run_directory(recipe, folder, self.checkpoints, self.accelerator)
-        use_all_cores(self.accelerator, self.bf16)
-        self.method = build_method(recipe, config)
+        self.checkpoint = setup.open_run_directory(recipe, folder, self.checkpoints, self.accelerator)
+        setup.use_all_cores(self.accelerator, bf16)
+        self.method = setup.build_method(recipe)
         starts = recipe.init_from is not None and self.checkpoint is None
-        self.fresh_heads = starts and as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
-        self.engine = build_engine(recipe, self.method, self.accelerator)
-        self.arguments = signature(self.method.forward).parameters.keys()
+        fresh_heads = starts and setup.as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
+        self.engine = setup.build_engine(recipe, self.method, self.accelerator)
         self.images_per_epoch = epoch_length(recipe.data)
-        self.loader = build_loader(recipe, self.method, self.images, self.accelerator)
-        self.schedule = TrainingSchedule(recipe, self.images_per_epoch, self.fresh_heads)
+        augmentation = setup.build_augmentation(recipe, self.method)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.loader = make_loader(recipe.data, augmentation, self.images, rank, processes)
+        self.schedule = TrainingSchedule(recipe, self.images_per_epoch, fresh_heads)
         self.corrupt: list[str] = []
         self.first_step, seconds = self._restore()
         self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(recipe.to_dict())})
         self.logger, self.metrics = MetricLogger(folder, self.accelerator, self.first_step), MetricAccumulator()
-        self.artifacts = RunArtifacts(recipe, folder, self.accelerator, self.logger, self.images_per_epoch, seconds)
-        has_prototypes = "prototypes" in self.method.freezable_parameters()
-        self.monitor = TrainingMonitor(
-            folder, self.method.config.num_prototypes if has_prototypes else None, first_step=self.schedule.warmup_end
-        )
+        self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds)
+        prototypes = self.method.config.num_prototypes if "prototypes" in self.method.freezable_parameters() else None
+        self.monitor = TrainingMonitor(folder, prototypes, first_step=self.schedule.warmup_end)
         recorded = 1 if self.accelerator.device.type == "cpu" else min(16, recipe.run.logging_steps)
         self.recorder = BatchRecorder(recorded * recipe.optim.gradient_accumulation_steps)
         self.teacher_features: Tensor | None = None  # of the last micro-batch
@@ -90,12 +80,13 @@ class PreTrainer:
 
     def train(self) -> int:
         """Train to the end, or until a signal stops it; returns the exit code of the program."""
-        recipe, schedule, engine = self.recipe, self.schedule, self.engine
-        if self.first_step == 0 or (self._probe_is_due(self.first_step) and not self.logger.has(self.first_step, "knn_top1")):
-            self._probe(self.first_step)
+        recipe, schedule, engine, first_step = self.recipe, self.schedule, self.engine, self.first_step
+        if first_step == 0 or (first_step % schedule.probe_every == 0 and not self.logger.has(first_step, "knn_top1")):
+            self._probe(first_step)
         batches = iter(self.loader)
-        with tqdm(total=schedule.steps, initial=self.first_step, unit="step", smoothing=0.05, mininterval=_interval()) as bar:
-            for step in range(self.first_step, schedule.steps):
+        interval = 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))  # seconds between updates
+        with tqdm(total=schedule.steps, initial=first_step, unit="step", smoothing=0.05, mininterval=interval) as bar:
+            for step in range(first_step, schedule.steps):
                 frozen = schedule.frozen_groups(step)
                 set_rates(engine.optimizer, schedule.learning_rate(step), schedule.weight_decay(step), frozen)
                 for _ in range(recipe.optim.gradient_accumulation_steps):
@@ -110,14 +101,16 @@ class PreTrainer:
                 self.method.update_teacher(schedule.momentum(step + self.method.teacher_updates_first))
                 done = step + 1
                 save = done % recipe.run.save_steps == 0 or done == schedule.steps
-                stop = self._log(done, bar) if save or self._log_is_due(done) else False
+                interrupted = self.accelerator.num_processes == 1 and self.signals.number > 0  # several agree in `_log`
+                log = save or interrupted or done % recipe.run.logging_steps == 0
+                stop = log and self._log(done, bar)
                 if save or stop:
                     self._save(done)
                 if stop:
                     logger.warning("interrupted after step %d; continue with resume_from_checkpoint=auto", done)
                     return self.signals.exit_code
                 bar.update()
-                if self._probe_is_due(done) and done < schedule.steps:
+                if done % schedule.probe_every == 0 and done < schedule.steps:
                     self._probe(done)
         del batches
         self._finish()
@@ -134,23 +127,20 @@ class PreTrainer:
         views = batch.to(self.accelerator.device).augment_and_normalize(self.recipe.views)
         if step == 0 and self.accelerator.is_main_process:
             draw_views(views, self.recipe.views, self.folder / "figures" / "views.png")
-        arguments = {**views.tensors(), "teacher_temperature": temperature}
-        return {name: arguments[name] for name in self.arguments & arguments.keys()}
+        return setup.forward_arguments(self.method, views, temperature)
 
     def _collect(self, output) -> None:
         values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
-        values["discrepancy"] = output.get("discrepancy")
-        self.metrics.add(values, self.images * self.accelerator.num_processes)
+        self.metrics.add(values | {"discrepancy": output.get("discrepancy")}, self.images * self.accelerator.num_processes)
         self.teacher_features = output.get("teacher_pooler_output")
 
     def _require_finite_gradients(self) -> None:
         if (step := int(self.engine.bad_step)) >= 0:
-            model, newest = self.engine.unsharded_model(), self.checkpoints.newest()
-            self.recorder.abort(self.accelerator, model, self.folder, step, newest)
-
-    def _log_is_due(self, done: int) -> bool:
-        alone = self.accelerator.num_processes == 1
-        return done % self.recipe.run.logging_steps == 0 or bool(alone and self.signals.number)
+            capture = self.recorder.save(self.accelerator, self.engine.unsharded_model(), self.folder, step)
+            raise NonFiniteError(
+                f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {capture}; to "
+                f"see which losses and gradients: hssl-hf replay {capture}\n{advice(self.checkpoints.newest())}"
+            )
 
     def _log(self, done: int, bar: tqdm) -> bool:
         """Write one line of the log; returns whether any process got a signal to stop."""
@@ -169,11 +159,8 @@ class PreTrainer:
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
-        state = {
-            "processes": self.accelerator.num_processes,
-            "seconds": self.artifacts.seconds,
-            "frozen_steps": self.schedule.frozen_steps,
-        }
+        state = {"processes": self.accelerator.num_processes, "seconds": self.artifacts.seconds}
+        state["frozen_steps"] = self.schedule.frozen_steps
         self.checkpoints.save(self.accelerator, done, position, state, self.engine.unsharded_model)
 
     def _restore(self) -> tuple[int, float]:
@@ -193,9 +180,6 @@ class PreTrainer:
         self.schedule.frozen_steps = state["frozen_steps"]
         return state["step"], state["seconds"]
 
-    def _probe_is_due(self, done: int) -> bool:
-        return done % self.schedule.probe_every == 0
-
     def _probe(self, done: int) -> None:
         method = self.engine.unsharded_model() if self.recipe.probe.path is not None else None
         if self.accelerator.is_main_process:
@@ -209,8 +193,3 @@ class PreTrainer:
             self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-
-def _interval() -> float:
-    """Seconds between two updates of the progress bar: few in the logs of batch jobs."""
-    return 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))

@@ -9,32 +9,27 @@ class TrainingSchedule:
 
     Args:
         recipe: durations in epochs.
-        images_per_epoch: images that make an epoch; what is left of it after full batches is not counted.
+        images_per_epoch: length of an epoch; a last, incomplete batch is not counted.
         fresh_heads: the heads start anew behind a trained base.
     Raises:
         RecipeError: if a batch is larger than an epoch.
     """
 
     def __init__(self, recipe: Recipe, images_per_epoch: int, fresh_heads: bool = False):
-        optim = recipe.optim
-        if optim.batch_size > images_per_epoch:
-            raise RecipeError(
-                f"optim.batch_size={optim.batch_size} is larger than the stream, which has {images_per_epoch} images"
-            )
-        per_epoch = images_per_epoch // optim.batch_size
+        optim, batch = recipe.optim, recipe.optim.batch_size
+        if batch > images_per_epoch:
+            raise RecipeError(f"optim.batch_size={batch} is larger than the stream, which has {images_per_epoch} images")
+        per_epoch = images_per_epoch // batch
         self.steps = max(1, round(optim.epochs * per_epoch))
-        peak = optim.base_learning_rate * optim.batch_size / optim.base_batch_size
-        warmup = round(optim.warmup_epochs * per_epoch)
-        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, warmup, warmup_rule=optim.warmup_rule)
+        peak = optim.base_learning_rate * batch / optim.base_batch_size
+        self._warmup = round(optim.warmup_epochs * per_epoch)
+        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, self._warmup, warmup_rule=optim.warmup_rule)
         self.weight_decay = Cosine(*optim.weight_decay, self.steps)
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
         self.temperature = EpochRamp(*optim.teacher_temperature, optim.warmup_teacher_temperature_epochs, per_epoch)
-        warm_up = float(fresh_heads) if optim.freeze_backbone_epochs is None else optim.freeze_backbone_epochs
-        self.frozen_steps = {
-            "prototypes": round(optim.freeze_last_layer_epochs * per_epoch),
-            "base": round(warm_up * per_epoch),
-        }
-        self._warmup = warmup
+        frozen_base = float(fresh_heads) if optim.freeze_backbone_epochs is None else optim.freeze_backbone_epochs
+        epochs = {"prototypes": optim.freeze_last_layer_epochs, "base": frozen_base}
+        self.frozen_steps = {group: round(length * per_epoch) for group, length in epochs.items()}
         self.probe_every = max(1, round(recipe.probe.every_epochs * per_epoch))
 
     @property
@@ -44,4 +39,4 @@ class TrainingSchedule:
 
     def frozen_groups(self, step: int) -> set[str]:
         """Parameter groups that are frozen in a step."""
-        return {part for part, steps in self.frozen_steps.items() if step < steps}
+        return {group for group, steps in self.frozen_steps.items() if step < steps}
