@@ -1,4 +1,4 @@
-"""What a manifest tells, and what it must not tell."""
+"""The content of a manifest, and what it must not contain."""
 
 import json
 
@@ -19,23 +19,23 @@ MANIFEST = {
 }  # fmt: skip
 
 
-def test_data_are_named_by_content(tmp_path):
+def test_data_are_identified_by_content(tmp_path):
     """The same files elsewhere have the same fingerprint; a changed byte gives another."""
     recipe = load_recipe(None, [f"data.path={SAMPLE}"])
-    found = manifest.begin(recipe, tmp_path, Accelerator(cpu=True), 10_000)
+    first = manifest.begin(recipe, tmp_path, Accelerator(cpu=True), 10_000)
     for file in SAMPLE.glob("*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     again = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), tmp_path, Accelerator(cpu=True), 10_000)
-    assert found["data"]["fingerprint"] == again["data"]["fingerprint"] and found["data"]["path"] == "fashion_mnist"
+    assert first["data"]["fingerprint"] == again["data"]["fingerprint"] and first["data"]["path"] == "fashion_mnist"
     shard = next(file for file in sorted(tmp_path.glob("*.parquet")) if "train" in file.name)
     shard.write_bytes(shard.read_bytes()[:-9] + b"x" + shard.read_bytes()[-8:])
     changed = manifest.begin(load_recipe(None, [f"data.path={tmp_path}"]), tmp_path, Accelerator(cpu=True), 10_000)
-    assert changed["data"]["fingerprint"] != found["data"]["fingerprint"]
-    assert {"torch", "transformers", "hssl-hf"} <= found["versions"].keys() and found["hardware"]["cores"] >= 1
+    assert changed["data"]["fingerprint"] != first["data"]["fingerprint"]
+    assert {"torch", "transformers", "hssl-hf"} <= first["versions"].keys() and first["hardware"]["cores"] >= 1
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "public"),
     [
         ("user/images", "user/images"),
         ("/home/alice/secret/photos", "photos"),
@@ -45,16 +45,16 @@ def test_data_are_named_by_content(tmp_path):
         (None, None),
     ],
 )
-def test_paths_lose_what_is_private(path, told):
-    assert manifest.public_path(path) == told
+def test_paths_lose_private_parts(path, public):
+    assert manifest.public_path(path) == public
 
 
-def test_a_public_recipe_tells_no_folder(tmp_path):
+def test_public_recipe_has_no_folders(tmp_path):
     recipe = load_recipe(None, [f"data.path={tmp_path}", f"probe.path={tmp_path}", f"run.output_dir={tmp_path}/run"])
     assert str(tmp_path.parent) not in json.dumps(manifest.public_recipe(recipe))
 
 
-def test_a_run_without_manifest_has_an_empty_one(tmp_path):
+def test_run_without_manifest_has_an_empty_one(tmp_path):
     assert manifest.read(tmp_path) == {}
     manifest.write(tmp_path, MANIFEST)
     assert manifest.read(tmp_path) == MANIFEST

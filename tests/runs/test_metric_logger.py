@@ -12,9 +12,9 @@ from hssl_hf.visualization.curves import draw_curves, scale
 
 def test_log_continues_after_a_crash_without_repeating(tmp_path):
     accelerator = Accelerator(cpu=True)
-    track = MetricLogger(tmp_path, accelerator)
+    logger = MetricLogger(tmp_path, accelerator)
     for step in (10, 20, 30):
-        track.log(step, {"loss": 1.0 / step})
+        logger.log(step, {"loss": 1.0 / step})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     resumed = MetricLogger(tmp_path, accelerator, first_step=20)
@@ -26,19 +26,19 @@ def test_log_continues_after_a_crash_without_repeating(tmp_path):
     assert read_log(resumed.path) == []
 
 
-def test_meter_averages_and_lets_nothing_infinite_pass():
-    accelerator, meter = Accelerator(cpu=True), MetricAccumulator()
+def test_accumulator_averages_and_keeps_non_finite_values():
+    accelerator, accumulator = Accelerator(cpu=True), MetricAccumulator()
     for value in (1.0, 3.0):
-        meter.add({"loss": torch.tensor(value), "discrepancy": None}, images=4)
-    values, (flag,) = meter.read(accelerator, [1.0])
+        accumulator.add({"loss": torch.tensor(value), "discrepancy": None}, images=4)
+    values, (flag,) = accumulator.read(accelerator, [1.0])
     assert values["loss"] == 2.0 and flag == 1.0 and "discrepancy" not in values and values["images_per_second"] > 0
     for value in (1.0, float("nan"), 1.0):
-        meter.add({"loss": torch.tensor(value)}, images=4)
-    values, _ = meter.read(accelerator, [])
+        accumulator.add({"loss": torch.tensor(value)}, images=4)
+    values, _ = accumulator.read(accelerator, [])
     assert values["loss"] != values["loss"]
 
 
-def test_infinite_loss_stops_with_a_report(tmp_path):
+def test_non_finite_values_stop_with_a_report(tmp_path):
     require_finite({"loss": 1.0}, 3, tmp_path / "report.json", None)
     assert not (tmp_path / "report.json").exists()
     with pytest.raises(NonFiniteError, match=r"(?s)steps up to 7: cls.*checkpoint is step-5"):
@@ -46,7 +46,7 @@ def test_infinite_loss_stops_with_a_report(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["not_finite"] == ["cls"]
 
 
-def test_progress_shows_terms_discrepancy_and_waiting():
+def test_progress_shows_terms_discrepancy_and_data_wait():
     values = {"loss": 2.0, "cls_auxiliary_to_base": 1.5, "patch_base_to_base": 0.5, "discrepancy": 0.1}
     shown = progress_metrics({**values, "images_per_second": 99.6, "data_wait": 0.25})
     assert shown == {"loss": "2.000", "cls aux→base": "1.500", "patch base→base": "0.500", "disc": "0.100"} | {
@@ -55,7 +55,7 @@ def test_progress_shows_terms_discrepancy_and_waiting():
     }
 
 
-def test_progress_shows_how_alike_targets_are():
+def test_progress_shows_collapse():
     shown = progress_metrics({"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0})
     assert shown == {"loss": "1.000", "collapse": "0.250", "img/s": "1", "wait": "0%"}
 

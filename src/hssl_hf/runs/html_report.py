@@ -11,12 +11,11 @@ from hssl_hf.errors import UserError
 from hssl_hf.publish import card_text
 from hssl_hf.publish.model_card import METRICS
 from hssl_hf.runs import manifest
-from hssl_hf.runs.metric_logger import LOG, read_log
+from hssl_hf.runs.metric_logger import CURVES, LOG, read_log
 from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_lines
 from hssl_hf.visualization.curves import draw_curves
 
 TEMPLATE = Path(__file__).with_name("report.html")
-REPORT = "report.html"
 HEADLINES = {
     "loss": ("loss", "{:.3f}"),
     "k-NN top-1": ("knn_top1", "{:.1f} %"),
@@ -44,9 +43,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             f"{folder} is no run: it holds no {RECIPE}. Name the folder that training wrote to, such as runs/quickstart"
         )
     recipe, log = load_recipe(folder / RECIPE), read_log(folder / LOG)
-    if log:
-        draw_curves(log, folder / "curves.png")
-    output = output or folder / REPORT
+    draw_curves(log, folder / CURVES)
+    output = output or folder / "report.html"
     output.write_text(Environment(autoescape=True).from_string(TEMPLATE.read_text()).render(**_content(folder, recipe, log)))
     return output
 
@@ -56,16 +54,19 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
     last = {key: value for line in log for key, value in line.items() if value is not None}
     done = last.get("step", 0)
     steps = known.get("steps") or _planned(recipe, log) or done
+    values = {name: form.format(last[key]) for name, (key, form) in HEADLINES.items() if key in last}
     return {
         "title": card_text.title(config, "main"),
-        "what": f"{config.describe()[1]} · {folder.resolve().name}",
-        "done": done, "steps": steps, "share": round(100 * done / max(1, steps), 1),
-        "headlines": [("of the steps", f"{done / max(1, steps):.0%}")]
-        + [(name, form.format(last[key])) for name, (key, form) in HEADLINES.items() if key in last],
+        "description": f"{config.describe()[1]} · {folder.resolve().name}",
+        "done": done, "steps": steps, "percent": round(100 * done / max(1, steps), 1),
+        "headlines": {"of the steps": f"{done / max(1, steps):.0%}", **values},
         "alarms": read_lines(folder / ALARMS),
-        "results": [_result(record) for record in read_lines(folder / RESULTS)],
-        "figures": _figures(folder),
-        "training": [(name, str(value).replace("`", "")) for name, value in card_text.training(known)] if known else [],
+        "results": read_lines(folder / RESULTS), "metrics": METRICS,
+        "figures": [
+            {"caption": caption, "photo": name != CURVES, "data": base64.b64encode((folder / name).read_bytes()).decode()}
+            for name, caption in card_text.FIGURES.items() if (folder / name).is_file()
+        ],
+        "training": card_text.training(known) if known else [],
         "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110),
     }  # fmt: skip
 
@@ -74,21 +75,3 @@ def _planned(recipe: Recipe, log: list[dict]) -> int | None:
     """Steps of the full run, from the fraction of an epoch that the logged ones took."""
     lines = [line for line in log if line.get("epoch")]
     return round(recipe.optim.epochs * lines[-1]["step"] / lines[-1]["epoch"]) if lines else None
-
-
-def _result(record: dict) -> dict:
-    where = f"{record['dataset']}, {record['split']}, {record['n']} images"
-    return {
-        **record,
-        "name": METRICS.get(record["metric"], record["metric"]),
-        "value": f"{record['value']:.2f} %",
-        "where": where,
-    }
-
-
-def _figures(folder: Path) -> list[dict]:
-    paths = [(folder / name, caption) for name, caption in card_text.FIGURES.items() if (folder / name).is_file()]
-    return [
-        {"caption": caption, "photo": path.name != "curves.png", "data": base64.b64encode(path.read_bytes()).decode()}
-        for path, caption in paths
-    ]

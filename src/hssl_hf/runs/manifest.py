@@ -47,11 +47,9 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
 
 def read_estimate(folder: Path) -> dict | None:
     """The part of the estimate before the run that can be compared with what was measured."""
-    path = folder / ESTIMATE
-    if not path.is_file():
-        return None
-    estimate = json.loads(path.read_text())
-    return {name: estimate[name] for name in ("engine", "processes", "needed_gib", "images_per_second", "hours")}
+    estimate = read(folder, ESTIMATE)
+    names = ("engine", "processes", "needed_gib", "images_per_second", "hours")
+    return {name: estimate[name] for name in names} if estimate else None
 
 
 def hardware(accelerator: Accelerator) -> dict:
@@ -77,9 +75,9 @@ def write(folder: Path, manifest: dict) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def read(folder: Path) -> dict:
-    """The manifest of a run; empty if the run is older than manifests."""
-    path = folder / MANIFEST
+def read(folder: Path, name: str = MANIFEST) -> dict:
+    """The manifest of a run, or another of its JSON files; empty if there is none, as in old runs."""
+    path = folder / name
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

@@ -1,6 +1,7 @@
 """The log of a run: JSON lines always, a plot of its curves, trackers on request."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -42,9 +43,8 @@ class MetricLogger:
         return any(line["step"] == step and name in line for line in read_log(self.path))
 
     def draw(self) -> None:
-        """Draw the curves of the full run into `curves.png`."""
-        if self.accelerator.is_main_process:
-            draw_curves(read_log(self.path), self.curves)
+        """Draw the curves of the full run into `curves.png`; for the main process."""
+        draw_curves(read_log(self.path), self.curves)
 
 
 class MetricAccumulator:
@@ -92,9 +92,7 @@ def progress_metrics(values: dict[str, float]) -> dict[str, str]:
 def read_log(path: Path) -> list[dict]:
     """All complete lines of a log; a last line cut short by a crash is left out."""
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
+    with suppress(json.JSONDecodeError):
+        for line in path.read_text().splitlines() if path.is_file() else []:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return lines

@@ -58,35 +58,21 @@ class RunDirectory:
         model.load_state_dict(load_file(self.checkpoint / WEIGHTS))
         return model
 
-    @property
-    def processor(self) -> BitImageProcessor:
-        return image_processor_for(self.recipe)
-
-    def context(self, **kwargs) -> CardContext:
-        """Context of the model card; `kwargs` are those of `card_context`."""
-        return card_context(self.folder, self.recipe, **kwargs)
-
-    def export(
-        self, folder: Path, kind: str = "main", network: str | None = None, license: str | None = None, onnx: bool = False
-    ) -> Path:
+    def export(self, folder: Path, kind: str, network: str | None, license: str | None, onnx: bool) -> Path:
         """Write one of the kinds of `hssl_hf.publish.export`; returns the folder."""
-        shared = {"processor": self.processor, "context": self.context(license=license)}
+        kwargs = self._export_kwargs(license=license)
         if kind == "training":
-            return export_model(self.model, folder, **shared)
-        return export_backbone(self.model, folder, kind=kind, network=network, onnx=onnx, **shared)
+            return export_model(self.model, folder, **kwargs)
+        return export_backbone(self.model, folder, kind=kind, network=network, onnx=onnx, **kwargs)
 
-    def stage(
-        self,
-        repository: str,
-        revision: str = "main",
-        network: str | None = None,
-        license: str | None = None,
-        onnx: bool = False,
-    ) -> Path:
+    def stage(self, repository: str, revision: str, network: str | None, license: str | None, onnx: bool) -> Path:
         """Write what is to be pushed to a repository into `push/`; returns that folder."""
-        context = self.context(license=license, repository=repository, revision=revision)
-        shared = {"network": network, "processor": self.processor, "context": context}
-        return stage(self.model, self.folder / "push", onnx=onnx, **shared)
+        kwargs = self._export_kwargs(license=license, repository=repository, revision=revision)
+        return stage(self.model, self.folder / "push", network=network, onnx=onnx, **kwargs)
+
+    def _export_kwargs(self, **kwargs) -> dict:
+        """Image processor and context of the model card; `kwargs` are those of `card_context`."""
+        return {"processor": image_processor_for(self.recipe), "context": card_context(self.folder, self.recipe, **kwargs)}
 
 
 def image_processor_for(recipe: Recipe) -> BitImageProcessor:
@@ -94,13 +80,13 @@ def image_processor_for(recipe: Recipe) -> BitImageProcessor:
     return image_processor(recipe.views.global_crop_size, recipe.probe.crop_pct, recipe.views.mean, recipe.views.std)
 
 
-def card_context(folder: Path, recipe: Recipe, license: str | None = None, **where: str) -> CardContext:
-    """Recipe, manifest, records and figures of a run; `where` names `repository` and `revision`."""
+def card_context(folder: Path, recipe: Recipe, license: str | None = None, **location: str) -> CardContext:
+    """Recipe, manifest, records and figures of a run; `location` has `repository` and `revision`."""
+    start = (public_path(recipe.init_from) or "").partition("@")[0]
     about = {"recipe": manifest.public_recipe(recipe), "manifest": manifest.read(folder), "license": license}
-    start = public_path(recipe.init_from)
-    about["base_model"] = start.partition("@")[0] if start and is_hub_id(start.partition("@")[0]) else None
+    about["base_model"] = start if is_hub_id(start) else None
     figures = {name: folder / name for name in FIGURES if (folder / name).is_file()}
-    return CardContext(about, read_lines(folder / RESULTS), figures, **where)
+    return CardContext(about, read_lines(folder / RESULTS), figures, **location)
 
 
 def read_lines(path: Path) -> list[dict]:
