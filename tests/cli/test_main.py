@@ -72,12 +72,12 @@ def test_mistakes_end_in_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_pretrain_hands_over_to_accelerate(monkeypatch):
-    handed = []
-    monkeypatch.setattr(os, "execv", lambda path, arguments: handed.extend(arguments))
+def test_pretrain_runs_accelerate(monkeypatch):
+    command = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: command.extend(arguments))
     cli.main(["pretrain", "--launch", "--multi_gpu --num_processes 2", "recipe.yaml", "seed=1"])
-    assert handed[3:7] == ["launch", "--multi_gpu", "--num_processes", "2"]
-    assert handed[7].endswith("training/pretrain.py") and handed[8:] == ["recipe.yaml", "seed=1"]
+    assert command[3:7] == ["launch", "--multi_gpu", "--num_processes", "2"]
+    assert command[7].endswith("training/pretrain.py") and command[8:] == ["recipe.yaml", "seed=1"]
 
 
 def test_unknown_public_name():

@@ -22,20 +22,23 @@ class ConsoleHandler(logging.Handler):
         tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
-def new_app(**options) -> typer.Typer:
-    """An application of plain text, whose errors are left to `run`."""
+def new_app(*functions: Callable[..., int | None], **options) -> typer.Typer:
+    """An application of plain text, with functions as commands; errors are left to `run`."""
     width = {"max_content_width": 110}
-    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=width, **options)
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=width, **options)
+    for function in functions:
+        app.command()(_exit_with_result(function))
+    return app
 
 
-def add_command(app: typer.Typer, function: Callable[..., int], name: str | None = None) -> None:
-    """Add a function as a command; what it returns is the exit code."""
+def _exit_with_result(function: Callable[..., int | None]) -> Callable:
+    """Turn the result of a function into the exit code, 0 for None."""
 
     @functools.wraps(function)
     def command(*args, **kwargs):
-        raise typer.Exit(function(*args, **kwargs))
+        raise typer.Exit(function(*args, **kwargs) or 0)
 
-    app.command(name)(command)
+    return command
 
 
 def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
@@ -54,13 +57,9 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         if "--traceback" in arguments:
             traceback.print_exc()
         else:
-            print(f"error: {_message(error)}", file=sys.stderr)
+            message = str(error).rpartition(f"{type(error).__name__}: ")[2]  # without the traceback of a data loader worker
+            print(f"error: {message.strip()}", file=sys.stderr)
         return FAILED
     finally:
         logger.removeHandler(handler)
     return 0
-
-
-def _message(error: Exception) -> str:
-    """The message of an error, without the traceback of the data loader worker that raised it."""
-    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from hssl_hf.cli import commands
-from hssl_hf.cli.console import add_command, new_app, run
+from hssl_hf.cli.commands import COMMANDS
+from hssl_hf.cli.console import new_app, run
 
-app = new_app(no_args_is_help=True)
+app = new_app(*COMMANDS.values(), no_args_is_help=True)
 
 
 @app.callback(
@@ -27,10 +27,6 @@ app = new_app(no_args_is_help=True)
 )
 def options(traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False) -> None:
     """Options of all commands; `--traceback` is read by `run`."""
-
-
-for name, command in commands.COMMANDS.items():
-    add_command(app, command, name)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,19 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from hssl_hf.cli.console import add_command, new_app, run
+from hssl_hf.cli.console import new_app, run
 
 RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [a.b=c ...]", help="A recipe, and values that replace its own.")
+    list[str] | None, Argument(metavar="[RECIPE.yaml] [a.b=c ...]", help="A recipe, and values that replace its own.")
 ]
-Candidates = Annotated[
-    list[str] | None, typer.Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")
-]
-DataFraction = Annotated[float, typer.Option(help="Fraction of the images to train on, above 0 and up to 1.")]
-Depth = Annotated[int, typer.Option(help="Blocks of every candidate.")]
+Candidates = Annotated[list[str] | None, Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")]
+DataFraction = Annotated[float, Option(help="Fraction of the images to train on, above 0 and up to 1.")]
+Depth = Annotated[int, Option(help="Blocks of every candidate.")]
 
 
 def pretrain(settings: Settings = None) -> int:
@@ -83,6 +81,4 @@ def train(recipe, folder: Path) -> tuple[int, bool]:
 
 def launch(program: Callable[..., int], arguments: list[str] | None = None) -> int:
     """Run one of the programs above with command-line arguments, by default those of this process; returns its exit code."""
-    app = new_app(add_completion=False)
-    add_command(app, program)
-    return run(app, arguments)
+    return run(new_app(program, add_completion=False), arguments)
