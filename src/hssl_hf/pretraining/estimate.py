@@ -100,7 +100,7 @@ class Estimate:
         remedies = "optim.gradient_accumulation_steps, run.activation_checkpointing=true, more processes, or fsdp2 / zero2"
         lines += [f"  try {remedies}"] if self.needed > self.available else []
         lines += ["", f"{self.steps:,} steps, {self.images_per_second:,.1f} images per second, {self.hours:,.1f} hours"]
-        lines += ["at the speed of this machine; --tflops sets that of another"] if self.measured_here else []
+        lines += ["at the speed of this machine; --device-tflops sets that of another"] if self.measured_here else []
         return "\n".join(lines)
 
 
