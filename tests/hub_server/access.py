@@ -1,4 +1,4 @@
-"""Who may do what, and refusals in the Hub's words."""
+"""Access rights, and the Hub's error responses."""
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -7,18 +7,18 @@ from tests.hub_server.store import Commit, Repository, User
 
 
 class Refused(Exception):
-    """A refusal with the headers by which huggingface_hub tells its kinds apart."""
+    """An error response with the headers by which huggingface_hub distinguishes its kinds."""
 
-    def __init__(self, status: int, code: str, message: str, **more):
-        self.status, self.code, self.message, self.more = status, code, message, more
+    def __init__(self, status: int, code: str, message: str, **content):
+        self.status, self.code, self.message, self.content = status, code, message, content
 
     def response(self) -> JSONResponse:
         headers = {"X-Error-Code": self.code, "X-Error-Message": self.message} if self.code else {}
-        return JSONResponse({"error": self.message, **self.more}, status_code=self.status, headers=headers)
+        return JSONResponse({"error": self.message, **self.content}, status_code=self.status, headers=headers)
 
 
 def user_of(request: Request) -> User | None:
-    """The user whose token came, None without one."""
+    """The user that the request's token belongs to, None without a token."""
     header = request.headers.get("authorization", "")
     if not header:
         return None
@@ -49,7 +49,7 @@ def commit_at(repository: Repository, revision: str) -> Commit:
 
 
 def split_revision(rest: str) -> tuple[str, str]:
-    """A revision and what follows it in an address; pull requests have slashes in their names."""
-    pieces = rest.split("/")
+    """The revision at the start of a path, and the rest; revisions of pull requests contain slashes."""
+    components = rest.split("/")
     length = 3 if rest.startswith("refs/") else 1
-    return "/".join(pieces[:length]), "/".join(pieces[length:])
+    return "/".join(components[:length]), "/".join(components[length:])

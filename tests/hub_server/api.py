@@ -1,4 +1,4 @@
-"""Below /api: who am I, repositories, commits, branches, lists of files."""
+"""Endpoints below /api: users, repositories, commits, branches, lists of files."""
 
 import json
 
@@ -60,16 +60,16 @@ def tree(request: Request, kind: str, owner: str, short: str, rest: str, recursi
     repository = repository_of(request, kind, f"{owner}/{short}", content=True)
     revision, folder = split_revision(rest)
     below = f"{folder}/" if folder else ""
-    found, folders = [], set()
+    files, folders = [], set()
     for path, blob in sorted(commit_at(repository, revision).files.items()):
         if path.startswith(below):
             inner = path[len(below) :].split("/")
             folders |= {below + "/".join(inner[:depth]) for depth in range(1, len(inner) if recursive else min(2, len(inner)))}
             if recursive or len(inner) == 1:
-                found.append({"type": "file", "path": path, **_size(blob)})
-    if folder and not found and not folders:
+                files.append({"type": "file", "path": path, **_size(blob)})
+    if folder and not files and not folders:
         raise Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
-    return [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)] + found
+    return [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)] + files
 
 
 @router.post("/{kind}/{owner}/{short}/paths-info/{revision:path}")
@@ -113,12 +113,12 @@ async def create_branch(request: Request, kind: str, owner: str, short: str, bra
 async def preupload(request: Request, kind: str, owner: str, short: str, revision: str):
     pull = "create_pr" in request.query_params
     repository = repository_of(request, kind, f"{owner}/{short}", write=not pull)
-    commit, answers = commit_at(repository, revision), []
+    commit, modes = commit_at(repository, revision), []
     for file in (await request.json())["files"]:
-        known = commit.files.get(file["path"])
-        answer = {"path": file["path"], "uploadMode": "lfs" if is_lfs(file["path"], file["size"]) else "regular"}
-        answers.append({**answer, "shouldIgnore": False, **({"oid": known.etag} if known else {})})
-    return {"files": answers, "commitOid": commit.id}
+        existing = commit.files.get(file["path"])
+        mode = {"path": file["path"], "uploadMode": "lfs" if is_lfs(file["path"], file["size"]) else "regular"}
+        modes.append({**mode, "shouldIgnore": False, **({"oid": existing.etag} if existing else {})})
+    return {"files": modes, "commitOid": commit.id}
 
 
 @router.post("/{kind}/{owner}/{short}/commit/{revision:path}")
@@ -130,10 +130,10 @@ async def commit(request: Request, kind: str, owner: str, short: str, revision: 
     parent = json.loads(lines.splitlines()[0])["value"].get("parentCommit")
     if parent and parent != repository.branches[revision]:
         raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
-    made, name = request.app.state.store.apply(repository, revision, lines, pull)
+    created, name = request.app.state.store.apply(repository, revision, lines, pull)
     address = f"{request.base_url}{repository.name}"
     opened = f"{address}/discussions/{name.rsplit('/', 1)[1]}" if name else None
-    body = {"success": True, "commitOid": made.id, "commitUrl": f"{address}/commit/{made.id}", "pullRequestUrl": opened}
+    body = {"success": True, "commitOid": created.id, "commitUrl": f"{address}/commit/{created.id}", "pullRequestUrl": opened}
     return JSONResponse(body)
 
 

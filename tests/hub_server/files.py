@@ -1,4 +1,4 @@
-"""Contents: LFS uploads in one piece or in parts, and downloads with ranges."""
+"""File contents: LFS uploads, single or multipart, and downloads with ranges."""
 
 import re
 
@@ -14,24 +14,25 @@ PART = 2**20
 @router.post("/{kind}/{owner}/{short}/info/lfs/objects/batch")
 async def batch(request: Request, owner: str, short: str, kind: str = "models"):
     repository_of(request, kind, f"{owner}/{short}", write=True)
-    body, answers = await request.json(), []
-    for wanted in body["objects"]:
-        answer = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in request.app.state.store.blobs:
-            place, header = f"{request.base_url}_lfs/{wanted['oid']}", {}
-            parts = -(-wanted["size"] // PART)
+    body, objects = await request.json(), []
+    multipart = False
+    for requested in body["objects"]:
+        blob = {"oid": requested["oid"], "size": requested["size"]}
+        if requested["oid"] not in request.app.state.store.blobs:
+            url, header = f"{request.base_url}_lfs/{requested['oid']}", {}
+            parts = -(-requested["size"] // PART)
             if "multipart" in body["transfers"] and parts > 1:
-                header = {"chunk_size": str(PART), **{str(n): f"{place}/{n}" for n in range(1, parts + 1)}}
-            answer["actions"] = {"upload": {"href": f"{place}/complete" if header else place, "header": header}}
-        answers.append(answer)
-    several = any("chunk_size" in a.get("actions", {}).get("upload", {}).get("header", {}) for a in answers)
-    return {"transfer": "multipart" if several else "basic", "objects": answers}
+                header = {"chunk_size": str(PART), **{str(n): f"{url}/{n}" for n in range(1, parts + 1)}}
+                multipart = True
+            blob["actions"] = {"upload": {"href": f"{url}/complete" if header else url, "header": header}}
+        objects.append(blob)
+    return {"transfer": "multipart" if multipart else "basic", "objects": objects}
 
 
 @router.put("/_lfs/{oid}")
 async def upload(request: Request, oid: str):
     request.app.state.store.blobs[oid] = await request.body()
-    return Response(headers={"ETag": '"whole"'})
+    return Response(headers={"ETag": '"complete"'})
 
 
 @router.put("/_lfs/{oid}/{number}")
@@ -41,9 +42,9 @@ async def upload_part(request: Request, oid: str, number: int):
 
 
 @router.post("/_lfs/{oid}/complete")
-async def _finish_init(request: Request, oid: str):
-    store, sent = request.app.state.store, (await request.json())["parts"]
-    store.blobs[oid] = b"".join(store.parts[oid][part["partNumber"]] for part in sent)
+async def complete_upload(request: Request, oid: str):
+    store, parts = request.app.state.store, (await request.json())["parts"]
+    store.blobs[oid] = b"".join(store.parts[oid][part["partNumber"]] for part in parts)
     return {}
 
 
@@ -68,8 +69,8 @@ def _resolve(request: Request, kind: str, name: str, rest: str) -> Response:
     if blob.lfs:
         headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content))}
     content, status = blob.content, 200
-    if wanted := re.match(r"bytes=(\d*)-(\d*)", request.headers.get("range", "")):
-        first, last = wanted.groups()
+    if span := re.match(r"bytes=(\d*)-(\d*)", request.headers.get("range", "")):
+        first, last = span.groups()
         start = int(first) if first else len(content) - int(last)
         stop = int(last) + 1 if first and last else len(content)
         headers["Content-Range"] = f"bytes {start}-{min(stop, len(content)) - 1}/{len(content)}"

@@ -1,7 +1,7 @@
 """A server on localhost that speaks as much of the Hub's protocol as huggingface_hub, datasets and transformers use.
 
-Models and datasets, commits, LFS in one piece and in parts, branches, pull requests, ranges, tokens, private and gated
-repositories, refused stale parents. Faults can be ordered: status codes, dropped connections, something done at a moment.
+Models and datasets, commits, single and multipart LFS uploads, branches, pull requests, ranges, tokens, private and gated
+repositories, refused stale parents. Tests inject faults: status codes, dropped connections, calls at a certain request.
 """
 
 import threading
@@ -24,7 +24,7 @@ class Fault:
     """What happens to the next `times` requests whose method and path match.
 
     Args:
-        act: a status, "drop", or something that is called; what it returns says whether the request is dropped then.
+        act: a status, "drop", or a function that is called; if it returns True, the connection is dropped too.
     """
 
     method: str
@@ -36,8 +36,7 @@ class Fault:
 class HubServer:
     """Start with `with HubServer() as hub:`; `hub.url` is the endpoint.
 
-    `hub.store` holds what was written, `hub.requests` every (method, path), `hub.faults` what goes wrong next. Whether a token
-    came along with a download of LFS content, which the real Hub serves from another host, is in `hub.leaks`.
+    `hub.store` contains what was written, `hub.requests` every (method, path), `hub.faults` the faults to come.
     """
 
     def __init__(self):
@@ -62,7 +61,7 @@ class HubServer:
         return self.store.repositories[kind, name]
 
     def count(self, method: str, path: str) -> int:
-        """Requests so far whose method is this and whose path contains that."""
+        """Number of requests so far with this method and with `path` in their path."""
         return sum(m == method and path in p for m, p in self.requests)
 
     def _app(self) -> FastAPI:
@@ -81,8 +80,7 @@ class HubServer:
             if fault.times and fault.method == request.method and fault.path in path:
                 fault.times -= 1
                 if callable(fault.act):
-                    dropped = fault.act()
-                    if dropped:
+                    if fault.act():
                         return Dropped()
                 elif fault.act == "drop":
                     return Dropped()
@@ -92,7 +90,7 @@ class HubServer:
 
 
 class Dropped(Response):
-    """A connection that breaks in the middle of an answer."""
+    """A connection that breaks in the middle of a response."""
 
     async def __call__(self, scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})

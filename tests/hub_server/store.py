@@ -1,4 +1,4 @@
-"""Repositories of a Hub in memory: blobs, commits, branches, who may do what."""
+"""Repositories of a Hub in memory: blobs, commits, branches, access rights."""
 
 import base64
 import fnmatch
@@ -15,7 +15,7 @@ LFS_PATTERNS = ("*.safetensors", "*.parquet", "*.tar", "*.onnx", "*.png")
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content: `oid` as git counts it, `sha256` where it lies in LFS."""
+    """A file's content: `oid` is its hash in git, `sha256` that in LFS."""
 
     content: bytes
     lfs: bool
@@ -35,7 +35,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """The whole tree of files at one moment."""
+    """The complete tree of files at one moment."""
 
     id: str
     files: dict[str, Blob]
@@ -66,18 +66,18 @@ class Repository:
         return commit
 
     def at(self, revision: str) -> Commit | None:
-        """The commit of a branch, or of a whole or shortened id."""
+        """The commit of a branch, or of a full or abbreviated id."""
         if revision in self.branches:
             return self.commits[self.branches[revision]]
-        found = [commit for commit in self.commits.values() if len(revision) >= 7 and commit.id.startswith(revision)]
-        return found[0] if len(found) == 1 else None
+        matches = [commit for commit in self.commits.values() if len(revision) >= 7 and commit.id.startswith(revision)]
+        return matches[0] if len(matches) == 1 else None
 
     def history(self, revision: str) -> list[Commit]:
-        commit, found = self.at(revision), []
+        commit, commits = self.at(revision), []
         while commit is not None:
-            found.append(commit)
-            commit = self.commits.get(commit.parent) if commit.parent else None
-        return found
+            commits.append(commit)
+            commit = self.commits.get(commit.parent)
+        return commits
 
     def card(self, commit: Commit) -> dict:
         text = commit.files["README.md"].content.decode() if "README.md" in commit.files else ""
@@ -98,9 +98,6 @@ class Store:
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
-
-    def find(self, kind: str, name: str) -> Repository | None:
-        return self.repositories.get((kind, name))
 
     def apply(self, repository: Repository, branch: str, lines: bytes, pull: bool) -> tuple[Commit, str | None]:
         """Apply a commit in the Hub's format of JSON lines; a pull request becomes a branch of its own."""
@@ -127,5 +124,5 @@ class Store:
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Whether the Hub keeps a file in LFS: weights and images, and whatever is large."""
+    """Whether the Hub stores a file in LFS: weights, images, and all large files."""
     return size > 10 * 2**20 or any(fnmatch.fnmatch(path, pattern) for pattern in LFS_PATTERNS)

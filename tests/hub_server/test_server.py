@@ -1,4 +1,4 @@
-"""The server against the real client: what a test built on it relies on."""
+"""The server with the real client: the behavior that other tests rely on."""
 
 from pathlib import Path
 
@@ -34,25 +34,25 @@ def add(**files: bytes) -> list[CommitOperationAdd]:
     return [CommitOperationAdd(name.replace("__", "/").replace("_dot_", "."), content) for name, content in files.items()]
 
 
-def test_files_come_back_as_they_were_sent(api, hub, tmp_path):
+def test_downloads_equal_uploads(api, hub, tmp_path):
     assert api.whoami()["name"] == "user"
     api.create_repo("user/name")
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_repo("user/name")
     api.create_repo("user/name", exist_ok=True)
-    made = api.create_commit("user/name", add(README_dot_md=b"text", sub__model_dot_safetensors=LARGE), commit_message="one")
+    created = api.create_commit("user/name", add(README_dot_md=b"text", sub__model_dot_safetensors=LARGE), commit_message="one")
     assert api.list_repo_files("user/name") == ["README.md", "sub/model.safetensors"]
     path = api.hf_hub_download("user/name", "sub/model.safetensors", cache_dir=tmp_path)
     assert Path(path).read_bytes() == LARGE and hub.count("PUT", "_lfs") == 3
-    assert api.model_info("user/name").sha == made.oid == api.list_repo_commits("user/name")[0].commit_id
+    assert api.model_info("user/name").sha == created.oid == api.list_repo_commits("user/name")[0].commit_id
     api.create_commit("user/name", add(again_dot_safetensors=LARGE), commit_message="the same content is not sent again")
     assert hub.count("PUT", "_lfs") == 3
     api.delete_file("README.md", "user/name")
     assert api.list_repo_files("user/name") == ["again.safetensors", "sub/model.safetensors"]
-    assert api.list_repo_files("user/name", revision=made.oid) == ["README.md", "sub/model.safetensors"]
+    assert api.list_repo_files("user/name", revision=created.oid) == ["README.md", "sub/model.safetensors"]
 
 
-def test_branches_and_pull_requests_leave_main_alone(api, hub):
+def test_branches_and_pull_requests_do_not_change_main(api, hub):
     api.create_repo("user/name")
     api.create_branch("user/name", branch="timm")
     api.create_commit("user/name", add(a=b"1"), commit_message="m", revision="timm")
@@ -63,7 +63,7 @@ def test_branches_and_pull_requests_leave_main_alone(api, hub):
     assert {ref.name for ref in api.list_repo_refs("user/name").branches} == {"main", "timm"}
 
 
-def test_a_stale_parent_is_refused(api, hub):
+def test_stale_parent_is_refused(api, hub):
     api.create_repo("user/name")
     head = api.model_info("user/name").sha
     api.create_commit("user/name", add(a=b"1"), commit_message="m", parent_commit=head)
@@ -71,7 +71,7 @@ def test_a_stale_parent_is_refused(api, hub):
         api.create_commit("user/name", add(a=b"2"), commit_message="m", parent_commit=head)
 
 
-def test_rights(api, hub):
+def test_access_rights(api, hub):
     api.create_repo("user/name", private=True)
     api.create_commit("user/name", add(a=b"1"), commit_message="m")
     for token in (False, OTHER_TOKEN):
@@ -79,21 +79,21 @@ def test_rights(api, hub):
             HfApi(endpoint=hub.url, token=token).model_info("user/name")
     with pytest.raises(HfHubHTTPError, match="Invalid credentials"):
         HfApi(endpoint=hub.url, token="hf_wrong").model_info("user/name")
-    reader = HfApi(endpoint=hub.url, token=READ_TOKEN)
-    assert reader.list_repo_files("user/name") == ["a"]
+    read_only = HfApi(endpoint=hub.url, token=READ_TOKEN)
+    assert read_only.list_repo_files("user/name") == ["a"]
     with pytest.raises(HfHubHTTPError, match="403"):
-        reader.create_commit("user/name", add(b=b"1"), commit_message="m")
+        read_only.create_commit("user/name", add(b=b"1"), commit_message="m")
     hub.repository("user/name").private, hub.repository("user/name").gated = False, True
     with pytest.raises(GatedRepoError):
         HfApi(endpoint=hub.url, token=OTHER_TOKEN).hf_hub_download("user/name", "a")
     with pytest.raises(EntryNotFoundError):
         api.hf_hub_download("user/name", "b")
     with pytest.raises(RevisionNotFoundError):
-        api.hf_hub_download("user/name", "a", revision="nonesuch")
+        api.hf_hub_download("user/name", "a", revision="missing")
 
 
 @pytest.mark.parametrize("act", [429, 500, "drop"])
-def test_faults_happen_as_often_as_asked(api, hub, act):
+def test_faults_happen_once_by_default(api, hub, act):
     api.create_repo("user/name")
     hub.faults.append(Fault("GET", "/api/models/user/name", act))
     with pytest.raises((HfHubHTTPError, httpx2.TransportError)):

@@ -1,4 +1,4 @@
-"""To the Hub and back, against a server on this machine: nothing lost, nothing half visible, no token anywhere."""
+"""To the Hub and back, with a server on localhost: nothing is lost or visible in part, and no token is written."""
 
 import json
 import os
@@ -50,13 +50,13 @@ def expected(staged: Path, kind: str) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in staged_files(staged / kind).items()}
 
 
-def whole(server: HubServer, staged: Path, revision: str = "main") -> bool:
+def is_complete(server: HubServer, staged: Path, revision: str = "main") -> bool:
     return all(contents(server, branch(revision, kind)) == expected(staged, kind) for kind in ("main", "timm", "training"))
 
 
-def test_three_branches_each_by_one_commit(hub, staged):
+def test_each_of_three_branches_changes_by_one_commit(hub, staged):
     done = push(staged, "user/name", token=TOKEN, private=True)
-    assert whole(hub, staged) and hub.repository("user/name").private
+    assert is_complete(hub, staged) and hub.repository("user/name").private
     assert set(done) == {"main", "timm", "training"} and all(hub.url in address for address in done.values())
     titles = [commit.title for commit in hub.repository("user/name").history("main")]
     assert titles == ["Upload a pre-trained backbone", "initial commit"]
@@ -64,10 +64,10 @@ def test_three_branches_each_by_one_commit(hub, staged):
         contents(hub, "main")
     )
     push(staged, "user/name", token=TOKEN)
-    assert len(hub.repository("user/name").commits) == 1 + 3, "the same once more changes nothing"
+    assert len(hub.repository("user/name").commits) == 1 + 3, "an identical push changes nothing"
 
 
-def test_a_model_pushes_itself(hub, monkeypatch):
+def test_push_to_hub_of_a_model(hub, monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     done = tiny_model().push_to_hub("user/name", token=TOKEN, private=True, license="mit", commit_message="mine")
     assert set(done) == {"main", "timm", "training"} and hub.repository("user/name").private
@@ -75,8 +75,8 @@ def test_a_model_pushes_itself(hub, monkeypatch):
     assert {commit.title for commit in hub.repository("user/name").history("timm")} == {"mine", "initial commit"}
 
 
-def test_what_is_changed_after_the_scan_is_not_uploaded(hub, staged, tmp_path):
-    """A secret that is written into the staged folder while the push is on its way."""
+def test_changes_after_the_scan_are_not_uploaded(hub, staged, tmp_path):
+    """A secret is written into the staged folder during the push."""
     folder = tmp_path / "push"
     shutil.copytree(staged, folder)
     before = expected(staged, "main")["README.md"]
@@ -92,13 +92,13 @@ def test_what_is_changed_after_the_scan_is_not_uploaded(hub, staged, tmp_path):
     assert not [path for path in folder.iterdir() if path.name.startswith(".upload-")]
 
 
-def test_another_branch_leaves_main_alone(hub, staged):
+def test_push_to_another_branch_does_not_change_main(hub, staged):
     push(staged, "user/name", token=TOKEN, revision="v2")
-    assert whole(hub, staged, "v2") and contents(hub, "main") == {}
+    assert is_complete(hub, staged, "v2") and contents(hub, "main") == {}
     assert set(hub.repository("user/name").branches) == {"main", "v2", "v2-timm", "v2-training"}
 
 
-def test_pull_requests_leave_the_branches_alone(hub, staged):
+def test_pull_requests_do_not_change_the_branches(hub, staged):
     done = push(staged, "user/name", token=TOKEN, create_pr=True)
     assert all("/discussions/" in address for address in done.values()) and contents(hub, "main") == {}
     assert contents(hub, "refs/pr/3") == expected(staged, "main")
@@ -108,14 +108,20 @@ def test_pull_requests_leave_the_branches_alone(hub, staged):
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/commit/main"), ("PUT", "/_lfs/"), ("POST", "/preupload/"), ("GET", "/revision/")]
 )
-def test_what_passes_is_asked_again(hub, staged, method, path, act):
+def test_transient_errors_are_retried(hub, staged, method, path, act):
     hub.faults.append(Fault(method, path, act, times=2))
     push(staged, "user/name", token=TOKEN)
-    assert whole(hub, staged)
+    assert is_complete(hub, staged)
 
 
-def test_a_failed_push_shows_nothing_half_and_a_later_one_sends_only_the_rest(hub, staged):
-    """The connection is lost for good in front of the commit to main; everything but that commit is there already."""
+def test_lost_connection_is_reported(hub, staged):
+    hub.faults.append(Fault("POST", "/repos/create", "drop", times=100))
+    with pytest.raises(PushError, match="the Hub could not be reached or refused"):
+        push(staged, "user/name", token=TOKEN)
+
+
+def test_failed_push_is_not_visible_and_the_next_one_uploads_only_the_rest(hub, staged):
+    """The connection is lost just before the commit to main, the last request."""
     hub.faults.append(Fault("POST", "/commit/main", 500, times=100))
     with pytest.raises(PushError, match="Push again: uploaded files are kept, and main"):
         push(staged, "user/name", token=TOKEN)
@@ -123,11 +129,11 @@ def test_a_failed_push_shows_nothing_half_and_a_later_one_sends_only_the_rest(hu
     sent = hub.count("PUT", "/_lfs/")
     hub.faults.clear()
     push(staged, "user/name", token=TOKEN)
-    assert whole(hub, staged) and hub.count("PUT", "/_lfs/") == sent, "no weights went twice"
+    assert is_complete(hub, staged) and hub.count("PUT", "/_lfs/") == sent, "no weights are uploaded twice"
 
 
-def test_a_killed_push_shows_nothing_half(hub, staged):
-    """SIGKILL when the weights of main have been sent and its commit is asked for."""
+def test_killed_push_is_not_visible(hub, staged):
+    """SIGKILL at the commit to main, after the upload of its weights."""
     code = "from pathlib import Path; from hssl_hf.publish.hub import push; "
     code += f"push(Path({str(staged)!r}), 'user/name', token={TOKEN!r})"
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
@@ -137,23 +143,23 @@ def test_a_killed_push_shows_nothing_half(hub, staged):
     assert contents(hub, "main") == {}
     sent = hub.count("PUT", "/_lfs/")
     push(staged, "user/name", token=TOKEN)
-    assert whole(hub, staged) and hub.count("PUT", "/_lfs/") == sent
+    assert is_complete(hub, staged) and hub.count("PUT", "/_lfs/") == sent
 
 
 @pytest.mark.parametrize(("moment", "changed"), [("timm", "timm"), ("main", "training")])
-def test_another_push_in_between_starts_this_one_over(hub, staged, moment, changed):
-    """Somebody commits to a branch after this push has read its head, or after it has written there."""
+def test_push_starts_over_after_a_concurrent_push(hub, staged, moment, changed):
+    """Another commit to a branch after this push has read its head, or after its own commit there."""
 
     def interfere():
-        hub.repository("user/name").commit(changed, {"theirs.md": Blob(b"theirs", lfs=False)}, "somebody else")
+        hub.repository("user/name").commit(changed, {"theirs.md": Blob(b"theirs", lfs=False)}, "another user")
 
     hub.faults.append(Fault("POST", f"/commit/{moment}", interfere))
     push(staged, "user/name", token=TOKEN)
-    assert whole(hub, staged)
-    assert "somebody else" in [commit.title for commit in hub.repository("user/name").history(changed)]
+    assert is_complete(hub, staged)
+    assert "another user" in [commit.title for commit in hub.repository("user/name").history(changed)]
 
 
-def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
+def test_files_of_an_earlier_push_are_deleted(hub, staged):
     HfApi(token=TOKEN).create_repo("user/name")
     old = {"figures/views.png": Blob(b"old", lfs=True), ".gitattributes": Blob(b"", lfs=False)}
     hub.repository("user/name").commit("main", old, "earlier")
@@ -161,7 +167,7 @@ def test_what_an_earlier_push_left_and_this_one_has_not_goes(hub, staged):
     assert set(contents(hub, "main")) == {*expected(staged, "main"), ".gitattributes"}
 
 
-def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
+def test_concurrent_pushes_end_with_all_branches_of_one(hub, staged, tmp_path):
     patch = pytest.MonkeyPatch()
     patch.setattr(parity, "compare", lambda *_, **__: {})
     other = stage(tiny_model(), tmp_path / "push", context=CardContext(repository="user/name"))
@@ -179,7 +185,7 @@ def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(failures) < 2 and (whole(hub, staged) or whole(hub, other))
+    assert len(failures) < 2 and (is_complete(hub, staged) or is_complete(hub, other))
 
 
 @pytest.mark.parametrize(
@@ -192,21 +198,21 @@ def test_pushes_at_once_end_with_one_of_them_whole(hub, staged, tmp_path):
         (TOKEN, "../../etc/passwd", "expected a repository of the form user/name, got"),
     ],
 )
-def test_refusals_say_what_to_do(hub, staged, token, repository, message):
+def test_errors_state_what_to_do(hub, staged, token, repository, message):
     with pytest.raises(PushError, match=message) as raised:
         push(staged, repository, token=token)
     assert token not in str(raised.value)
     assert not hub.store.repositories
 
 
-def test_what_was_not_asked_for_stays_here(hub, staged):
+def test_other_files_are_not_uploaded(hub, staged):
     (staged / "main" / "notes.txt").write_text("private")
     (staged / "main" / "optimizer.bin").write_bytes(b"0")
     push(staged, "user/name", token=TOKEN)
     assert not {"notes.txt", "optimizer.bin"} & set(contents(hub, "main"))
 
 
-def test_a_secret_stops_the_push_before_anything_is_asked(hub, staged, monkeypatch):
+def test_secret_stops_the_push_before_any_request(hub, staged, monkeypatch):
     facts = staged / "timm" / "facts.yaml"
     before = facts.read_text()
     facts.write_text(before + f"\nnote: {TOKEN}\n")
@@ -219,7 +225,7 @@ def test_a_secret_stops_the_push_before_anything_is_asked(hub, staged, monkeypat
 
 
 @pytest.mark.slow
-def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
+def test_round_trip_from_a_dataset_on_the_hub_to_continued_training(hub, tmp_path):
     """Stream from the Hub, pre-train, push, load with AutoModel and timm, continue from heads, and from the base alone."""
     from tests.conftest import SAMPLE
     from tests.launches import SCRIPT, settings_of
@@ -237,8 +243,8 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
         "HF_HOME": str(tmp_path / "cache"),
     }
 
-    def run(*command: str, **more) -> str:
-        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=tmp_path, **more)
+    def run(*command: str) -> str:
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         assert TOKEN not in done.stdout + done.stderr
         return done.stdout
@@ -256,12 +262,11 @@ def test_from_a_dataset_on_the_hub_to_a_model_on_the_hub_and_on(hub, tmp_path):
     assert killed.wait() < 0 and contents(hub, "main") == {}
     hub.faults += [Fault("POST", "/commit/main", 500), Fault("POST", "/preupload/", "drop")]
     run(*command)
-    assert [fault for fault in hub.faults if fault.times] == [], "all of them happened"
-    found = contents(hub, "main")
-    assert {"curves.png", "figures/views.png", "figures/neighbors.png", "onnx/model.onnx", ".eval_results/hssl_hf.yaml"} <= set(
-        found
-    )
-    card, manifest = found["README.md"].decode(), json.loads((tmp_path / "first" / "manifest.json").read_text())
+    assert [fault for fault in hub.faults if fault.times] == [], "all faults occurred"
+    files = contents(hub, "main")
+    assert files.keys() >= {"curves.png", "figures/views.png", "figures/neighbors.png", "onnx/model.onnx"}
+    assert ".eval_results/hssl_hf.yaml" in files
+    card, manifest = files["README.md"].decode(), json.loads((tmp_path / "first" / "manifest.json").read_text())
     assert manifest["data"]["path"] == "user/images" and manifest["data"]["revision"] in card and "license: apache-2.0" in card
     assert manifest["images_seen"] == 384 and "datasets:\n- user/images" in card
     code = """

@@ -17,7 +17,7 @@ from hssl_hf.convert.siamese_im import (
     from_siamese_im,
     to_siamese_im,
 )
-from hssl_hf.convert.state_dict import base_arguments
+from hssl_hf.convert.state_dict import base_config
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish import model_card
@@ -55,7 +55,7 @@ def convert_checkpoint(
     checkpoint, folder = read_checkpoint(path), Path(folder)
     require_replaceable(folder)
     num_heads = (overrides.get("backbone_kwargs") or {}).get("num_heads")
-    if checkpoint.fine_tuned:
+    if "head.weight" in checkpoint.state:  # fine-tuned
         if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
         _write_classifier(checkpoint, folder, num_heads)
@@ -110,11 +110,12 @@ def _convert(
 def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
     """Write a fine-tuned checkpoint as a stock classifier, and verify the logits of what transformers loads."""
     model = classifier_from_siamese_im(checkpoint, num_heads)
-    size, kwargs = base_arguments(checkpoint.state, num_heads)
+    config = base_config(checkpoint.state, num_heads)
+    size = config["image_size"]
     processor = image_processor(size)
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = {"img_size": size, "global_pool": "avg", **kwargs}
-    save_timm_wrapper(model, model.state_dict(), "vit_base_patch16_224", arguments, processor, folder)
+    arguments = {"img_size": size, "global_pool": "avg", **config["backbone_kwargs"]}
+    save_timm_wrapper(model, model.state_dict(), config["backbone"], arguments, processor, folder)
     processor.save_pretrained(folder)
     facts = model_card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
     (folder / "README.md").write_text(model_card.render(facts, kind="classifier"))

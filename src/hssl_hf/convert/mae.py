@@ -1,31 +1,20 @@
 """MAE checkpoints -> `HSSLMAEForPreTraining` without auxiliary head: the encoder, and the decoder if the file contains it."""
 
-import torch
+from torch import Tensor
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import (
-    BASE_NAMES,
-    base_config,
-    count,
-    load_strict,
-    rename,
-    require_sincos_position_embedding,
-    require_tensor,
-)
+from hssl_hf.convert.state_dict import ENCODER, base_config, check_sincos, count, load_base, load_strict, rename, require_tensor
 from hssl_hf.models.configuration_mae import HSSLMAEConfig
 from hssl_hf.models.modeling_mae import HSSLMAEForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
-ENCODER = {**BASE_NAMES, "norm.": "base.norm."}
-OFFICIAL_TO_OURS = {
-    **ENCODER,
+DECODER = {
     "decoder_embed.": "pixels.projector.embed.",
     "decoder_blocks.": "pixels.decoder.blocks.",
     "decoder_norm.": "pixels.decoder.norm.",
     "decoder_pred.": "pixels.decoder.prediction.",
     "mask_token": "pixels.decoder.mask_token",
 }
-OURS_TO_OFFICIAL = {ours: name for name, ours in OFFICIAL_TO_OURS.items()}
 
 
 def from_mae(
@@ -39,7 +28,7 @@ def from_mae(
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape. The released files contain the encoder only.
     """
-    state = dict(checkpoint.state)
+    state = checkpoint.state
     if "decoder_embed.weight" not in state:
         raise ConversionError("this file contains MAE's encoder only, without decoder; remove --for-pretraining")
     config = _config(
@@ -52,9 +41,9 @@ def from_mae(
     )
     model = HSSLMAEForPreTraining(config)
     positions = require_tensor(state, "decoder_pos_embed", 3, "MAE")
-    del state["decoder_pos_embed"]
-    load_strict(model.student, {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}, OURS_TO_OFFICIAL)
-    require_sincos_position_embedding(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
+    weights = {name: value for name, value in state.items() if name != "decoder_pos_embed"}
+    load_strict(model.student, weights, {**ENCODER, **DECODER})
+    check_sincos(positions, model.student.pixels.decoder.positions, "decoder_pos_embed")
     model.freeze()
     return model
 
@@ -66,13 +55,10 @@ def base_from_mae(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLM
         ConversionError: if a tensor of the encoder is missing or of another shape, or the file contains unknown tensors.
     """
     model = HSSLMAEForPreTraining(_config(checkpoint.state, num_heads))
-    decoder = {
-        name for name in checkpoint.state if rename(name, OFFICIAL_TO_OURS).startswith("pixels.") or name == "decoder_pos_embed"
-    }
-    ours = {rename(name, ENCODER).removeprefix("base."): checkpoint.state[name] for name in checkpoint.state.keys() - decoder}
-    load_strict(model.student.base, ours, {new.removeprefix("base."): old for old, new in ENCODER.items()})
+    decoder = {name for name in checkpoint.state if name == "decoder_pos_embed" or rename(name, DECODER) != name}
+    load_base(model.student.base, {name: value for name, value in checkpoint.state.items() if name not in decoder})
     return model
 
 
-def _config(state: dict[str, torch.Tensor], num_heads: int | None, **decoder) -> HSSLMAEConfig:
+def _config(state: dict[str, Tensor], num_heads: int | None, **decoder) -> HSSLMAEConfig:
     return HSSLMAEConfig(**base_config(state, num_heads, "MAE"), auxiliary=None, license=LICENSE, **decoder)

@@ -3,19 +3,17 @@
 import torch
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import BASE_NAMES, base_config, load_strict, rename, require_tensor, strip_prefix
+from hssl_hf.convert.state_dict import ENCODER, base_config, load_strict, require_tensor, strip_prefix
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 
 LICENSE = "cc-by-nc-4.0"
 NUM_HEADS = 12  # of ViT-S as well as of ViT-B
-ENCODER = {**BASE_NAMES, "norm.": "base.norm.", "head.": "heads.projectors.base."}
 OFFICIAL_TO_OURS = {"predictor.": "student.heads.predictors.base."} | {
     f"{encoder}.{official}": f"{network}.{ours}"
     for encoder, network in (("base_encoder", "student"), ("momentum_encoder", "teacher"))
-    for official, ours in ENCODER.items()
+    for official, ours in {**ENCODER, "head.": "heads.projectors.base."}.items()
 }
-OURS_TO_OFFICIAL = {ours: official for official, ours in OFFICIAL_TO_OURS.items()}
 
 
 def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLForPreTraining:
@@ -43,7 +41,7 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         license=LICENSE,
     )
     model = HSSLForPreTraining(config)
-    load_strict(model, {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}, OURS_TO_OFFICIAL)
+    load_strict(model, state, OFFICIAL_TO_OURS)
     if not torch.equal(model.student.base.model.pos_embed, model.teacher.base.model.pos_embed):
         raise ConversionError("expected the same fixed pos_embed in base_encoder and momentum_encoder, got different ones")
     model.freeze()

@@ -23,11 +23,13 @@ SAFE_CLASSES = {
     **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
 }
+DTYPES = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]  # old pickles contain instances
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, AttributeError, LookupError, pickle.UnpicklingError, SafetensorError)
 LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # the keys under which files keep the centers
 
 
 class ConversionError(UserError):
-    """A checkpoint that cannot be converted; the message reports what was expected and what was found."""
+    """A checkpoint that cannot be converted; the message reports what was expected and what the file contains."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,6 @@ class Checkpoint:
     state: dict[str, Tensor]
     arguments: dict = field(default_factory=dict)
 
-    @property
-    def fine_tuned(self) -> bool:
-        return "head.weight" in self.state
-
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a `.pth`, `.safetensors` or Jittor `.pkl` file without executing any code in it.
@@ -54,11 +52,6 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         ConversionError: if the file cannot be read safely, or contains no tensors.
     """
-    if Path(path).suffix == ".safetensors":
-        try:
-            return Checkpoint(load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from error
     content = _load(Path(path))
     if not isinstance(content, dict):
         content = {}
@@ -72,21 +65,21 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _load(path: Path):
-    """Content of a file in one of PyTorch's formats, or, by its first bytes, a plain pickle of arrays as Jittor writes it."""
+    """Content of a file of safetensors, in one of PyTorch's formats, or a plain pickle of arrays as Jittor writes it."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with path.open("rb") as file:
             if not file.read(4).startswith((b"PK", b"\x80\x02\x8a\n")):
                 file.seek(0)
                 return _tensors(_ArrayUnpickler(file).load())
-        with torch.serialization.safe_globals([(kind, ".".join(name)) for name, kind in SAFE_CLASSES.items()] + _dtypes()):
+        with torch.serialization.safe_globals([(kind, ".".join(name)) for name, kind in SAFE_CLASSES.items()] + DTYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, AttributeError, LookupError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _dtypes() -> list:
-    """numpy's dtype classes, of which old pickles contain instances."""
-    return [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    except UNREADABLE as error:
+        raise ConversionError(
+            f"{path} cannot be read safely: {error}\nExpected a file of tensors, as torch.save or safetensors write it; other "
+            "objects in it are never loaded."
+        ) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -115,10 +108,3 @@ def _join(content: dict) -> dict[str, Tensor]:
     for loss in LOSSES:
         joined |= {f"loss.{name}": value for name, value in content.get(loss, {}).items()}
     return joined
-
-
-def _unreadable(path: Path | str, error: Exception) -> ConversionError:
-    return ConversionError(
-        f"{path} cannot be read safely: {error}\nExpected a file of tensors, as torch.save or safetensors write it; other "
-        "objects in it are never loaded."
-    )

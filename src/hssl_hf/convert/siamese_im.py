@@ -12,17 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hssl_hf.convert.official_checkpoint import Checkpoint, ConversionError
-from hssl_hf.convert.state_dict import (
-    BASE,
-    BASE_NAMES,
-    base_arguments,
-    base_config,
-    count,
-    load_strict,
-    rename,
-    require_sincos_position_embedding,
-    require_tensor,
-)
+from hssl_hf.convert.state_dict import BASE, BASE_NAMES, base_config, check_sincos, count, load_strict, rename, require_tensor
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_siamese_im import SiameseIMForPreTraining
 from hssl_hf.modules.backbone import Backbone
@@ -38,12 +28,10 @@ STUDENT = {
     "mask_token": "decoder.mask_token",
 }
 TEACHER = ("cls_token", "patch_embed.", "blocks.", "decoder_embed.", "projector_decoder_blocks.")
-OFFICIAL_TO_OURS = {name: f"student.{ours}" for name, ours in STUDENT.items()} | {
-    f"mm_{n}": f"teacher.{STUDENT[n]}" for n in TEACHER
-}
-OURS_TO_OFFICIAL = {ours: name for name, ours in OFFICIAL_TO_OURS.items()}
+OFFICIAL_TO_OURS = {name: f"student.{ours}" for name, ours in STUDENT.items()}
+OFFICIAL_TO_OURS |= {f"mm_{name}": f"teacher.{STUDENT[name]}" for name in TEACHER}
 NORMS_AND_HEAD = ("student_norm.", "fc_norm.", "head.")
-UNUSED = ("decoder_pos_embed", "mm_mask_token")  # a fixed embedding, and a copy that the released code does not use
+UNUSED = {"decoder_pos_embed", "mm_mask_token"}  # a fixed embedding, and a copy that the released code does not use
 
 
 def from_siamese_im(checkpoint: Checkpoint, **overrides) -> SiameseIMForPreTraining:
@@ -58,12 +46,14 @@ def from_siamese_im(checkpoint: Checkpoint, **overrides) -> SiameseIMForPreTrain
     state = dict(checkpoint.state)
     config = _pretraining_config(state, checkpoint.arguments, overrides)
     model = SiameseIMForPreTraining(config)
-    unused = {name: state.pop(name, None) for name in UNUSED}
-    _check_norm(state, config)
-    renamed = {rename(name, OFFICIAL_TO_OURS): value for name, value in state.items()}
-    renamed["teacher.base.model.pos_embed"] = renamed.get("student.base.model.pos_embed")
-    load_strict(model, renamed, OURS_TO_OFFICIAL, {name for name, value in unused.items() if value is None})
-    require_sincos_position_embedding(unused["decoder_pos_embed"], model.student.decoder.positions, "decoder_pos_embed")
+    unused = {name: state.pop(name) for name in UNUSED if name in state}
+    if config.normalize_prediction:  # by a norm with a fixed scale of 1 and shift of 0; our model has no weights for it
+        scale, shift = state.pop("student_norm.weight"), state.pop("student_norm.bias", torch.zeros(1))
+        if (scale != 1).any() or (shift != 0).any():
+            raise ConversionError("expected student_norm with scale 1 and shift 0, got other values")
+    state["teacher.base.model.pos_embed"] = state["pos_embed"]
+    load_strict(model, state, OFFICIAL_TO_OURS, UNUSED - unused.keys())
+    check_sincos(unused["decoder_pos_embed"], model.student.decoder.positions, "decoder_pos_embed")
     return model
 
 
@@ -78,8 +68,9 @@ def to_siamese_im(model: SiameseIMForPreTraining) -> dict[str, Tensor]:
     config = model.config
     if (config.target, config.views, config.level, config.final_norm) != ("feature", "different", "dense", False):
         raise ConversionError("the released code does not support this variant; convert its base only, with base_to_siamese_im")
-    ours = {name: value for name, value in model.state_dict().items() if name != "teacher.base.model.pos_embed"}
-    state = {rename(name, OURS_TO_OFFICIAL): value for name, value in ours.items()}
+    official = {ours: name for name, ours in OFFICIAL_TO_OURS.items()}
+    state = {rename(name, official): value for name, value in model.state_dict().items()}
+    del state["teacher.base.model.pos_embed"]
     decoder = model.student.decoder
     state["decoder_pos_embed"] = torch.cat([torch.zeros_like(decoder.positions[:1]), decoder.positions])[None]
     state["mm_mask_token"] = decoder.mask_token.detach()
@@ -94,12 +85,12 @@ def base_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = None) -
     Raises:
         ConversionError: if one of its tensors is missing or of another shape, or the file contains unknown tensors.
     """
-    size, kwargs = base_arguments(checkpoint.state, num_heads)
-    base = Backbone("vit_base_patch16_224", size, kwargs)
+    config = base_config(checkpoint.state, num_heads)
+    base = Backbone(config["backbone"], config["image_size"], config["backbone_kwargs"])
     base.norm = nn.Identity()
     others = (*OFFICIAL_TO_OURS, *UNUSED, *NORMS_AND_HEAD)
-    known = {name for name in checkpoint.state if name.startswith(others) and not name.startswith(BASE)}
-    load_strict(base.model, {name: value for name, value in checkpoint.state.items() if name not in known}, OURS_TO_OFFICIAL)
+    weights = {name: v for name, v in checkpoint.state.items() if name.startswith(BASE) or not name.startswith(others)}
+    load_strict(base.model, weights, table={})
     return base.eval()
 
 
@@ -122,10 +113,12 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
         ConversionError: if a tensor is missing, unexpected or of another shape.
     """
     state = checkpoint.state
-    size, kwargs = base_arguments(state, num_heads)
-    num_classes = len(require_tensor(state, "head.weight", 2))
-    model = timm.create_model("vit_base_patch16_224", img_size=size, num_classes=num_classes, global_pool="avg", **kwargs)
-    load_strict(model, state, OURS_TO_OFFICIAL)
+    config, num_classes = base_config(state, num_heads), len(require_tensor(state, "head.weight", 2))
+    size = {"img_size": config["image_size"]}
+    model = timm.create_model(
+        config["backbone"], num_classes=num_classes, global_pool="avg", **size, **config["backbone_kwargs"]
+    )
+    load_strict(model, state, table={})
     return model.eval()
 
 
@@ -147,11 +140,3 @@ def _pretraining_config(state: dict[str, Tensor], arguments: dict, overrides: di
         "license": LICENSE,
     }
     return SiameseIMConfig(**{**values, **overrides})
-
-
-def _check_norm(state: dict[str, Tensor], config: SiameseIMConfig) -> None:
-    """The norm of the predictions has a fixed scale of 1 and shift of 0; our model has no weights for it."""
-    if config.normalize_prediction:
-        scale, shift = state.pop("student_norm.weight"), state.pop("student_norm.bias", torch.zeros(1))
-        if (scale != 1).any() or (shift != 0).any():
-            raise ConversionError("expected student_norm with scale 1 and shift 0, got other values")

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from hssl_hf.convert.official_checkpoint import ConversionError
+from hssl_hf.modules.backbone import Backbone
 
 BASE = ("cls_token", "pos_embed", "patch_embed.", "blocks.")  # of a vision transformer without its final norm
 BASE_NAMES = {name: f"base.model.{name}" for name in BASE}
+ENCODER = {**BASE_NAMES, "norm.": "base.norm."}
 
 
-def base_arguments(state: dict[str, Tensor], num_heads: int | None, method: str = "SiameseIM") -> tuple[int, dict]:
-    """Image size in pixels, and arguments that give timm's `vit_base_patch16_224` the shapes of a checkpoint.
+def base_config(state: dict[str, Tensor], num_heads: int | None, method: str = "SiameseIM") -> dict:
+    """Values of a configuration that give the base the shapes of a checkpoint.
 
     Args:
         num_heads: attention heads; None for 16 at a width of 1280, else one per 64 channels.
@@ -24,13 +26,8 @@ def base_arguments(state: dict[str, Tensor], num_heads: int | None, method: str 
     heads = num_heads or max(1, 16 if width == 1280 else width // 64)
     if width % heads:
         raise ConversionError(f"{heads} attention heads do not divide the width {width}; set --num-attention-heads")
-    return side * patch, {"patch_size": patch, "embed_dim": width, "depth": count(state, "blocks"), "num_heads": heads}
-
-
-def base_config(state: dict[str, Tensor], num_heads: int | None, method: str = "SiameseIM") -> dict:
-    """Values of a configuration that describe the base; arguments and errors as in `base_arguments`."""
-    image_size, kwargs = base_arguments(state, num_heads, method)
-    return {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": image_size}
+    kwargs = {"patch_size": patch, "embed_dim": width, "depth": count(state, "blocks"), "num_heads": heads}
+    return {"backbone": "vit_base_patch16_224", "backbone_kwargs": kwargs, "image_size": side * patch}
 
 
 def require_tensor(state: dict[str, Tensor], name: str, axes: int, method: str = "SiameseIM") -> Tensor:
@@ -64,16 +61,18 @@ def rename(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def load_strict(model: nn.Module, state: dict[str, Tensor], official: dict[str, str], missing: set[str] = frozenset()) -> None:
+def load_strict(model: nn.Module, state: dict[str, Tensor], table: dict[str, str], missing: set[str] = frozenset()) -> None:
     """Load weights, which must match the model in every name and shape.
 
     Args:
-        state: weights by our names.
-        official: our names -> those of the file, for the error message.
+        state: weights by official names.
+        table: official names -> ours, as in `rename`.
         missing: official names that are already known to be missing.
     Raises:
         ConversionError: with every tensor that is missing, unexpected or of another shape.
     """
+    state = {rename(name, table): value for name, value in state.items()}
+    official = {ours: name for name, ours in reversed(table.items())}  # of two names for one of ours, errors show the first
     expected = model.state_dict()
     problems = [f"missing: {rename(name, official)}" for name in sorted({*expected.keys() - state.keys(), *missing})]
     problems += [f"unexpected: {rename(name, official)}" for name in sorted(state.keys() - expected.keys())]
@@ -86,7 +85,12 @@ def load_strict(model: nn.Module, state: dict[str, Tensor], official: dict[str, 
     model.load_state_dict(state)
 
 
-def require_sincos_position_embedding(embedding: Tensor, positions: Tensor, name: str) -> None:
+def load_base(base: Backbone, state: dict[str, Tensor]) -> None:
+    """Load a vision transformer with its final norm; errors as in `load_strict`."""
+    load_strict(base, state, {name: ours.removeprefix("base.") for name, ours in ENCODER.items()})
+
+
+def check_sincos(embedding: Tensor, positions: Tensor, name: str) -> None:
     """Raise a ConversionError unless an embedding (1, 1 + N, C) is zeros, then sine-cosine `positions` (N, C)."""
     expected = torch.cat([torch.zeros_like(positions[:1]), positions])
     if embedding.shape[1:] != expected.shape or (embedding[0] - expected).abs().max() > 1e-4:

@@ -1,6 +1,5 @@
-"""Texts of a model card: summary, code snippets, figure captions, training, limitations."""
+"""Texts of a model card: summary, code snippets, figure captions, training."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,102 +12,77 @@ FIGURES = {  # path -> caption
     "figures/neighbors.png": "Test images and their nearest neighbors by cosine similarity.",
     "figures/views.png": "Views of the first training images, as the student received them.",
 }
+ESTIMATE = "{needed_gib:.2f} GiB, {images_per_second:,.1f} images per second, {hours:.1f} h"
 TRAINING = {
     "data": lambda m: _data(m["data"]),
     "images seen": lambda m: f"{m['images_seen']:,}" if "images_seen" in m else None,
     "steps": lambda m: f"{m['steps']:,}" if "steps" in m else None,
     "undecodable images": lambda m: m.get("undecodable") or None,
     "wall time": lambda m: _duration(m["seconds"]) if "seconds" in m else None,
-    "estimated": lambda m: _estimated(m["estimate"]) if m.get("estimate") else None,
+    "estimated": lambda m: ESTIMATE.format(**m["estimate"]) if m.get("estimate") else None,
     "images per second": lambda m: f"{m['images_per_second']:,.1f}" if "images_per_second" in m else None,
     "peak memory per process": lambda m: f"{m['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in m else None,
-    "hardware": lambda m: (
-        f"{m['processes']} × {m['hardware']['device']} ({m['hardware']['cores']} cores), strategy {m['engine']}"
-    ),
+    "hardware": lambda m: "{processes} × {hardware[device]} ({hardware[cores]} cores), strategy {engine}".format(**m),
     "seed": lambda m: m["seed"],
     "versions": lambda m: ", ".join(f"{name} {version}" for name, version in m["versions"].items()),
     "commit": lambda m: f"`{m['commit']}`" if m["commit"] else None,
 }
 
 
-@dataclass
-class Snippets:
-    """Code that loads a model, in six lines at most.
-
-    Args:
-        repository, kind, revision, branches: as in `model_card.render`.
-        facts: from `model_card.facts`.
-        model_class: name of the class for pre-training in this package.
-    """
-
-    repository: str
-    kind: str
-    revision: str
-    branches: dict[str, str]
-    facts: dict
-    model_class: str
-
-    def usage(self) -> str:
-        if self.kind == "training":
-            source, name = self._source(self.branches["training"]), self.model_class
-            return f"from hssl_hf import {name}\n\nmodel = {name}.from_pretrained({source})"
-        if self.kind == "timm":
-            return self.timm()
-        source = self._source(self.revision)
-        auto = "AutoModelForImageClassification" if self.kind == "classifier" else "AutoModel"
-        lines = [
-            "from PIL import Image",
-            f"from transformers import AutoImageProcessor, {auto}",
-            "",
-            f"processor = AutoImageProcessor.from_pretrained({source})",
-            f"model = {auto}.from_pretrained({source}).eval()",
-            'inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")',
-        ]
-        if self.kind == "classifier":
-            return "\n".join([*lines, "label = model(**inputs).logits.argmax(-1)"])
-        if not self.facts["without_norm"]:
-            return "\n".join([*lines, "features = model(**inputs).pooler_output"])
-        hidden = "hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm"
-        mean = "features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)"
-        cls = "cls = hidden[:, 0]  # few labels"
-        return "\n".join(["import torch", *lines, hidden, f"{mean}  # linear probe, fine-tuning", cls])
-
-    def timm(self) -> str:
-        branch = self.branches["timm"]
-        revision = "" if branch == "main" else f"@{branch}"
-        return "\n".join([
-            "import timm",
-            "from PIL import Image",
-            "",
-            f'model = timm.create_model("hf-hub:{self.repository}{revision}", pretrained=True).eval()',
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
-            'features = model(transform(Image.open("image.png").convert("RGB"))[None])',
-        ])  # fmt: skip
-
-    def about(self) -> str:
-        if self.kind == "training":
-            return "`model.encode(pixels)` returns the tokens of the base; `hssl-hf export` writes the base as a stock model."
-        if self.kind == "classifier":
-            return "It is a timm model in transformers' `TimmWrapperForImageClassification`."
-        if not self.facts["without_norm"]:
-            return "" if self.kind == "timm" else ABOUT_PLAIN
-        return ABOUT_TIMM_WITHOUT_NORM if self.kind == "timm" else ABOUT_WITHOUT_NORM
-
-    def _source(self, branch: str) -> str:
-        """Arguments of `from_pretrained`."""
-        return f'"{self.repository}"' + ("" if branch == "main" else f', revision="{branch}"')
-
-
-ABOUT_PLAIN = """\
-`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches."""
-ABOUT_WITHOUT_NORM = """\
+FEATURES_WITHOUT_NORM = """\
+hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm
+features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)  # linear probe, fine-tuning
+cls = hidden[:, 0]  # few labels"""
+ABOUT = {
+    "main": "`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches.",
+    "timm": "",
+    "training": "`model.encode(pixels)` returns the tokens of the base; `hssl-hf export` writes the base as a stock model.",
+    "classifier": "It is a timm model in transformers' `TimmWrapperForImageClassification`.",
+}
+ABOUT_WITHOUT_NORM = {
+    "main": """\
 This backbone was trained **without a norm after its last block**, so its features are `hidden_states[-1]`.
 `last_hidden_state` is the output of a layer norm that was absent in training: the norm of a mean is not the mean of norms.
 As features of an image use the layer norm of the mean patch token (linear probe, fine-tuning) or the class token without
-norm (few labels)."""
-ABOUT_TIMM_WITHOUT_NORM = """\
+norm (few labels).""",
+    "timm": """\
 This backbone was trained without a norm after its last block and has none here: `model.forward_features` returns the tokens as
-they were trained, and `model` itself returns the class token."""
+they were trained, and `model` itself returns the class token.""",
+}
+
+
+def usage(kind: str, repository: str, branch: str, without_norm: bool, model_class: str) -> str:
+    """Code that loads a model and computes features; `model_class` is that for pre-training in this package."""
+    if kind == "timm":
+        return timm_usage(repository, branch)
+    source = f'"{repository}"' if branch == "main" else f'"{repository}", revision="{branch}"'
+    if kind == "training":
+        return f"from hssl_hf import {model_class}\n\nmodel = {model_class}.from_pretrained({source})"
+    auto, features = "AutoModel", "features = model(**inputs).pooler_output"
+    if kind == "classifier":
+        auto, features = "AutoModelForImageClassification", "label = model(**inputs).logits.argmax(-1)"
+    elif without_norm:
+        features = FEATURES_WITHOUT_NORM
+    code = f"""\
+from PIL import Image
+from transformers import AutoImageProcessor, {auto}
+
+processor = AutoImageProcessor.from_pretrained({source})
+model = {auto}.from_pretrained({source}).eval()
+inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+{features}"""
+    return f"import torch\n{code}" if "torch." in features else code
+
+
+def timm_usage(repository: str, branch: str) -> str:
+    revision = "" if branch == "main" else f"@{branch}"
+    return f"""\
+import timm
+from PIL import Image
+
+model = timm.create_model("hf-hub:{repository}{revision}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model(transform(Image.open("image.png").convert("RGB"))[None])"""
 
 
 def title(config: "PreTrainingConfig", kind: str) -> str:
@@ -131,10 +105,6 @@ def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
     )
 
 
-def license_reason(facts: dict) -> str:
-    return ", the license of the release that they were converted from" if facts["config"].get("license") else ""
-
-
 def training(manifest: dict) -> list[tuple[str, object]]:
     """Rows of the table about the training run."""
     return [(name, value) for name, row in TRAINING.items() if (value := row(manifest)) is not None]
@@ -143,27 +113,6 @@ def training(manifest: dict) -> list[tuple[str, object]]:
 def parity(facts: dict) -> list[tuple[str, str]]:
     """Outputs of the export and their largest differences from those of the model."""
     return [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()]
-
-
-def limits(facts: dict) -> list[str]:
-    config, size = facts["config"], facts["config"]["image_size"]
-    texts = [
-        f"Trained on images of {size} pixels; other sizes work where the architecture allows them, but were not trained.",
-        "Pre-trained without labels: it has no classifier, and inherits the biases of its training images.",
-    ]
-    if config.get("backbone_kwargs"):
-        texts.append(
-            "The architecture differs from the standard one of its name, so its results are not comparable with published ones."
-        )
-    data = facts.get("manifest", {}).get("data", {}).get("path")
-    if data and not facts.get("recipe", {}).get("init_from"):
-        texts.append(f"Trained on `{data}` only, whose terms of use apply in addition to the license of the weights.")
-    return texts
-
-
-def _estimated(estimate: dict) -> str:
-    speed = f"{estimate['images_per_second']:,.1f} images per second"
-    return f"{estimate['needed_gib']:.2f} GiB, {speed}, {estimate['hours']:.1f} h"
 
 
 def _data(data: dict) -> str:

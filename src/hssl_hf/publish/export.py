@@ -7,6 +7,8 @@ compared with those of the trained model.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +80,8 @@ def export_backbone(
     network, context = network or model.default_network, context or CardContext()
     base, size = model.get_network(network).base, model.config.image_size
     processor = processor or image_processor(size)
-
-    def write(draft: Path) -> None:
-        scripts, sizes = [parity.TRANSFORMERS], [size]
+    with _draft(Path(folder)) as draft:
+        scripts, sizes = [], [size]
         stock = to_transformers(base, size) if kind == "main" else None
         if stock is not None:
             stock.save_pretrained(draft)
@@ -92,13 +93,10 @@ def export_backbone(
         if onnx:
             save_onnx(draft, size)
             scripts.append(parity.ONNX)
-        differences = {}
-        for script in scripts:
-            differences |= parity.compare(base, draft, sizes, processor, script)
+        differences = parity.compare(base, draft, sizes, processor, scripts)
         facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=differences, **context.about)
         _write_card(draft, facts, context, kind)
-
-    return _write_atomically(Path(folder), write)
+    return Path(folder)
 
 
 def export_model(
@@ -115,8 +113,7 @@ def export_model(
         UserError: if the folder contains anything but a model.
     """
     context = context or CardContext()
-
-    def write(draft: Path) -> None:
+    with _draft(Path(folder)) as draft:
         model.save_pretrained(draft)
         loaded = type(model).from_pretrained(draft).state_dict()
         changed = [name for name, value in model.state_dict().items() if not torch.equal(loaded[name], value.cpu())]
@@ -128,8 +125,7 @@ def export_model(
         without_norm = not has_norm(model.get_network().base)
         facts = model_card.facts(model.config, model.default_network, without_norm=without_norm, **context.about)
         _write_card(draft, facts, context, "training")
-
-    return _write_atomically(Path(folder), write)
+    return Path(folder)
 
 
 def update_card(folder: Path, context: CardContext) -> None:
@@ -144,19 +140,19 @@ def require_replaceable(folder: Path) -> None:
         raise UserError(f"expected an empty folder or an earlier export, got {folder} with other files; choose another folder")
 
 
-def _write_atomically(folder: Path, write) -> Path:
-    """Let `write` fill a draft folder, which replaces an earlier export only when it is complete."""
+@contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which replaces an earlier export only when it is complete."""
     require_replaceable(folder)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        write(draft)
+        yield draft
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One repository, three branches: staged in a folder, checked, and pushed to the Hub so that nothing is half visible.
+"""One repository, three branches: staged in a folder, checked, and pushed to the Hub so that no push is visible in part.
 
 Every branch changes by one commit, made when all of its files are uploaded; `main` comes last. Files that an earlier try has
 uploaded are not sent again. If another push happens meanwhile, this one starts over; it ends when all branches are its own.
@@ -11,15 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 from huggingface_hub.utils import httpx
 
 from hssl_hf.errors import UserError
@@ -40,7 +32,7 @@ TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
 class PushError(UserError):
-    """A push that failed; the message holds what is visible now and what to do."""
+    """A push that failed; the message reports what is visible now and what to do."""
 
 
 def stage(
@@ -109,14 +101,7 @@ def push(
                 if addresses is not None:
                     return addresses
                 logger.warning("%s was changed by another push; starting over", repository)
-        except (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalTokenNotFoundError,
-            OfflineModeIsEnabled,
-            RuntimeError,
-            OSError,
-        ) as error:
+        except (httpx.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
             raise PushError(_explain(error, repository)) from error
     raise PushError(
         f"{repository} was changed by other pushes all the time; its branches may belong to different pushes. Push again when "
@@ -144,8 +129,8 @@ def _push_once(api: HfApi, repository: str, files: dict, revision: str, create_p
     for kind, name in branches.items():
         try:
             commits[kind] = _commit(api, repository, files[kind], name, heads[kind], create_pr, message)
-        except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 412:
+        except errors.HfHubHTTPError as error:
+            if _status(error) == 412:
                 return None
             raise
     if not create_pr and any(_head(api, repository, name) != commits[kind].oid for kind, name in branches.items()):
@@ -157,7 +142,7 @@ def _head(api: HfApi, repository: str, name: str) -> str:
     """The newest commit of a branch, which is created if it does not exist."""
     try:
         return _retry(api.model_info, repository, revision=name).sha
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         _retry(api.create_branch, repository, branch=name, exist_ok=True)
         return _retry(api.model_info, repository, revision=name).sha
 
@@ -180,7 +165,7 @@ def _retry(function, *args, **kwargs):
     for trial in range(TRIES):
         try:
             return function(*args, **kwargs)
-        except (HfHubHTTPError, RuntimeError, httpx.TransportError) as error:
+        except (httpx.HTTPError, RuntimeError) as error:
             if trial == TRIES - 1 or not _is_transient(error):
                 raise
         time.sleep(FIRST_PAUSE * 2**trial)
@@ -188,23 +173,23 @@ def _retry(function, *args, **kwargs):
 
 def _is_transient(error: BaseException | None) -> bool:
     """Whether a cause of the error is transient; uploads wrap it."""
-    while error is not None:
-        if isinstance(error, httpx.TransportError):
-            return True
-        if isinstance(error, HfHubHTTPError):
-            return error.response is not None and error.response.status_code in TRANSIENT
+    while error is not None and not isinstance(error, httpx.TransportError) and _status(error) not in TRANSIENT:
         error = error.__cause__
-    return False
+    return error is not None
+
+
+def _status(error: BaseException) -> int | None:
+    """Status of the response that an error of the Hub was raised for."""
+    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
 
 
 def _explain(error: Exception, repository: str) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return f"expected a repository of the form user/name, got {repository!r}: {error}"
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+    if isinstance(error, errors.LocalTokenNotFoundError) or _status(error) == 401:
         return "not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN"
-    if status == 403:
+    if _status(error) == 403:
         return f"this token may not write to {repository!r}; it needs the role 'write' and write access to that repository"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no repository {repository!r}, or this token may not see it"
     return f"the Hub could not be reached or refused: {error}\nPush again: uploaded files are kept, and main is unchanged"

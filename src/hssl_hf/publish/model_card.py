@@ -3,6 +3,7 @@
 The facts are plain values (`facts`), saved as YAML with the model, so that its card can be rendered again.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ METRICS = {
     "linear_top1": "linear probe top-1",
     "linear_top5": "linear probe top-5",
 }
+SUBJECT = "pre-trained backbone"
 EVAL_RESULTS = ".eval_results/hssl_hf.yaml"
 
 
@@ -61,39 +63,38 @@ def render(
         figures: paths of images inside the repository; only those in `card_text.FIGURES` are shown.
     """
     hssl_hf.register()
-    config, full_model = AutoConfig.for_model(**facts["config"]), kind == "training"
-    subject = facts.get("subject", "pre-trained backbone")
-    own_results = [record for record in records if record["subject"] == subject and record["metric"] in METRICS]
-    branches = {name: branch(revision, name) for name in ("timm", "training")}
+    config, recipe = AutoConfig.for_model(**facts["config"]), facts.get("recipe", {})
+    branches = {"timm": branch(revision, "timm"), "training": branch(revision, "training")}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
-    snippets = card_text.Snippets(repository, kind, revision, branches, facts, model_class)
-    captions = [] if full_model else [(name, caption) for name, caption in card_text.FIGURES.items() if name in figures]
-    differences = {} if full_model else facts.get("parity", {})
-    parity = [(name, f"{value:.1e}" if value else "0") for name, value in differences.items()]
-    text = ModelCard.from_template(
-        _metadata(facts, own_results, kind, repository),
+    without_norm, full_model = facts["without_norm"], kind == "training"
+    card = ModelCard.from_template(
+        _metadata(facts, records, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
         title=card_text.title(config, kind),
         summary=card_text.summary(config, facts["network"], kind),
-        usage=snippets.usage(), about=snippets.about(),
-        timm_usage=snippets.timm() if kind == "main" else None, timm_revision=branches["timm"],
-        training_revision=branches["training"] if kind in ("main", "timm") and "recipe" in facts else None,
+        usage=card_text.usage(kind, repository, branches.get(kind, revision), without_norm, model_class),
+        about=(card_text.ABOUT | card_text.ABOUT_WITHOUT_NORM if without_norm else card_text.ABOUT)[kind],
+        timm_usage=card_text.timm_usage(repository, branches["timm"]) if kind == "main" else None,
+        timm_revision=branches["timm"],
+        training_revision=branches["training"] if kind in ("main", "timm") and recipe else None,
         repository=repository,
-        license=_license(facts), license_reason=card_text.license_reason(facts),
+        license=_license(facts), converted="license" in facts["config"],
         results=_tables(records) if kind == "main" else [],
-        figures=captions,
+        figures=[] if full_model else [(name, caption) for name, caption in card_text.FIGURES.items() if name in figures],
         training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
-        recipe=yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, default_flow_style=None, width=110).strip(),
-        parity=parity,
-        differences=_differences(config) if "manifest" in facts else [],
-        limits=card_text.limits(facts), citations=[config.citation],
+        recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110).strip(),
+        parity=[] if full_model else card_text.parity(facts),
+        differences=paper_differences(config.described_in()) if "manifest" in facts else [],
+        config=facts["config"], data=_data_path(facts), recipe=recipe,
+        citations=[config.citation],
     )  # fmt: skip
-    return _tidy(text.content)
+    lines = "\n".join(line.rstrip() for line in card.content.strip().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines) + "\n"  # a template leaves consecutive empty lines
 
 
 def eval_results(facts: dict, records: list[dict]) -> str | None:
     """Content of `EVAL_RESULTS` for results on datasets of the Hub; None without any."""
-    subject = facts.get("subject", "pre-trained backbone")
+    subject = facts.get("subject", SUBJECT)
     entries = [
         EvalResultEntry(
             dataset_id=record["dataset"],
@@ -114,8 +115,8 @@ def branch(revision: str, kind: str) -> str:
     return revision if kind == "main" else kind if revision == "main" else f"{revision}-{kind}"
 
 
-def _metadata(facts: dict, results: list[dict], kind: str, repository: str) -> ModelCardData:
-    config, data = facts["config"], facts.get("manifest", {}).get("data", {}).get("path")
+def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> ModelCardData:
+    data, subject = _data_path(facts), facts.get("subject", SUBJECT)
     evaluations = [
         EvalResult(
             task_type="image-classification",
@@ -127,10 +128,11 @@ def _metadata(facts: dict, results: list[dict], kind: str, repository: str) -> M
             metric_name=METRICS[record["metric"]],
             metric_value=round(record["value"], 2),
         )
-        for record in results
+        for record in records
+        if record["subject"] == subject and record["metric"] in METRICS
     ]
     tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
-    tags = ["self-supervised-learning", "vision", config["model_type"].replace("_", "-")]
+    tags = ["self-supervised-learning", "vision", facts["config"]["model_type"].replace("_", "-")]
     return ModelCardData(
         library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
         datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
@@ -138,33 +140,22 @@ def _metadata(facts: dict, results: list[dict], kind: str, repository: str) -> M
     )  # fmt: skip
 
 
+def _data_path(facts: dict) -> str | None:
+    return facts.get("manifest", {}).get("data", {}).get("path")
+
+
 def _license(facts: dict) -> str | None:
     return facts["config"].get("license") or facts.get("license")
 
 
-def _differences(config: "PreTrainingConfig") -> list[tuple[str, str]]:
-    return [(f"{file}: {name}", text) for file, name, text in paper_differences(config.described_in())]
-
-
-def _tables(records: list[dict]) -> list[str]:
-    """One table per metric with the value of every subject, under a caption with dataset and settings."""
+def _tables(records: list[dict]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """One table per metric with the value of every subject, and a caption with dataset and settings."""
     tables = []
-    for metric in METRICS:
-        rows = [record for record in records if record["metric"] == metric]
-        if not rows:
-            continue
-        first = rows[0]
-        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
-        data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
-        lines = [f"{METRICS[metric]} in {first['unit']} on {data}; {settings}.", "", "| | |", "|---|---|"]
-        tables.append("\n".join(lines + [f"| {record['subject']} | {record['value']:.2f} |" for record in rows]))
+    for metric, name in METRICS.items():
+        if rows := [record for record in records if record["metric"] == metric]:
+            first = rows[0]
+            settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
+            data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
+            caption = f"{name} in {first['unit']} on {data}; {settings}."
+            tables.append((caption, [(record["subject"], f"{record['value']:.2f}") for record in rows]))
     return tables
-
-
-def _tidy(text: str) -> str:
-    """Collapse the consecutive empty lines that a template leaves."""
-    lines: list[str] = []
-    for line in text.strip().splitlines():
-        if line.strip() or (lines and lines[-1]):
-            lines.append(line.rstrip())
-    return "\n".join(lines) + "\n"

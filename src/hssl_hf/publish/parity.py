@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,45 +23,40 @@ TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2e-2  # of normalized pixels, about two gray levels: timm resizes images of 8 bits, and rounds
 TRANSFORMERS = """
 from transformers import AutoImageProcessor, AutoModel, pipeline
-model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
 model.eval()
 kwargs = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
-with torch.no_grad():
-    for name, pixels in inputs.items():
-        if name.startswith("size_"):
-            output = model(torch.from_numpy(pixels), output_hidden_states=True, **kwargs)
-            outputs[f"{name}/last_hidden_state"] = output.last_hidden_state
-            outputs[f"{name}/pooler_output"] = output.pooler_output
-            outputs[f"{name}/hidden_states"] = output.hidden_states[-1]
-image = Image.fromarray(inputs["image"])
-outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
-outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(image, pool=True, return_tensors=True)
-report = {key: sorted(map(str, value)) for key, value in report.items() if value}
+for name, pixels in images.items():
+    output = model(torch.from_numpy(pixels), output_hidden_states=True, **kwargs)
+    outputs[f"{name}/last_hidden_state"] = output.last_hidden_state
+    outputs[f"{name}/pooler_output"] = output.pooler_output
+    outputs[f"{name}/hidden_states"] = output.hidden_states[-1]
+outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(photo, return_tensors="pt")["pixel_values"]
+outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(photo, pool=True, return_tensors=True)
+report = {key: sorted(map(str, value)) for key, value in info.items() if value}
 """
 TIMM = """
 import timm
-model, report = timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), {}
-with torch.no_grad():
-    for name, pixels in inputs.items():
-        if name.startswith("size_"):
-            outputs[f"{name}/timm"] = model(torch.from_numpy(pixels))
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+outputs |= {f"{name}/timm": model(torch.from_numpy(pixels)) for name, pixels in images.items()}
 """
 ONNX = """
 import onnxruntime
-session, report = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx", providers=["CPUExecutionProvider"]), {}
-for name, pixels in inputs.items():
-    if name.startswith("size_"):
-        for output, value in zip(session.get_outputs(), session.run(None, {"pixel_values": pixels})):
-            outputs[f"{name}/onnx_{output.name}"] = value
+session = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx", providers=["CPUExecutionProvider"])
+for name, pixels in images.items():
+    for output, value in zip(session.get_outputs(), session.run(None, {"pixel_values": pixels})):
+        outputs[f"{name}/onnx_{output.name}"] = value
 """
 PROGRAM = """
 import json, sys
 sys.modules["hssl_hf"] = None  # importing it fails from here on
 import numpy as np, torch
 from PIL import Image
-folder, inputs_path, outputs_path = sys.argv[1:]
-inputs, outputs = dict(np.load(inputs_path)), {{}}
-{script}
+torch.set_grad_enabled(False)
+folder, images_path, outputs_path = sys.argv[1:]
+images, outputs, report = dict(np.load(images_path)), {{}}, {{}}
+photo = Image.fromarray(images.pop("photo"))
+{scripts}
 np.savez(outputs_path, **{{name: np.asarray(value) for name, value in outputs.items()}})
 print(json.dumps(report))
 """
@@ -72,7 +68,7 @@ class ExportError(UserError):
 
 @torch.no_grad()
 def compare(
-    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, script: str = TRANSFORMERS
+    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, scripts: Iterable[str] = ()
 ) -> dict[str, float]:
     """Load the folder in a fresh process without this package and compare its outputs with those of the base on fixed images.
 
@@ -81,7 +77,7 @@ def compare(
         folder: the export.
         sizes: sides of the images in pixels.
         processor: the image processor that was saved with the weights.
-        script: TRANSFORMERS, TIMM or ONNX.
+        scripts: TIMM or ONNX, to compare what those libraries load too.
     Returns:
         largest difference of every output, as a fraction of the largest value.
     Raises:
@@ -89,15 +85,14 @@ def compare(
     """
     generator = torch.Generator().manual_seed(0)
     images = {f"size_{size}": torch.randn(2, 3, size, size, generator=generator) for size in sizes}
-    actual = _run(folder, {name: image.numpy() for name, image in images.items()}, script)
-    wrapped, training = is_timm_wrapper(folder), base.training
+    actual = _run(folder, images, scripts)
+    wrapped = json.loads((folder / "config.json").read_text())["model_type"] == "timm_wrapper"  # timm's transforms and outputs
+    training = base.training
     base.eval()
-    expected = {}
+    expected = {"processor": processor(_test_image(), return_tensors="pt")["pixel_values"]}
+    expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
     for name, image in images.items():
         expected |= {f"{name}/{key}": value for key, value in _expected_outputs(base, image, wrapped).items()}
-    if "processor" in actual:
-        expected["processor"] = processor(_test_image(), return_tensors="pt")["pixel_values"]
-        expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
     base.train(training)
     differences = {}
     for name in sorted(actual):
@@ -105,11 +100,6 @@ def compare(
             tolerance = PIXEL_TOLERANCE if name == "processor" and wrapped else TOLERANCE
             differences[name] = _difference(name, expected[key], actual[name], tolerance)
     return differences
-
-
-def is_timm_wrapper(folder: Path) -> bool:
-    """Whether transformers loads this model through timm, with timm's transforms and outputs."""
-    return json.loads((folder / "config.json").read_text())["model_type"] == "timm_wrapper"
 
 
 def _expected_outputs(base: Backbone, pixels: Tensor, wrapped: bool) -> dict[str, Tensor]:
@@ -136,11 +126,12 @@ def _test_image() -> Image.Image:
     return Image.fromarray((128 + 90 * waves + noise).clip(0, 255).astype(np.uint8))
 
 
-def _run(folder: Path, inputs: dict[str, np.ndarray], script: str) -> dict[str, np.ndarray]:
+def _run(folder: Path, images: dict[str, Tensor], scripts: Iterable[str]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
-        inputs_path, outputs_path = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
-        np.savez(inputs_path, image=np.asarray(_test_image()), **inputs)
-        command = [sys.executable, "-c", PROGRAM.format(script=script), str(folder), str(inputs_path), str(outputs_path)]
+        images_path, outputs_path = Path(scratch) / "images.npz", Path(scratch) / "outputs.npz"
+        np.savez(images_path, photo=np.asarray(_test_image()), **images)
+        program = PROGRAM.format(scripts="".join([TRANSFORMERS, *scripts]))
+        command = [sys.executable, "-c", program, str(folder), str(images_path), str(outputs_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ExportError(f"the export in {folder} cannot be loaded: {done.stderr[-2000:]}")

@@ -30,10 +30,8 @@ def refuse_secrets(files: dict[str, Path], token: str | None = None) -> None:
     """
     values = {f"the value of {name}": value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= 8}
     values |= {"a token": token or "", "the token of this machine": get_token() or "", "the home folder": str(Path.home())}
-    for name, path in files.items():
-        if path.suffix not in TEXT:
-            continue
-        text = path.read_text()
+    texts = {name: path.read_text() for name, path in files.items() if path.suffix in TEXT}
+    for name, text in texts.items():
         secrets = [kind for kind, pattern in PATTERNS.items() if re.search(pattern, text)]
         secrets += [kind for kind, value in values.items() if len(value) > 4 and value in text]
         if secrets:

@@ -19,18 +19,20 @@ from hssl_hf.modules.backbone import Backbone, has_norm
 
 # A row pairs two modules or two parameters: {s} and {i} are numbers, and what follows in a name (`.weight`) stays the same.
 # The fused `attn.qkv` of timm is split into `attn.q`, `attn.k` and `attn.v` before.
+BLOCK = {  # of a ViT, and, but for its relative positions, of a Swin
+    "norm1": "layernorm_before",
+    "attn.q": "attention.q_proj",
+    "attn.k": "attention.k_proj",
+    "attn.v": "attention.v_proj",
+    "attn.proj": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "mlp": "mlp",
+}
 VIT = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "blocks.{i}.norm1": "layers.{i}.layernorm_before",
-    "blocks.{i}.attn.q": "layers.{i}.attention.q_proj",
-    "blocks.{i}.attn.k": "layers.{i}.attention.k_proj",
-    "blocks.{i}.attn.v": "layers.{i}.attention.v_proj",
-    "blocks.{i}.attn.proj": "layers.{i}.attention.o_proj",
-    "blocks.{i}.norm2": "layers.{i}.layernorm_after",
-    "blocks.{i}.mlp.fc1": "layers.{i}.mlp.fc1",
-    "blocks.{i}.mlp.fc2": "layers.{i}.mlp.fc2",
+    **{f"blocks.{{i}}.{timm}": f"layers.{{i}}.{theirs}" for timm, theirs in BLOCK.items()},
     "norm": "layernorm",
 }
 CONVNEXT = {
@@ -44,13 +46,9 @@ CONVNEXT = {
     "stages.{s}.blocks.{i}.gamma": "encoder.stages.{s}.layers.{i}.layer_scale_parameter",
     "head.norm": "layernorm",
 }
-RESNET_LAYER = {
-    "conv1": "layer.0.convolution",
-    "conv2": "layer.1.convolution",
-    "conv3": "layer.2.convolution",
-    "bn1": "layer.0.normalization",
-    "bn2": "layer.1.normalization",
-    "bn3": "layer.2.normalization",
+BOTTLENECK = {
+    **{f"conv{number}": f"layer.{number - 1}.convolution" for number in (1, 2, 3)},
+    **{f"bn{number}": f"layer.{number - 1}.normalization" for number in (1, 2, 3)},
     "downsample.0": "shortcut.convolution",
     "downsample.1": "shortcut.normalization",
 }
@@ -58,29 +56,22 @@ RESNET = {
     "conv1": "embedder.embedder.convolution",
     "bn1": "embedder.embedder.normalization",
     **{
-        f"layer{stage + 1}.{{i}}.{timm}": f"encoder.stages.{stage}.layers.{{i}}.{transformers}"
+        f"layer{stage + 1}.{{i}}.{timm}": f"encoder.stages.{stage}.layers.{{i}}.{theirs}"
         for stage in range(4)
-        for timm, transformers in RESNET_LAYER.items()
+        for timm, theirs in BOTTLENECK.items()
     },
 }
+SWIN_BLOCK = BLOCK | {"attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table"}
 SWIN = {
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "patch_embed.norm": "embeddings.norm",
-    "layers.1.downsample": "encoder.layers.0.downsample",
-    "layers.2.downsample": "encoder.layers.1.downsample",
-    "layers.3.downsample": "encoder.layers.2.downsample",
-    "layers.{s}.blocks.{i}.norm1": "encoder.layers.{s}.blocks.{i}.layernorm_before",
-    "layers.{s}.blocks.{i}.attn.q": "encoder.layers.{s}.blocks.{i}.attention.q_proj",
-    "layers.{s}.blocks.{i}.attn.k": "encoder.layers.{s}.blocks.{i}.attention.k_proj",
-    "layers.{s}.blocks.{i}.attn.v": "encoder.layers.{s}.blocks.{i}.attention.v_proj",
-    "layers.{s}.blocks.{i}.attn.proj": "encoder.layers.{s}.blocks.{i}.attention.o_proj",
-    "layers.{s}.blocks.{i}.attn.relative_position_bias_table":
-        "encoder.layers.{s}.blocks.{i}.attention.relative_position_bias.relative_position_bias_table",
-    "layers.{s}.blocks.{i}.norm2": "encoder.layers.{s}.blocks.{i}.layernorm_after",
-    "layers.{s}.blocks.{i}.mlp.fc1": "encoder.layers.{s}.blocks.{i}.mlp.fc1",
-    "layers.{s}.blocks.{i}.mlp.fc2": "encoder.layers.{s}.blocks.{i}.mlp.fc2",
+    **{f"layers.{stage + 1}.downsample": f"encoder.layers.{stage}.downsample" for stage in range(3)},
+    **{
+        f"layers.{{s}}.blocks.{{i}}.{timm}": f"encoder.layers.{{s}}.blocks.{{i}}.{theirs}"
+        for timm, theirs in SWIN_BLOCK.items()
+    },
     "norm": "layernorm",
-}  # fmt: skip
+}
 ONLY_IN_TRANSFORMERS = ("pooler", "embeddings.mask_token")
 
 
@@ -91,10 +82,8 @@ def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
     The pooler of a `ViTModel` is the identity, so that `pooler_output` is the normalized class token. A ViT without a final
     norm gets one with scale 1 and shift 0, and `features: hidden_states` in its configuration.
     """
-    architecture = ARCHITECTURES.get(type(base.model).__name__)
-    if architecture is None:
-        return None
     try:
+        architecture = ARCHITECTURES[type(base.model).__name__]
         weights = _split_qkv(base.timm_state_dict())
         names = map_names(weights, architecture.names)
         config = architecture.model_class.config_class(**architecture.config(base, image_size))
@@ -102,7 +91,7 @@ def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
         shapes = {name: value.shape for name, value in native.state_dict().items()}
         state = {names[name]: value.reshape(shapes[names[name]]) for name, value in weights.items()}
         native.load_state_dict({**architecture.constants(base.width), **state})
-    except (AttributeError, KeyError, RuntimeError, ValueError):  # a variant that the class in transformers does not have
+    except (AttributeError, KeyError, RuntimeError, ValueError):  # transformers has no such class or not this variant of it
         return None
     return native if _computes_the_same(native, base, image_size) else None
 
@@ -122,7 +111,7 @@ def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tens
             "architecture"
         )
     state = {name: value for name, value in native.state_dict().items() if not name.startswith(ONLY_IN_TRANSFORMERS)}
-    names = map_names(state, {theirs: timms for timms, theirs in architecture.names.items()})
+    names = map_names(state, {theirs: timm for timm, theirs in architecture.names.items()})
     weights = _fuse_qkv({names[name]: value for name, value in state.items()})
     shapes = {name: value.shape for name, value in base.timm_state_dict().items()}
     same_size = {name for name, value in weights.items() if name in shapes and value.numel() == shapes[name].numel()}
@@ -158,11 +147,8 @@ def _counterpart(name: str, pattern: str, target: str) -> str | None:
 def _split_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     split = {}
     for name, value in weights.items():
-        if ".attn.qkv." in name:
-            chunks = zip("qkv", value.chunk(3), strict=True)
-            split |= {name.replace(".attn.qkv.", f".attn.{letter}."): chunk for letter, chunk in chunks}
-        else:
-            split[name] = value
+        chunks = zip("qkv", value.chunk(3), strict=True) if ".attn.qkv." in name else [("", value)]
+        split |= {name.replace(".attn.qkv.", f".attn.{letter}."): chunk for letter, chunk in chunks}
     return split
 
 
@@ -212,12 +198,11 @@ def _vit_constants(width: int) -> dict[str, Tensor]:
 
 
 def _convnext_config(base: Backbone, image_size: int) -> dict:
-    stages = base.model.stages
     return dict(
-        depths=[len(stage.blocks) for stage in stages],
+        depths=[len(stage.blocks) for stage in base.model.stages],
         hidden_sizes=[info["num_chs"] for info in base.model.feature_info],
         patch_size=base.model.stem[0].kernel_size[0],
-        layer_norm_eps=stages[0].blocks[0].norm.eps,
+        layer_norm_eps=base.model.stages[0].blocks[0].norm.eps,
         image_size=image_size,
     )
 
