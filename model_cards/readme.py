@@ -2,7 +2,7 @@
 
     python model_cards/readme.py
 
-A record that is not in model_cards/results does not appear, and no figure is typed by hand.
+Only records in model_cards/results appear, and no number is entered by hand.
 """
 
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def render(readme: str) -> str:
-    """The README with its generated parts made anew."""
+    """The README with its generated parts rendered again."""
     for name, lines in (("results", results()), ("study", study()), ("differences", difference_lines())):
         block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
         readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
@@ -28,7 +28,7 @@ def render(readme: str) -> str:
 
 
 def results() -> list[str]:
-    """One table per file of records and metric: every subject with its mean, its single seeds, and their spread."""
+    """One table per file of records and metric: every subject with its mean, its seeds, and their standard deviation."""
     lines = []
     for path in sorted((ROOT / "model_cards" / "results").glob("*.jsonl")):
         records = read_lines(path)
@@ -40,42 +40,37 @@ def results() -> list[str]:
 
 
 def study() -> list[str]:
-    """Table and picture of every study that has records."""
+    """Tables and figure of every study that has records."""
     lines = []
-    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
-        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
-        if records:
-            findings = Findings(Study.read(path), records)
-            picture = f"model_cards/rendered/study_{path.stem}.png"
-            lines += [
-                "",
-                *study_report.table(findings),
-                "",
-                *study_report.rank_table(findings),
-                "",
-                f"![gains and discrepancies]({picture})",
-            ]
+    for name, findings in studies().items():
+        lines += ["", *study_report.table(findings), "", *study_report.rank_table(findings), ""]
+        lines.append(f"![gains and discrepancies](model_cards/rendered/study_{name}.png)")
     return [*lines, ""]
 
 
 def draw_studies() -> None:
-    for path in sorted((ROOT / "training" / "studies").glob("*.yaml")):
-        records = read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl")
-        if records:
-            study_report.draw(Findings(Study.read(path), records), ROOT / "model_cards" / "rendered" / f"study_{path.stem}.png")
+    for name, findings in studies().items():
+        study_report.draw(findings, ROOT / "model_cards" / "rendered" / f"study_{name}.png")
+
+
+def studies() -> dict[str, Findings]:
+    """Findings by the name of a study, for the studies that have records."""
+    paths = sorted((ROOT / "training" / "studies").glob("*.yaml"))
+    records = {path: read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl") for path in paths}
+    return {path.stem: Findings(Study.read(path), records[path]) for path in paths if records[path]}
 
 
 def table(title: str, records: list[dict]) -> list[str]:
     """Records of one metric; settings that differ between them (a chosen learning rate) are left out of the caption."""
-    first, found = records[0], defaultdict(dict)
+    first, by_subject = records[0], defaultdict(dict)
     for record in records:
-        found[record["subject"]][record["seed"]] = record["value"]
+        by_subject[record["subject"]][record["seed"]] = record["value"]
     shared = {k: v for k, v in first["settings"].items() if v and all(r["settings"].get(k) == v for r in records)}
     settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shared.items())
-    where = f"{first['dataset']} ({first['split']}, {first['n']} images)"
-    lines = ["", f"**{title}**: {first['metric']} in {first['unit']} on {where}; {settings}."]
+    data = f"{first['dataset']} ({first['split']}, {first['n']} images)"
+    lines = ["", f"**{title}**: {first['metric']} in {first['unit']} on {data}; {settings}."]
     lines += ["", "| | mean | seeds | standard deviation |", "|---|---|---|---|"]
-    for subject, values in found.items():
+    for subject, values in by_subject.items():
         spread = f"{statistics.stdev(values.values()):.2f}" if len(values) > 1 else "–"
         seeds = ", ".join(f"{values[seed]:.2f}" for seed in sorted(values))
         lines.append(f"| {subject} | {statistics.mean(values.values()):.2f} | {seeds} | {spread} |")

@@ -18,14 +18,14 @@ HERE = Path(__file__).parent
 
 
 def cards() -> dict[Path, str]:
-    """Content of every card, by the file that holds it."""
-    found = {}
+    """Content of every card, by its file."""
+    contents = {}
     for path in sorted((HERE / "facts").glob("*.yaml")):
         facts = yaml.safe_load(path.read_text())
         records = [json.loads(line) for line in (HERE / "results" / f"{path.stem}.jsonl").read_text().splitlines()]
         own = [record for record in records if record["seed"] == facts["manifest"]["seed"]]
-        found[HERE / "rendered" / f"{path.stem}.md"] = render(facts, own, repository=f"user/{path.stem}")
-    return found
+        contents[HERE / "rendered" / f"{path.stem}.md"] = render(facts, own, repository=f"user/{path.stem}")
+    return contents
 
 
 def main() -> int:

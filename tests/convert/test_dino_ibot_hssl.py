@@ -112,7 +112,7 @@ def test_pickles_of_arrays_from_jittor_are_read(tmp_path):
     assert torch.equal(model.student.heads.prototypes.weight_v, networks["student"]["v"])
 
 
-class Trap:
+class FolderCreatingPickle:
     """Unpickling this creates a folder."""
 
     def __init__(self, folder):
@@ -123,11 +123,11 @@ class Trap:
 
 
 def test_pickles_of_arrays_execute_no_code(tmp_path):
-    content = {"student": {"backbone.norm.weight": np.zeros(3)}, "teacher": Trap(tmp_path / "made")}
+    content = {"student": {"backbone.norm.weight": np.zeros(3)}, "teacher": FolderCreatingPickle(tmp_path / "created")}
     (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(ConversionError, match="mkdir is not a class that may be loaded"):
         read_checkpoint(tmp_path / "checkpoint.pkl")
-    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "created").exists()
 
 
 CHANGES = {

@@ -1,5 +1,4 @@
 import argparse
-import subprocess
 import sys
 
 import pytest
@@ -23,6 +22,7 @@ from hssl_hf.convert import (
 from hssl_hf.engine.optim import build_optimizer, clip_global_norm, set_rates
 from tests.conftest import MAE, siamese_views, tiny_siamese
 from tests.models import siamese_reference as reference
+from tests.processes import run_code
 
 HEADS, DECODER_HEADS = 2, 4
 SHAPES = {"decoder_num_attention_heads": DECODER_HEADS, "backbone_kwargs": {"num_heads": HEADS}}
@@ -164,7 +164,7 @@ def test_base_is_converted_in_both_directions(state, layout):
         base_to_siamese_im(tiny_siamese(**MAE).student.base)
 
 
-class Surprise:
+class PrintingPickle:
     """Unpickling this prints a line."""
 
     def __reduce__(self):
@@ -176,7 +176,10 @@ def test_pickles_execute_no_code(state, tmp_path, capsys):
     torch.save({"model": state, "args": argparse.Namespace(neg_weight=0.3, model="sim"), "epoch": 3}, tmp_path / "good.pth")
     checkpoint = read_checkpoint(tmp_path / "good.pth")
     assert checkpoint.arguments["neg_weight"] == 0.3 and checkpoint.state.keys() == state.keys()
-    for content in ({"model": state, "args": Surprise()}, {"model": state, "args": argparse.Namespace(x=Surprise())}):
+    for content in (
+        {"model": state, "args": PrintingPickle()},
+        {"model": state, "args": argparse.Namespace(x=PrintingPickle())},
+    ):
         torch.save(content, tmp_path / "bad.pth")
         with pytest.raises(ConversionError, match="cannot be read safely"):
             read_checkpoint(tmp_path / "bad.pth")
@@ -225,7 +228,7 @@ def test_incomplete_fine_tuned_checkpoints_are_refused(state, missing):
         classifier_from_siamese_im(Checkpoint(tuned), HEADS)
 
 
-def test_converted_backbone_is_stock_and_keeps_its_license(state, tmp_path, capsys):
+def test_converted_backbone_is_stock_and_keeps_its_license(state, tmp_path, forked_parity):
     """`AutoModel` computes the student's features as the reference does."""
     save_file({n: v.contiguous() for n, v in state.items()}, tmp_path / "sim.safetensors")
     assert main(["convert", str(tmp_path / "sim.safetensors"), str(tmp_path / "out"), *FLAGS]) == 0
@@ -265,5 +268,5 @@ def test_namespaces_are_not_allowed_globally(state, tmp_path):
     torch.save({"model": state, "args": argparse.Namespace(a=1)}, tmp_path / "sim.pth")
     read_checkpoint(tmp_path / "sim.pth")
     code = "import sys, torch, hssl_hf.convert\ntry: torch.load(sys.argv[1], weights_only=True)\nexcept Exception: print('no')"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "sim.pth")], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "no"
+    done = run_code([sys.executable, "-c", code, str(tmp_path / "sim.pth")])
+    assert done.returncode == 0 and done.stdout.strip() == "no", done.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf.evaluation.encoder import load_encoder
@@ -63,7 +64,7 @@ def test_student_and_teacher_are_different_exports(trained, tmp_path, unchecked)
     assert not torch.allclose(trained.encode(pixels, "student").cls, trained.encode(pixels, "teacher").cls, atol=1e-3)
 
 
-def test_siamese_features_are_those_before_the_norm(tmp_path):
+def test_siamese_features_are_those_before_the_norm(tmp_path, forked_parity):
     """The student's tokens are `hidden_states[-1]` at two sizes, and the encoder for evaluation uses these."""
     model = tiny_siamese().eval()
     with torch.no_grad():
@@ -96,8 +97,6 @@ def run_snippet(card: str, folder, image) -> dict:
 
 @pytest.mark.parametrize("kind", ["hssl", "siamese_im", "mae"])
 def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
-    from PIL import Image
-
     model = {"hssl": tiny_model, "siamese_im": tiny_siamese, "mae": lambda: tiny_siamese(**MAE)}[kind]().eval()
     folder = export_backbone(model, tmp_path / "export")
     Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
@@ -120,7 +119,7 @@ def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
         )
 
 
-def other(backbone: str):
+def model_on(backbone: str):
     kwargs, size, class_name = OTHERS[backbone]
     model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=size, objective="dino", auxiliary="resnet")
     return model.eval(), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)), class_name
@@ -131,7 +130,7 @@ def test_other_architectures_are_stock_models(backbone, tmp_path, unchecked):
     """A class of transformers if it computes the same, else `TimmWrapperModel`; and timm's names on request."""
     import timm
 
-    model, pixels, class_name = other(backbone)
+    model, pixels, class_name = model_on(backbone)
     with torch.no_grad():
         for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
             norm.running_mean.normal_(0, 0.1)
@@ -152,7 +151,7 @@ def test_other_architectures_are_stock_models(backbone, tmp_path, unchecked):
 @pytest.mark.parametrize("backbone", OTHERS)
 @pytest.mark.parametrize("kind", ["main", "timm"])
 def test_other_architectures_compute_the_same_in_a_fresh_process(backbone, kind, tmp_path):
-    folder = export_backbone(other(backbone)[0], tmp_path / "export", kind=kind, onnx=kind == "main")
+    folder = export_backbone(model_on(backbone)[0], tmp_path / "export", kind=kind, onnx=kind == "main")
     names = {name.split("/")[-1] for name in yaml.safe_load((folder / "facts.yaml").read_text())["parity"]}
     assert {"pooler_output", "pipeline", "processor"} <= names
     assert ("timm" in names) == (kind == "timm" or OTHERS[backbone][2] == "TimmWrapperModel")
@@ -160,7 +159,7 @@ def test_other_architectures_compute_the_same_in_a_fresh_process(backbone, kind,
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
-def test_vision_transformers_in_timm_and_onnx(make, tmp_path):
+def test_vision_transformers_in_timm_and_onnx(make, tmp_path, forked_parity):
     """The export compares the outputs and reports the difference of each in the card."""
     model = make().eval()
     folder = export_backbone(model, tmp_path / "timm", kind="timm")
@@ -183,7 +182,7 @@ def test_processor_crops_and_normalizes(trained, tmp_path, unchecked):
     torch.testing.assert_close(pixels, torch.full_like(pixels, 2.0)), "only the white center remains, at (1 - .5) / .25"
 
 
-def test_different_outputs_are_refused_and_nothing_is_written(trained, tmp_path, monkeypatch):
+def test_different_outputs_are_refused_and_nothing_is_written(trained, tmp_path, monkeypatch, forked_parity):
     from hssl_hf.publish import export
 
     def damaged(base, image_size):
@@ -197,7 +196,7 @@ def test_different_outputs_are_refused_and_nothing_is_written(trained, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_weights_are_refused(trained, tmp_path):
+def test_missing_weights_are_refused(trained, tmp_path, forked_parity):
     vit = to_transformers(trained.teacher.base, 32)
     vit.pooler = None
     vit.save_pretrained(tmp_path)
@@ -206,7 +205,7 @@ def test_missing_weights_are_refused(trained, tmp_path):
         parity.compare(trained.teacher.base, tmp_path, [32], image_processor(32))
 
 
-def test_an_earlier_export_survives_a_failed_one(trained, tmp_path, monkeypatch, unchecked):
+def test_earlier_export_survives_a_failed_one(trained, tmp_path, monkeypatch, unchecked):
     folder = export_backbone(trained, tmp_path / "export")
     before = (folder / "model.safetensors").read_bytes()
 
@@ -257,8 +256,6 @@ print(np.array(pipeline("image-feature-extraction", model={str(folder)!r})(image
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     features = np.array(json.loads(done.stdout.splitlines()[-1]))
     assert features.shape == (1, 17, 64)
-    from PIL import Image
-
     image = Image.fromarray((np.arange(64 * 64 * 3) % 251).astype(np.uint8).reshape(64, 64, 3))
     pixels = image_processor(32)(image, return_tensors="pt")["pixel_values"]
     np.testing.assert_allclose(features[0, 0], trained.eval().encode(pixels).cls[0].detach(), atol=1e-4)
