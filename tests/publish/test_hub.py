@@ -295,7 +295,7 @@ torch.testing.assert_close(model.eval()(pixels).pooler_output, other(pixels), at
         for name in ("first", "second", "third")
     )
     base = [name for name in first if name.startswith("teacher.base.")]
-    assert all(torch.equal(first[name], third[name]) for name in base), "frozen for the whole run"
+    assert all(torch.equal(first[name], third[name]) for name in base), "frozen for the entire run"
     assert not all(torch.equal(first[name], second[name]) for name in base)
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "token"]
     assert len(written) > 50 and not [path for path in written if TOKEN.encode() in path.read_bytes()]

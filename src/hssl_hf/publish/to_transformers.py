@@ -19,7 +19,7 @@ from hssl_hf.modules.backbone import Backbone, has_norm
 
 # A row pairs two modules or two parameters: {s} and {i} are numbers, and what follows in a name (`.weight`) stays the same.
 # The fused `attn.qkv` of timm is split into `attn.q`, `attn.k` and `attn.v` before.
-BLOCK = {  # of a ViT, and, but for its relative positions, of a Swin
+BLOCK = {  # of ViT and Swin; Swin also has relative positions
     "norm1": "layernorm_before",
     "attn.q": "attention.q_proj",
     "attn.k": "attention.k_proj",
@@ -46,7 +46,7 @@ CONVNEXT = {
     "stages.{s}.blocks.{i}.gamma": "encoder.stages.{s}.layers.{i}.layer_scale_parameter",
     "head.norm": "layernorm",
 }
-BOTTLENECK = {
+RESNET_LAYER = {
     **{f"conv{number}": f"layer.{number - 1}.convolution" for number in (1, 2, 3)},
     **{f"bn{number}": f"layer.{number - 1}.normalization" for number in (1, 2, 3)},
     "downsample.0": "shortcut.convolution",
@@ -58,7 +58,7 @@ RESNET = {
     **{
         f"layer{stage + 1}.{{i}}.{timm}": f"encoder.stages.{stage}.layers.{{i}}.{theirs}"
         for stage in range(4)
-        for timm, theirs in BOTTLENECK.items()
+        for timm, theirs in RESNET_LAYER.items()
     },
 }
 SWIN_BLOCK = BLOCK | {"attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table"}
