@@ -1,4 +1,4 @@
-"""Runs of the whole program in processes of their own, with settings small enough for tests."""
+"""Complete runs of the program in separate processes, with settings small enough for tests."""
 
 import os
 import re

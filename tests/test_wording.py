@@ -1,9 +1,12 @@
-"""What users read uses the field's words: help texts, error messages, log lines, cards and guides."""
+"""Users and readers meet the field's words: in help texts, messages, cards, guides, comments, docstrings and names."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +59,51 @@ def messages(tree: ast.AST):
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_errors_and_log_lines(path):
     assert not [word for text in messages(ast.parse(path.read_text())) for word in private_words(text)]
+
+
+CODE = sorted(path for folder in ("src", "training", "model_cards", "tests") for path in (ROOT / folder).rglob("*.py"))
+VAGUE_NAMES = {
+    "found",
+    "place",
+    "places",
+    "more",
+    "told",
+    "whole",
+    "story",
+    "arm",
+    "arms",
+    "picture",
+    "pictures",
+    "somebody",
+    "lies",
+}
+
+
+def prose(text: str) -> str:
+    """Comments and docstrings of a file."""
+    comments = [
+        token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT
+    ]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    return "\n".join([*comments, *docstrings])
+
+
+def names(tree: ast.AST) -> set[str]:
+    """Names that a file gives: variables, arguments, functions, classes, attributes of `self`."""
+    given = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    given |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    given |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return given | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_comments_docstrings_and_names(path):
+    if path != Path(__file__):
+        text = path.read_text()
+        given = names(ast.parse(text))
+        spaced = " ".join(name.replace("_", " ") for name in given if name.startswith("test_"))
+        assert not private_words(prose(text)) and not private_words(spaced) and not given & VAGUE_NAMES
 
 
 GUIDES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_cards/template.md"]
