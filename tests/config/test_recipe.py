@@ -33,11 +33,11 @@ def test_every_recipe_parses_and_builds(path):
     schedule = TrainingSchedule(recipe, recipe.data.images_per_epoch or 10_000)
     assert schedule.steps > 100 and schedule.learning_rate(schedule.steps - 1) < schedule.learning_rate(schedule.steps // 2)
     header = path.read_text().splitlines()[0]
-    assert header.startswith("# "), "a recipe says in its first line what it is"
+    assert header.startswith("# "), "the first line of a recipe states what it is"
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_recipes_of_the_paper_say_table_command_number_and_cost(path):
+def test_recipes_of_the_paper_state_table_command_number_and_cost(path):
     title, command, number = path.read_text().splitlines()[:3]
     assert re.search(r"\(?Tables? \d+", title)
     assert command == f"#   accelerate launch --multi_gpu training/pretrain.py training/recipes/hssl/{path.name}"
@@ -233,8 +233,8 @@ def test_relative_paths_belong_to_the_recipe(tmp_path, monkeypatch):
     assert Path(recipe.data.path) == ROOT / "training/data/fashion_mnist" and Path(recipe.probe.path).is_dir()
 
 
-def test_fresh_heads_warm_up_for_an_epoch_unless_the_recipe_says_otherwise():
-    """100 images in batches of 10 are 10 steps; the prototypes stand still for the first epoch anyway."""
+def test_fresh_heads_warm_up_for_an_epoch_unless_the_recipe_differs():
+    """100 images in batches of 10 are 10 steps; the prototypes are frozen in the first epoch anyway."""
     recipe = load_recipe(None, ["optim.batch_size=10", "optim.epochs=5", "optim.warmup_epochs=0"])
     assert TrainingSchedule(recipe, 100).frozen_steps == {"prototypes": 10, "base": 0}
     assert TrainingSchedule(recipe, 100).frozen_groups(9) == {"prototypes"}

@@ -1,4 +1,4 @@
-"""A part of the classes of a dataset: which images come, in which order, how many, and after an interruption."""
+"""Some of the classes of a dataset: which images come, in which order, how many, and after an interruption."""
 
 from itertools import islice
 
@@ -20,8 +20,8 @@ def write(folder, names: list[str], labels: list[int]):
     folder.mkdir(exist_ok=True)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     half = len(labels) // 2
-    for shard, part in enumerate((range(half), range(half, len(labels)))):
-        rows = {"image": [{"bytes": png(i), "path": None} for i in part], "label": [labels[i] for i in part]}
+    for shard, indices in enumerate((range(half), range(half, len(labels)))):
+        rows = {"image": [{"bytes": png(i), "path": None} for i in indices], "label": [labels[i] for i in indices]}
         dataset = datasets.Dataset.from_dict(rows, features=features)
         dataset.to_parquet(str(folder / f"train-{shard:05d}-of-00002.parquet"))
     return str(folder)
@@ -44,22 +44,22 @@ def test_only_images_of_these_classes_come(animals):
     assert {label for _, label in LabeledImages(animals)} == {2, 3}
 
 
-def test_an_interrupted_stream_goes_on_where_it_was(animals):
-    whole = [image.data for image in islice(ImageStream(animals, shuffle_buffer_size=8), 33)]
+def test_an_interrupted_stream_continues_where_it_was(animals):
+    expected = [image.data for image in islice(ImageStream(animals, shuffle_buffer_size=8), 33)]
     first = ImageStream(animals, shuffle_buffer_size=8)
     begun = [image.data for image in islice(first, 13)]
     second = ImageStream(animals, shuffle_buffer_size=8)
     second.load_state_dict(first.state_dict())
-    assert begun + [image.data for image in islice(second, 20)] == whole
+    assert begun + [image.data for image in islice(second, 20)] == expected
 
 
-def test_wordnet_ids_are_found_in_a_dataset_that_names_its_thousand_classes_otherwise(tmp_path):
-    """As on the Hub, where ImageNet's classes are "tench, Tinca tinca" and so on: by their place among the sorted ids."""
+def test_wordnet_ids_match_a_dataset_with_other_names_for_its_thousand_classes(tmp_path):
+    """As on the Hub, where ImageNet's classes are "tench, Tinca tinca" and so on: by their position among the sorted ids."""
     names = [f"class {i}" for i in range(1000)]
     where = write(tmp_path / "data", names, [0, 1, 2, 3, 997, 999])
     source = Source(where, classes=str(S300))
-    found = {image.data for image in islice(ImageStream(source, shuffle_buffer_size=1), 3)}
-    assert found == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
+    images = {image.data for image in islice(ImageStream(source, shuffle_buffer_size=1), 3)}
+    assert images == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
 
 
 @pytest.mark.parametrize(

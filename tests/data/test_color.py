@@ -54,11 +54,15 @@ def test_solarize_equals_torchvision(textures):
     pixels = (textures * 255).to(torch.uint8)
     drawn = torch.tensor([0.0, 1, 2, 3, 1, 1, 1, 0, 0, 0, 1]).expand(1, 6, -1)
     expected = torch.stack([reference.solarize(image, 128) for image in pixels]).float() / 255
-    torch.testing.assert_close(color_torch.color(pixels[None], drawn, (0, 0, 0), (1, 1, 1))[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        color_torch.apply_color_ops(pixels[None], drawn, (0, 0, 0), (1, 1, 1))[0], expected, atol=1e-6, rtol=0
+    )
 
 
-def test_gray_equals_torchvision(textures):
-    torch.testing.assert_close(color_torch.gray(textures), reference.rgb_to_grayscale(textures), atol=1e-6, rtol=0)
+def test_gray_is_the_luma(textures):
+    """ITU-R BT.601, rounded as in torchvision and Pillow."""
+    expected = (textures * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    torch.testing.assert_close(color_torch.gray(textures), expected, atol=1e-6, rtol=0)
 
 
 def test_blur_equals_torchvision_with_a_sigma_for_every_image(textures):
@@ -112,8 +116,8 @@ def test_every_operation_lands_on_its_own_image(textures):
     expected[4] = torch.where(clean[4] >= 0.5, 1 - clean[4], clean[4])
     expected[5:6] = color_torch.contrast(color_torch.hue(clean[5:6], 0.1 * one), 0.7 * one)
     expected = (expected - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    found = color_torch.color(pixels[None], drawn[None], IMAGENET_MEAN, IMAGENET_STD)[0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    result = color_torch.apply_color_ops(pixels[None], drawn[None], IMAGENET_MEAN, IMAGENET_STD)[0]
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 def statistics(batch):
@@ -128,7 +132,7 @@ def test_jitter_has_torchvisions_statistics_on_photographs(images):
     theirs = torch.cat([torch.stack([jitter(image) for image in images]) for _ in range(60)])
     drawn = draw(ViewConfig(gray_probability=0), blur=0, solarize=0, count=60 * len(images))
     pixels = (images.repeat(60, 1, 1, 1) * 255).to(torch.uint8)
-    ours = color_torch.color(pixels[None], drawn[None], (0, 0, 0), (1, 1, 1))[0]
+    ours = color_torch.apply_color_ops(pixels[None], drawn[None], (0, 0, 0), (1, 1, 1))[0]
     torch.testing.assert_close(statistics(ours), statistics(theirs), rtol=0.05, atol=0.003)
 
 
@@ -150,8 +154,8 @@ def test_blur_has_pillows_statistics_on_photographs(images):
 def test_embedded_images_survive_every_operation():
     rows = next(iter(load_source(Source(str(SAMPLE))).iter(batch_size=16)))["image"]
     pixels = torch.stack([decode(row["bytes"]) for row in rows])
-    found = color_torch.color(pixels[None], draw(count=16)[None], IMAGENET_MEAN, IMAGENET_STD)
-    assert found.shape == (1, 16, 3, 28, 28) and found.isfinite().all()
+    result = color_torch.apply_color_ops(pixels[None], draw(count=16)[None], IMAGENET_MEAN, IMAGENET_STD)
+    assert result.shape == (1, 16, 3, 28, 28) and result.isfinite().all()
 
 
 def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
@@ -176,10 +180,12 @@ def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
         alone[..., C.ORDER] = drawn[..., C.ORDER]
         alone[..., C.STRENGTHS] = torch.tensor(C.NEUTRAL)
         alone[..., column] = drawn[..., column]
-        ours, theirs = (module.color(pixels, alone, (0, 0, 0), (1, 1, 1)) for module in (color_opencv, color_torch))
+        ours, theirs = (module.apply_color_ops(pixels, alone, (0, 0, 0), (1, 1, 1)) for module in (color_opencv, color_torch))
         assert 255 * (ours - theirs).abs().max() <= tolerances[name], name
         assert 255 * (ours - theirs).mean().abs() < 0.3 and 255 * (ours - theirs).abs().mean() < 1, name
         assert (alone[..., column] == 0).all() or not torch.equal(ours, pixels.float() / 255), name
-    ours, theirs = (module.color(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (color_opencv, color_torch))
+    ours, theirs = (
+        module.apply_color_ops(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (color_opencv, color_torch)
+    )
     difference = 255 * 0.225 * (ours - theirs).abs()
     assert difference.mean() < 0.8 and difference.flatten()[::7].quantile(0.999) < 8

@@ -30,8 +30,8 @@ def colors() -> Image.Image:
 def test_decodes_every_mode_to_the_same_colors(colors, form, mode):
     pixels = decode(encoded(colors.convert(mode), form)).int()
     assert pixels.shape == (3, 32, 48)
-    for place, expected in (((20, 8), (200, 0, 0)), ((20, 40), (0, 0, 200)), ((3, 24), (0, 200, 0))):
-        np.testing.assert_allclose(pixels[:, place[0], place[1]], expected, atol=12)
+    for (row, column), expected in (((20, 8), (200, 0, 0)), ((20, 40), (0, 0, 200)), ((3, 24), (0, 200, 0))):
+        np.testing.assert_allclose(pixels[:, row, column], expected, atol=12)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -77,13 +77,13 @@ def test_large_jpegs_are_decoded_at_a_fraction(excess, divisor, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(np.stack([np.broadcast_to(ramp, (480, 640))] * 3, -1)), "JPEG", quality=95, exif=exif)
-    picture = LazyImage(data)
-    assert picture.size == ((480, 640) if orientation == 1 else (640, 480))
-    pixels = picture.decode(excess)
-    assert pixels.shape == (3, picture.size[0] // divisor, picture.size[1] // divisor)
+    image = LazyImage(data)
+    assert image.size == ((480, 640) if orientation == 1 else (640, 480))
+    pixels = image.decode(excess)
+    assert pixels.shape == (3, image.size[0] // divisor, image.size[1] // divisor)
     line = pixels[0, 5] if orientation == 1 else pixels[0, :, 5]
     np.testing.assert_allclose(line.float(), ramp.reshape(-1, divisor).mean(1), atol=2.5)
 
 
-def test_other_formats_are_decoded_whole():
+def test_other_formats_are_decoded_at_full_size():
     assert LazyImage(png(3, 40)).decode(excess=100).shape == (3, 40, 40)

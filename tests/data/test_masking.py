@@ -9,13 +9,13 @@ GRIDS = st.tuples(st.integers(2, 20), st.integers(2, 20))
 
 
 @given(GRIDS, st.floats(0, 1), st.integers(0, 999))
-def test_random_mask_hides_exactly_its_share(grid, ratio, seed):
+def test_random_mask_hides_exactly_its_fraction(grid, ratio, seed):
     mask = random_mask(grid, ratio, np.random.default_rng(seed))
     assert mask.shape == grid and mask.sum() == int(ratio * grid[0] * grid[1])
 
 
 @given(GRIDS, st.floats(0, 0.9), st.integers(0, 999))
-def test_block_mask_never_exceeds_its_share(grid, ratio, seed):
+def test_block_mask_never_exceeds_its_fraction(grid, ratio, seed):
     mask = block_mask(grid, ratio, np.random.default_rng(seed))
     assert mask.shape == grid and mask.dtype == bool and mask.sum() <= ratio * grid[0] * grid[1]
 
@@ -26,17 +26,17 @@ def draw(count: int) -> np.ndarray:
 
 
 def test_block_masks_have_the_reference_statistics():
-    """iBOT's loader on 14×14 patches: mean hidden share .1481 over all global crops, one half of them empty, and the quantiles
-    .107, .291 and .474 of the others at 5, 50 and 95 % (official code, 20,000 crops)."""
-    shares = draw(12_000).mean((1, 2))
-    hidden = shares[shares > 0]
-    assert (shares == 0).mean() == pytest.approx(0.4946, abs=0.015)
-    assert shares.mean() == pytest.approx(0.1481, abs=0.004)
+    """iBOT's loader on 14×14 patches: mean hidden fraction .1481 over all global crops, one half of them empty, and the
+    quantiles .107, .291 and .474 of the others at 5, 50 and 95 % (official code, 20,000 crops)."""
+    fractions = draw(12_000).mean((1, 2))
+    hidden = fractions[fractions > 0]
+    assert (fractions == 0).mean() == pytest.approx(0.4946, abs=0.015)
+    assert fractions.mean() == pytest.approx(0.1481, abs=0.004)
     np.testing.assert_allclose(np.quantile(hidden, [0.05, 0.5, 0.95]), [0.1071, 0.2908, 0.4745], atol=0.012)
 
 
 def test_block_masks_are_as_clustered_as_the_reference(golden):
-    """Where blocks lie: how often neighbors are hidden together, against masks of the official loader."""
+    """Where blocks are: how often neighbors are hidden together, against masks of the official loader."""
     reference = golden("base_methods")["mask/block_global"].reshape(-1, 14, 14)
     ours = draw(4000)
 
@@ -50,7 +50,7 @@ def test_block_masks_are_as_clustered_as_the_reference(golden):
 
 
 @given(GRIDS, st.floats(0, 1), st.integers(0, 999))
-def test_fixed_count_block_mask_hides_exactly_its_share(grid, ratio, seed):
+def test_fixed_count_block_mask_hides_exactly_its_fraction(grid, ratio, seed):
     mask = fixed_count_block_mask(grid, ratio, np.random.default_rng(seed))
     assert mask.shape == grid and mask.dtype == bool and mask.sum() == round(ratio * grid[0] * grid[1])
 
@@ -69,7 +69,7 @@ def test_fixed_count_block_masks_have_the_reference_statistics(golden):
 
 
 def test_fixed_count_block_masks_are_those_of_the_reference_before_single_patches_are_added(golden):
-    """How many patches blocks alone hide: mean, least, most, share of full counts, standard deviation."""
+    """How many patches blocks alone hide: mean, least, most, fraction of full counts, standard deviation."""
     reference, rng = golden("siameseim")["mask/count_without_fixing"], np.random.default_rng(1)
     counts = np.array([block_mask((14, 14), 118.5 / 196, rng).sum() for _ in range(4000)])
     assert counts.mean() == pytest.approx(reference[0], abs=0.1) and counts.max() == reference[2]

@@ -22,6 +22,7 @@ RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setattr("hssl_hf.data.source.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
     for name in RETRIES:
         monkeypatch.setattr(datasets.config, name, 0)
     write_parquet(tmp_path, images=60, shards=3)
@@ -42,27 +43,27 @@ def source(server, form: str) -> Source:
 
 
 def stream(server, form: str) -> ImageStream:
-    return ImageStream(source(server, form), shuffle_buffer_size=16, backoff_seconds=0)
+    return ImageStream(source(server, form), shuffle_buffer_size=16)
 
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 def test_a_web_server_is_read_and_resumed(server, form):
-    whole = [image.data for image in islice(stream(server, form), 100)]
-    assert Counter(whole[:60]) == Counter(png(i) for i in range(60))
+    expected = [image.data for image in islice(stream(server, form), 100)]
+    assert Counter(expected[:60]) == Counter(png(i) for i in range(60))
     for stop in (0, 7, 33, 75):
         stopped, again = stream(server, form), stream(server, form)
-        assert [image.data for image in islice(stopped, stop)] == whole[:stop]
+        assert [image.data for image in islice(stopped, stop)] == expected[:stop]
         again.load_state_dict(stopped.state_dict())
-        assert [image.data for image in islice(again, 100 - stop)] == whole[stop:]
+        assert [image.data for image in islice(again, 100 - stop)] == expected[stop:]
 
 
 @pytest.mark.parametrize("form", ["parquet", "tar"])
 @pytest.mark.parametrize("fault", [429, 500, 503, "drop", "stall"])
 @pytest.mark.filterwarnings("ignore:reading shard")
 def test_a_server_that_fails_for_a_while_loses_nothing(server, form, fault):
-    reader = stream(server, form)
+    images = stream(server, form)
     server.faults = [fault] * 3
-    seen = [image.data for image in takewhile(lambda image: image.epoch == 0, reader)]
+    seen = [image.data for image in takewhile(lambda image: image.epoch == 0, images)]
     assert server.met == [fault] * 3 and Counter(seen) == Counter(png(i) for i in range(60))
 
 
@@ -81,7 +82,7 @@ def test_urls_of_something_else_are_refused(server):
 
 
 @pytest.mark.parametrize("path", ["user/../../secret", "user/name/../..", "us er/name", "user//name"])
-def test_ids_that_leave_their_place_are_refused(path):
+def test_ids_outside_their_folder_are_refused(path):
     with pytest.raises(StreamError, match=r"cannot open data\.path="):
         ImageStream(Source(path))
     with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):

@@ -28,8 +28,8 @@ def write_parquet(folder, images: int, shards: int, column: str = "image"):
     features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     table = datasets.Dataset.from_dict(rows, features=features)
     for shard in range(shards):
-        part = table.shard(shards, shard, contiguous=True)
-        part.to_parquet(folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
+        piece = table.shard(shards, shard, contiguous=True)
+        piece.to_parquet(folder / f"train-{shard:05d}-of-{shards:05d}.parquet")
     return folder
 
 
@@ -56,34 +56,34 @@ def test_epochs_differ_and_never_end(parquet):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize("readers", [1, 2, 3, 4, 7, 12])
-def test_readers_share_an_epoch_without_overlap(parquet, readers):
-    """4 shards among up to 12 readers: dealt out where there are enough, else split by rows."""
-    names = [i.name for r in range(readers) for i in first_epoch(parquet, rank=r, world_size=readers, shuffle_buffer_size=8)]
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 7, 12])
+def test_workers_divide_an_epoch_without_overlap(parquet, workers):
+    """4 shards among up to 12 workers: dealt out where there are enough, else split by rows."""
+    names = [i.name for r in range(workers) for i in first_epoch(parquet, rank=r, world_size=workers, shuffle_buffer_size=8)]
     assert Counter(names) == Counter(f"{i}.png" for i in range(50))
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 170), st.integers(1, 60), st.integers(1, 3))
-def test_resumes_exactly_at_any_image(parquet, stop, window, readers):
-    arguments = {"seed": 3, "shuffle_buffer_size": window, "world_size": readers, "rank": readers - 1}
-    whole = list(islice(ImageStream(parquet, **arguments), stop + 70))
+def test_resumes_exactly_at_any_image(parquet, stop, window, workers):
+    arguments = {"seed": 3, "shuffle_buffer_size": window, "world_size": workers, "rank": workers - 1}
+    expected = list(islice(ImageStream(parquet, **arguments), stop + 70))
     stream = ImageStream(parquet, **arguments)
     iterator = iter(stream)
-    assert list(islice(iterator, stop)) == whole[:stop]
+    assert list(islice(iterator, stop)) == expected[:stop]
     again = ImageStream(parquet, **arguments)
     again.load_state_dict(stream.state_dict())
-    assert list(islice(iter(again), 70)) == whole[stop:]
+    assert list(islice(iter(again), 70)) == expected[stop:]
 
 
 @settings(max_examples=12)
 @given(st.data())
-def test_other_numbers_of_readers_go_on_without_loss_or_repetition(parquet, data):
-    """Readers stop anywhere, others go on, stop, and others again: every epoch has every image once."""
+def test_other_numbers_of_workers_continue_without_loss_or_repetition(parquet, data):
+    """Workers stop anywhere, others continue, stop, and others again: every epoch has every image once."""
     window, seen = data.draw(st.integers(1, 30)), []
-    states, readers = None, data.draw(st.integers(1, 6))
+    states, workers = None, data.draw(st.integers(1, 6))
     for _ in range(3):
-        streams = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=readers) for r in range(readers)]
+        streams = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=workers) for r in range(workers)]
         for stream in streams:
             if states:
                 stream.reshard_from(states)
@@ -91,8 +91,8 @@ def test_other_numbers_of_readers_go_on_without_loss_or_repetition(parquet, data
             copy = ImageStream(parquet, seed=3, shuffle_buffer_size=window)
             copy.load_state_dict(stream.state_dict())
             assert copy.state_dict() == stream.state_dict()
-        states, readers = [stream.state_dict() for stream in streams], data.draw(st.integers(1, 6))
-    final = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=readers) for r in range(readers)]
+        states, workers = [stream.state_dict() for stream in streams], data.draw(st.integers(1, 6))
+    final = [ImageStream(parquet, seed=3, shuffle_buffer_size=window, rank=r, world_size=workers) for r in range(workers)]
     last = max(epoch for epoch, _ in seen) if seen else 0
     for stream in final:
         stream.reshard_from(states)
@@ -112,12 +112,12 @@ def test_what_is_resharded_is_resumed_exactly(parquet):
         stream.reshard_from(states)
         return stream
 
-    whole = list(islice(heir(), 80))
+    expected = list(islice(heir(), 80))
     for stop in (0, 3, 9, 20, 50):
         stopped, again = heir(), ImageStream(parquet, seed=3, shuffle_buffer_size=8, rank=1, world_size=2)
-        assert list(islice(stopped, stop)) == whole[:stop]
+        assert list(islice(stopped, stop)) == expected[:stop]
         again.load_state_dict(stopped.state_dict())
-        assert list(islice(again, 80 - stop)) == whole[stop:]
+        assert list(islice(again, 80 - stop)) == expected[stop:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
@@ -127,8 +127,8 @@ def test_resumes_exactly_behind_a_loader(parquet, workers):
         stream = ImageStream(parquet, seed=5, shuffle_buffer_size=8)
         return StatefulDataLoader(stream, batch_size=4, num_workers=workers, collate_fn=lambda x: [i.name for i in x])
 
-    whole, stopped, resumed = loader(), loader(), loader()
-    expected = list(islice(iter(whole), 30))
+    uninterrupted, stopped, resumed = loader(), loader(), loader()
+    expected = list(islice(iter(uninterrupted), 30))
     assert list(islice(iter(stopped), 11)) == expected[:11]
     resumed.load_state_dict(stopped.state_dict())
     assert list(islice(iter(resumed), 19)) == expected[11:]
@@ -163,7 +163,7 @@ def test_reads_every_form(tmp_path, form):
     assert count_images(source) == 6
 
 
-def test_embedded_sample_is_whole():
+def test_embedded_sample_is_complete():
     """10,000 training and 2,000 test images, balanced, all different files of at most 8 MB."""
     for split, images in (("train", 10_000), ("test", 2_000)):
         source = Source(str(SAMPLE), split=split)
@@ -214,8 +214,9 @@ def test_damaged_shard_is_named(tmp_path):
 
 
 def test_a_broken_connection_is_opened_again_where_it_broke(parquet, monkeypatch):
-    stream, failures = ImageStream(parquet, shuffle_buffer_size=1, backoff_seconds=0), []
+    stream, failures = ImageStream(parquet, shuffle_buffer_size=1), []
     stream.reopen_attempts = 5  # as for a source that is not on this machine
+    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
     plain = datasets.IterableDataset.iter
 
     def flaky(self, batch_size):
@@ -236,8 +237,9 @@ def test_a_connection_that_stays_broken_is_reported(parquet, monkeypatch):
         raise ConnectionError("server disconnected")
         yield
 
-    stream = ImageStream(parquet, backoff_seconds=0)
+    stream = ImageStream(parquet)
     stream.reopen_attempts = 5
+    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
     monkeypatch.setattr(datasets.IterableDataset, "iter", dead)
     with pytest.warns(UserWarning), pytest.raises(StreamError, match="could not be read at row 0 in 6 attempts"):
         next(iter(stream))

@@ -37,16 +37,16 @@ def test_corrupt_images_are_skipped_and_named():
     assert stream.state_dict() == {"images": {}, "read": 12, "corrupt": 2}
 
 
-def test_a_share_is_always_the_same_images():
-    """Chosen by their bytes: about a third, whatever came before, and all of them with the whole."""
+def test_a_fraction_is_always_the_same_images():
+    """Chosen by their bytes: about a third, whatever came before, and all of them with a fraction of 1."""
     images = [EncodedImage(str(number).encode(), str(number), 0) for number in range(600)]
 
     class Kept(Augmentation):
         def decode_and_augment(self, encoded):
             return {"name": encoded.name}
 
-    def chosen(part, share):
-        return [sample["name"] for sample in ViewStream(part, Kept(SMALL), fraction=share)]
+    def chosen(images, fraction):
+        return [sample["name"] for sample in ViewStream(images, Kept(SMALL), fraction=fraction)]
 
     third = chosen(images, 1 / 3)
     assert 150 < len(third) < 250 and set(chosen(images[::2], 1 / 3)) == set(third) & {image.name for image in images[::2]}
@@ -58,7 +58,7 @@ def test_too_many_corrupt_images_stop_the_stream_with_a_name():
         list(islice(ViewStream(Endless(5), Augmentation(SMALL), max_corrupt_fraction=0.1), 500))
 
 
-def test_same_image_same_views_whatever_the_number_of_readers(tmp_path):
+def test_same_image_same_views_whatever_the_number_of_workers(tmp_path):
     source = Source(str(write_parquet(tmp_path, images=40, shards=4)))
 
     def views(rank, world_size, count):

@@ -52,7 +52,7 @@ def test_only_the_newest_stay_and_drafts_do_not_count(training, tmp_path):
     assert checkpoints.all()[-1].name == "step-00000010", "a folder without its state is no checkpoint"
 
 
-def test_failure_keeps_the_last_good_one_and_says_so(training, tmp_path, monkeypatch):
+def test_failure_keeps_the_last_good_one_and_reports_it(training, tmp_path, monkeypatch):
     accelerator, checkpoints = training[0], CheckpointManager(tmp_path)
     good = checkpoints.save(accelerator, 1, {}, {})
     before = {path.name: path.read_bytes() for path in good.iterdir()}
@@ -88,7 +88,7 @@ def test_state_is_plain_json(training, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "state"])
-def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage, caplog):
+def test_damaged_checkpoints_are_quarantined(training, tmp_path, damage, caplog):
     checkpoints = CheckpointManager(tmp_path)
     good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
     assert checkpoints.latest_valid() == bad
@@ -101,7 +101,7 @@ def test_damaged_checkpoints_are_put_aside(training, tmp_path, damage, caplog):
 
 
 class Harmful:
-    """A pickle that makes a folder when somebody loads it."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -111,7 +111,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "loader-0.pt"])
-def test_a_checkpoint_of_somebody_else_runs_nothing(training, tmp_path, name):
+def test_a_foreign_checkpoint_runs_nothing(training, tmp_path, name):
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
     path = checkpoints.save(training[0], 1, {}, {})
     torch.save(Harmful(tmp_path / "harm"), path / name)

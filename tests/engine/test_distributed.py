@@ -1,4 +1,4 @@
-"""Engines are the same training; the whole table is `make equivalence`."""
+"""Engines are the same training; the full table is `make equivalence`."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def test_every_engine_equals_one_process(tmp_path, capsys, method):
     assert equivalence.compare(method, list(equivalence.ENGINES), tmp_path), capsys.readouterr().out
 
 
-def test_weights_that_differ_are_seen():
+def test_weights_that_differ_are_detected():
     ours = {"student.a": torch.zeros(3), "teacher.a": torch.ones(2)}
     theirs = {"student.a": torch.tensor([0.0, 0.5, 0.0]), "teacher.a": torch.ones(2)}
     assert equivalence.largest(ours, theirs, "student") == 0.5 and equivalence.largest(ours, theirs, "teacher") == 0

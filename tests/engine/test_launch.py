@@ -54,7 +54,7 @@ def test_processes_that_believe_to_be_alone_are_caught(alone, monkeypatch):
         check_launch(alone, "train.py")
 
 
-def test_other_parents_ask_for_nothing(alone, monkeypatch):
+def test_other_parents_request_nothing(alone, monkeypatch):
     class Process:
         def __init__(self, pid):
             pass

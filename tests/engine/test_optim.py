@@ -74,8 +74,8 @@ def test_dropped_gradients_freeze_against_decay_too():
     assert not torch.equal(before[0], model.freezable_parameters()["prototypes"][0])
 
 
-def test_parts_stand_still_when_they_shall():
-    """Prototypes and base are groups of their own, which move or not by name; every parameter is in one group."""
+def test_groups_are_frozen_by_name():
+    """Prototypes and base are groups of their own, which are frozen by name; every parameter is in one group."""
     model = tiny_model(norm_last_layer=False)
     optimizer = build_optimizer(model.student, (0.9, 0.999), model.freezable_parameters())
     groups = optimizer.param_groups

@@ -26,8 +26,8 @@ def test_equals_official_schedules(golden):
 
 
 @given(st.integers(2, 300), st.floats(0, 1), st.floats(0.001, 5), st.floats(0, 5))
-def test_cosine_hits_its_ends_and_stays_between(steps, share, start, end):
-    warmup = int(share * steps / 2)
+def test_cosine_hits_its_ends_and_stays_between(steps, fraction, start, end):
+    warmup = int(fraction * steps / 2)
     schedule = Cosine(start, end, steps, warmup)
     values = [schedule(step) for step in range(steps)]
     if warmup > 1:

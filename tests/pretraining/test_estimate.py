@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
-from hssl_hf.engine.memory import GIB, held_by
+from hssl_hf.engine.memory import GIB, peak_allocation
 from hssl_hf.pretraining import estimate as estimate_module
 from hssl_hf.pretraining.estimate import (
     ENGINES,
@@ -70,7 +70,7 @@ def test_measured_step_predicts_a_larger_one():
     model = estimate_module.build_model(recipe()).train()
     call = partial(estimate_module._step, model, recipe(), estimate_module._samples(recipe(), model, 48))
     call()
-    assert step.fixed + 48 * step.per_image == pytest.approx(held_by(call), rel=0.05)
+    assert step.fixed + 48 * step.per_image == pytest.approx(peak_allocation(call), rel=0.05)
     assert step.flops_per_image > 1e6 and step.seconds_per_image > 0
 
 

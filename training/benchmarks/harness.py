@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hssl_hf.engine.memory import held_by
+from hssl_hf.engine.memory import peak_allocation
 
 
 def isolated(function: Callable, *arguments) -> Any:
@@ -24,7 +24,7 @@ def measure(step: Callable[[], None], repeats: int) -> dict[str, float]:
 
     The first step, in which libraries and optimizers allocate memory of their own, is not counted.
     """
-    return {"seconds": seconds(step, repeats), "mebibytes": held_by(step) / 2**20}
+    return {"seconds": seconds(step, repeats), "mebibytes": peak_allocation(step) / 2**20}
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:

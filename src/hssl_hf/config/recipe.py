@@ -11,7 +11,7 @@ from typing import Literal
 
 import yaml
 
-from hssl_hf.config.strict_yaml import RecipeError, build, flatten, override, plain, read, unknown
+from hssl_hf.config.strict_yaml import RecipeError, build, flatten, override, read, unknown
 from hssl_hf.data.augmentation import MaskConfig, ViewConfig
 from hssl_hf.data.loader import DataConfig
 from hssl_hf.evaluation.probe import ProbeConfig
@@ -28,7 +28,7 @@ class OptimConfig:
 
     Args:
         epochs: length of the training.
-        batch_size: images per optimizer step, over all processes and accumulated parts.
+        batch_size: images per optimizer step, over all processes and micro-batches.
         gradient_accumulation_steps: micro-batches into which a process divides its images of a batch; batch statistics (batch
             norm, the covariance of SiameseIM) are those of a micro-batch.
         base_learning_rate: peak learning rate at `base_batch_size`; scales linearly with the batch size.
@@ -123,14 +123,14 @@ class Recipe:
     def model_config(self) -> PreTrainingConfig:
         """The model's configuration, at the image size of the global views."""
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
-        return _config_class(self.model)(**arguments, image_size=self.views.global_crop_size)
+        return _config_class(self)(**arguments, image_size=self.views.global_crop_size)
 
     def model_type(self) -> str:
         """The method, by the `model_type` of its configuration class."""
         return self.model.get("model_type", HSSLConfig.model_type)
 
     def images_per_process(self, processes: int) -> int:
-        """Images of one accumulated part of one process's batch.
+        """Images of one micro-batch of one process.
 
         Raises:
             RecipeError: if the batch does not divide.
@@ -144,7 +144,8 @@ class Recipe:
         return images
 
     def to_dict(self) -> dict:
-        return plain(dataclasses.asdict(self))
+        """The tree of the recipe's file, with lists for tuples."""
+        return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
@@ -163,7 +164,12 @@ def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
     for text in overrides:
         override(tree, text)
     recipe = build(Recipe, tree, "")
-    _check_model_keys(recipe.model)
+    known = {*_config_class(recipe).field_names(), "model_type"} - {"image_size"}
+    for key in recipe.model:
+        if key == "image_size":
+            raise RecipeError("model.image_size follows from views.global_crop_size; set that instead")
+        if key not in known:
+            raise unknown(f"model.{key}", key, known)
     return recipe
 
 
@@ -177,17 +183,8 @@ def recipe_diff(before: dict, after: dict) -> list[str]:
     ]
 
 
-def _config_class(model: dict) -> type[PreTrainingConfig]:
-    name, known = model.get("model_type", HSSLConfig.model_type), configuration_classes()
+def _config_class(recipe: Recipe) -> type[PreTrainingConfig]:
+    name, known = recipe.model_type(), configuration_classes()
     if name not in known:
         raise RecipeError(f"model.model_type: expected one of {sorted(known)}, got {name!r}")
     return known[name]
-
-
-def _check_model_keys(model: dict) -> None:
-    known = {*_config_class(model).field_names(), "model_type"} - {"image_size"}
-    for key in model:
-        if key == "image_size":
-            raise RecipeError("model.image_size follows from views.global_crop_size; set that instead")
-        if key not in known:
-            raise unknown(f"model.{key}", key, known)

@@ -36,9 +36,9 @@ def read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict:
         raise RecipeError(f"{path}: expected sections with keys, got {tree!r}")
     for section in tree.values():
         for key in ("path", "classes"):
-            where = section.get(key) if isinstance(section, dict) else None
-            if isinstance(where, str) and where.startswith("."):
-                section[key] = str((path.parent / where).resolve())
+            value = section.get(key) if isinstance(section, dict) else None
+            if isinstance(value, str) and value.startswith("."):
+                section[key] = str((path.parent / value).resolve())
     if extended := tree.pop("extends", None):
         tree = _merge(read(path.parent / extended, (*extended_by, path.resolve())), tree)
     return tree
@@ -100,7 +100,8 @@ def _build_value(kind, value, where: str):
             return None
         return build(next(o for o in options if o is not type(None)), value, f"{where}.")
     if origin is Literal:
-        value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+        if isinstance(value, bool):  # YAML 1.1 reads yes and no as booleans
+            value = "yes" if value else "no"
         if value not in options:
             raise RecipeError(f"{where}: expected one of {list(options)}, got {value!r}")
         return value
@@ -109,23 +110,14 @@ def _build_value(kind, value, where: str):
         if not isinstance(value, list | tuple) or len(value) != len(kinds):
             raise RecipeError(f"{where}: expected a list of {len(kinds)} values, got {value!r}")
         return tuple(_build_value(k, item, where) for k, item in zip(kinds, value, strict=True))
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):  # YAML 1.1 reads 1e-3 as a string
         try:
-            value = float(value)
+            return float(value)
         except ValueError:
             raise RecipeError(f"{where}: expected a number, got {value!r}") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RecipeError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
-
-
-def plain(value):
-    """Tuples as lists, at every depth, as YAML has them."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:

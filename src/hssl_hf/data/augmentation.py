@@ -1,8 +1,8 @@
 """One image -> the pixels of its crops, the color operations drawn for them, and masks.
 
 Every random number of an image comes from counter-based generators keyed by (seed, epoch, image), where the image is known by
-its bytes: an image is treated alike in an epoch whatever the number of processes or workers. Crops are drawn before the image
-is decoded, so that a photograph much larger than its crops need is decoded at a fraction of its size.
+a checksum of its bytes: an image is treated alike in an epoch whatever the number of processes or workers. Crops are drawn
+before the image is decoded, so that a photograph much larger than its crops need is decoded at a fraction of its size.
 """
 
 import zlib
@@ -130,7 +130,7 @@ class Augmentation:
             CorruptImageError: if the image cannot be decoded.
         """
         image = LazyImage(encoded.data)
-        draws = self.draw(image.size, encoded.epoch, image_key(encoded.data))
+        draws = self.draw(image.size, encoded.epoch, zlib.crc32(encoded.data))
         excess = min(crop[2:4].min() / size for crop, size in zip(draws.crop_boxes, self.sizes, strict=True))
         return {**self.cut(image.decode(excess), draws), "corrupt": []}
 
@@ -142,18 +142,13 @@ class Augmentation:
         """Draw the views of an image of `size` pixels; crops, color operations and masks do not depend on each other."""
         config = self.config
         crops, colors, masks = (keyed_generator(self.seed, epoch, identity, stream) for stream in range(3))
-        boxes = [
-            random_crops(size, config.global_crop_scale, self.num_global_crops, crops),
-            random_crops(size, config.local_crop_scale, config.num_local_crops, crops),
-        ]
+        global_boxes = random_crops(size, config.global_crop_scale, self.num_global_crops, crops)
+        local_boxes = random_crops(size, config.local_crop_scale, config.num_local_crops, crops)
         flipped = crops.random((len(self.sizes), 1)) < config.flip_probability
-        drawn = [self._mask(masks) for _ in range(self.masked_views)]
-        return Draws(
-            size,
-            np.hstack([np.concatenate(boxes), flipped]).astype(np.float32),
-            draw_colors(config, self.blurs, self.solarizes, colors),
-            np.stack(drawn) if drawn else None,
-        )
+        crop_boxes = np.hstack([np.vstack([global_boxes, local_boxes]), flipped]).astype(np.float32)
+        color_ops = draw_colors(config, self.blurs, self.solarizes, colors)
+        drawn_masks = [self._mask(masks) for _ in range(self.masked_views)]
+        return Draws(size, crop_boxes, color_ops, np.stack(drawn_masks) if drawn_masks else None)
 
     def cut(self, image: Tensor, draws: Draws) -> dict[str, Tensor | None]:
         """Crop, resize and flip an image (3, H, W) uint8, which may be smaller than the size that was drawn for.
@@ -162,26 +157,25 @@ class Augmentation:
         """
         rows, columns = (side / drawn for side, drawn in zip(image.shape[-2:], draws.size, strict=True))
         boxes = (draws.crop_boxes[:, :4] * (rows, columns, rows, columns)).round().astype(int)
-        views = [
-            self._view(image, box, size, crop[4] > 0)
-            for box, size, crop in zip(boxes, self.sizes, draws.crop_boxes, strict=True)
-        ]
-        first, colors = self.num_global_crops, torch.from_numpy(draws.color_ops)
+        flipped, color_ops = draws.crop_boxes[:, 4] > 0, torch.from_numpy(draws.color_ops)
+        views = [self._view(image, *crop) for crop in zip(boxes, self.sizes, flipped, strict=True)]
+        first = self.num_global_crops
         local = len(views) > first
         return {
             "pixel_values": torch.stack(views[:first]),
-            "global_color_ops": colors[:first],
+            "global_color_ops": color_ops[:first],
             "crop_boxes": torch.from_numpy(draws.crop_boxes[:first]),
             "bool_masked_pos": None if draws.masks is None else torch.from_numpy(draws.masks),
             "local_pixel_values": torch.stack(views[first:]) if local else None,
-            "local_color_ops": colors[first:] if local else None,
+            "local_color_ops": color_ops[first:] if local else None,
         }
 
     def _view(self, image: Tensor, box: np.ndarray, size: int, flipped: bool) -> Tensor:
         """(size, size, 3): both libraries are several times faster with channels last in memory, as decoders leave them."""
         top, left, height, width = box.tolist()
-        height, width = max(1, height), max(1, width)
-        region = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        region = image[None, :, top : top + max(1, height), left : left + max(1, width)].contiguous(
+            memory_format=torch.channels_last
+        )
         resized = F.interpolate(region, size=[size, size], mode=self.config.interpolation, antialias=True)
         pixels = resized[0].permute(1, 2, 0).contiguous()
         return torch.from_numpy(cv2.flip(pixels.numpy(), 1)) if flipped else pixels
@@ -204,16 +198,11 @@ def random_crops(size: tuple[int, int], scale, count: int, generator: np.random.
     chosen = np.arange(count), fits.argmax(1)  # the first that fits
     fallback = min(rows, round(columns * 4 / 3)), min(columns, round(rows * 4 / 3))
     sizes = np.where(fits.any(1)[:, None], np.stack([heights[chosen], widths[chosen]], 1), fallback)
-    places = np.floor(generator.random((count, 2)) * (np.array(size) - sizes + 1))
+    corners = np.floor(generator.random((count, 2)) * (np.array(size) - sizes + 1))
     center = (np.array(size) - fallback) // 2
-    return np.hstack([np.where(fits.any(1)[:, None], places, center), sizes])
+    return np.hstack([np.where(fits.any(1)[:, None], corners, center), sizes])
 
 
 def keyed_generator(seed: int, epoch: int, identity: int, stream: int) -> np.random.Generator:
     """A separate generator for every (seed, epoch, image, stream), so that no random state has to be restored."""
     return np.random.Generator(np.random.Philox(key=[identity, (seed << 32) + epoch], counter=[0, 0, 0, stream]))
-
-
-def image_key(data: bytes) -> int:
-    """The key of an image: a checksum of its encoded bytes."""
-    return zlib.crc32(data)

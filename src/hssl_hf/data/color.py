@@ -1,7 +1,7 @@
 """Color operations of the views, drawn by the workers as numbers, so that applying them is deterministic.
 
 They are applied behind the loader, to a batch on a device (`color_torch.py`) or view by view on a processor
-(`color_cpu.py`). Each follows torchvision's definition.
+(`color_opencv.py`). Each follows torchvision's definition.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,7 @@ def draw_colors(config, blur: np.ndarray, solarize: np.ndarray, generator: np.ra
     drawn = np.empty((count, WIDTH), dtype=np.float32)
     drawn[:, ORDER] = generator.permuted(np.tile(np.arange(4), (count, 1)), axis=1)
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    applied = (chance[:, :1] < jitter.probability) * signs * strengths
-    drawn[:, STRENGTHS] = applied + NEUTRAL
+    drawn[:, STRENGTHS] = (chance[:, :1] < jitter.probability) * signs * strengths + NEUTRAL
     drawn[:, GRAY] = chance[:, 1] < config.gray_probability
     drawn[:, SIGMA] = (chance[:, 2] < blur) * sigma
     drawn[:, SOLARIZE] = chance[:, 3] < solarize

@@ -16,16 +16,16 @@ from hssl_hf.data.color import GRAY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
 cv2.setNumThreads(1)  # processes are many already: workers, or ranks
 
 
-def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
-    """As `color_torch.color`; fastest for pixels with channels last in memory."""
+def apply_color_ops(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
+    """As `color_torch.apply_color_ops`; fastest for pixels with channels last in memory."""
     levels = np.arange(256) / 255
     tables = [((levels - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True)]
     colored = torch.empty(pixels.shape)
     images = pixels.permute(0, 1, 3, 4, 2).contiguous().flatten(0, 1).numpy()
     targets = colored.flatten(0, 1).numpy()
     for image, numbers, target in zip(images, drawn.flatten(0, 1).numpy(), targets, strict=True):
-        for plane, table, place in zip(cv2.split(operate(image, numbers)), tables, target, strict=True):
-            cv2.LUT(plane, table, dst=place)
+        for channel, table, output in zip(cv2.split(operate(image, numbers)), tables, target, strict=True):
+            cv2.LUT(channel, table, dst=output)
     return colored
 
 

@@ -6,13 +6,12 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale as gray
 
 from hssl_hf.data.color import GRAY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
 
-LUMA = (0.2989, 0.587, 0.114)
 
-
-def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
+def apply_color_ops(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
     """Apply drawn operations to a batch and normalize it.
 
     Args:
@@ -30,10 +29,10 @@ def color(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
 
 def operate(images: Tensor, drawn: np.ndarray) -> None:
     """Apply the drawn operations (N, 11) to images (N, 3, H, W) in [0, 1], in place."""
-    for place in range(4):
+    for position in range(4):
         for operation, jitter in enumerate(JITTERS):
             strengths = drawn[:, STRENGTHS][:, operation]
-            chosen = (drawn[:, ORDER][:, place] == operation) & (strengths != NEUTRAL[operation])
+            chosen = (drawn[:, ORDER][:, position] == operation) & (strengths != NEUTRAL[operation])
             _apply(images, chosen, jitter, strengths)
     _apply(images, drawn[:, GRAY] > 0, lambda x, _: gray(x).expand_as(x), drawn[:, GRAY])
     _apply(images, drawn[:, SIGMA] > 0, partial(blur, radius=math.ceil(3 * drawn[:, SIGMA].max())), drawn[:, SIGMA])
@@ -47,12 +46,6 @@ def _apply(images: Tensor, chosen: np.ndarray, operation, strengths: np.ndarray)
     strengths = torch.from_numpy(strengths[chosen]).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
     indices = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
     images.index_copy_(0, indices, operation(images.index_select(0, indices), strengths))
-
-
-def gray(images: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 1, H, W) luma."""
-    red, green, blue = images.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:

@@ -6,15 +6,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from hssl_hf.errors import UserError
 
 EXIF_ORIENTATION = 0x0112
-ROTATIONS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
-LYING = (5, 6, 7, 8)
+T = Image.Transpose
+TO_UPRIGHT = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+TRANSPOSITIONS = dict(enumerate(TO_UPRIGHT, start=2))  # by EXIF orientation
 MAX_PIXELS = 2**27
 
 
@@ -34,12 +35,12 @@ class LazyImage:
 
     def __init__(self, data: bytes):
         self.data = data
-        with _judged():
+        with _decoder_errors_as_corrupt():
             self.image = Image.open(io.BytesIO(data))
             if self.image.width * self.image.height > MAX_PIXELS:
-                raise CorruptImageError(f"{self.image.width}x{self.image.height} pixels are more than {MAX_PIXELS}")
+                raise ValueError(f"{self.image.width}x{self.image.height} pixels are more than {MAX_PIXELS}")
             self.orientation = self.image.getexif().get(EXIF_ORIENTATION, 1)
-        self.size = self.image.size if self.orientation in LYING else self.image.size[::-1]
+        self.size = self.image.size if self.orientation in (5, 6, 7, 8) else self.image.size[::-1]
 
     def decode(self, excess: float = 1.0) -> Tensor:
         """Decode to RGB, upright.
@@ -54,14 +55,20 @@ class LazyImage:
         Raises:
             CorruptImageError: if the bytes are cut short or damaged.
         """
-        with _judged():
+        with _decoder_errors_as_corrupt():
             if self.image.format == "JPEG" and self.image.mode in ("RGB", "L"):
                 reduction = max(r for r in (1, 2, 4, 8) if r == 1 or 2 * r <= excess)
                 if reduction == 1:
                     encoded = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
                     return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
                 self.image.draft("RGB", tuple(-(-side // reduction) for side in self.image.size))
-            return _from_pillow(self.image, self.orientation)
+            image = self.image
+            if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips instead of scaling
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+            if self.orientation in TRANSPOSITIONS:
+                image = image.transpose(TRANSPOSITIONS[self.orientation])
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def decode(data: bytes) -> Tensor:
@@ -70,25 +77,11 @@ def decode(data: bytes) -> Tensor:
 
 
 @contextmanager
-def _judged():
+def _decoder_errors_as_corrupt():
     """Convert the errors of decoders to `CorruptImageError`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large and of untidy files; both are judged here
+            warnings.simplefilter("ignore")  # Pillow warns of large and of untidy files; both are checked here
             yield
-    except CorruptImageError:
-        raise
-    except (OSError, SyntaxError, RuntimeError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, RuntimeError, ValueError, Image.DecompressionBombError) as error:
         raise CorruptImageError(str(error)) from error
-
-
-def _from_pillow(image: Image.Image, orientation: int) -> Tensor:
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    if orientation in (2, 4, 5, 7):
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        orientation = {2: 1, 4: 3, 5: 8, 7: 6}[orientation]
-    if orientation in ROTATIONS:
-        image = image.transpose(ROTATIONS[orientation])
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

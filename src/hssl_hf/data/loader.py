@@ -51,7 +51,7 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
 
     Args:
         augmentation: image -> views; its seed is that of the order too.
-        batch: images of this process per part of a step.
+        batch: images of this process per micro-batch.
         rank, world_size: this process among the processes.
     """
     seed = augmentation.seed
@@ -82,8 +82,7 @@ def worker_errors_as_stream_errors():
             raise
         raise StreamError(
             f"a data loader worker died, mostly for lack of memory: {error}\nStart again with resume_from_checkpoint=auto, "
-            "perhaps with smaller "
-            "data.shuffle_buffer_size, or more shared memory (/dev/shm)."
+            "perhaps with smaller data.shuffle_buffer_size, or more shared memory (/dev/shm)."
         ) from error
 
 

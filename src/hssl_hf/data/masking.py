@@ -1,4 +1,8 @@
-"""Masks: which patches the student does not see. Pure functions of (grid, ratio, generator); True = masked."""
+"""Masks: which patches the student does not see.
+
+Every mask is a pure function of (grid, ratio, generator): the patches (h, w) of a view, the fraction of them to mask in [0, 1],
+and the source of randomness. It returns (h, w) bool, True = masked.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,18 +24,10 @@ def draw_ratio(ratios: Sequence[float], ratio_jitter: Sequence[float], generator
 
 
 def random_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
-    """Mask exactly int(ratio * h * w) patches, each with equal chance.
-
-    Args:
-        grid: (h, w) in patches.
-        ratio: share to hide, in [0, 1].
-    Returns:
-        (h, w) bool, True = masked.
-    """
-    count = grid[0] * grid[1]
-    mask = np.zeros(count, dtype=bool)
-    mask[generator.permutation(count)[: int(ratio * count)]] = True
-    return mask.reshape(grid)
+    """Mask exactly int(ratio * h * w) patches, each with equal chance."""
+    mask = np.zeros(grid, dtype=bool)
+    mask.flat[generator.permutation(mask.size)[: int(ratio * mask.size)]] = True
+    return mask
 
 
 def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
@@ -41,16 +37,9 @@ def block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generat
     from (0.3, 1/0.3); it is taken if it leaves a border and hides at least one new patch without exceeding the target. After
     ten blocks in a row that do not fit the mask is finished, so that the masked fraction stays a little under the ratio.
 
-    Args:
-        grid: (h, w) in patches.
-        ratio: share to hide at most, in [0, 1].
-    Returns:
-        (h, w) bool, True = masked.
     Source: iBOT's block-wise sampler; BEiT, arXiv 2106.08254, algorithm 1.
     """
-    mask = np.zeros(grid, dtype=bool)
-    _hide_blocks(mask, ratio * mask.size, generator)
-    return mask
+    return _mask_blocks(grid, ratio * math.prod(grid), generator)
 
 
 def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.random.Generator) -> np.ndarray:
@@ -58,44 +47,35 @@ def fixed_count_block_mask(grid: tuple[int, int], ratio: float, generator: np.ra
 
     Blocks cannot cross the border, so that the middle of the grid is masked far more often than its corners.
 
-    Args:
-        grid: (h, w) in patches.
-        ratio: share to hide, in [0, 1].
-    Returns:
-        (h, w) bool, True = masked.
     Source: released SiameseIM code.
     Differs: that the count is made up with single patches is not in the paper.
     """
-    mask = np.zeros(grid, dtype=bool)
-    target = round(ratio * mask.size)
-    _hide_blocks(mask, target, generator)
-    free = np.flatnonzero(~mask)
-    mask.flat[generator.permutation(free)[: target - int(mask.sum())]] = True
+    target = round(ratio * math.prod(grid))
+    mask = _mask_blocks(grid, target, generator)
+    unmasked = np.flatnonzero(~mask)
+    mask.flat[generator.permutation(unmasked)[: target - int(mask.sum())]] = True
     return mask
 
 
-def _hide_blocks(mask: np.ndarray, target: float, generator: np.random.Generator) -> None:
-    height, width = mask.shape
-    masked = 0
+def _mask_blocks(grid: tuple[int, int], target: float, generator: np.random.Generator) -> np.ndarray:
+    height, width = grid
+    mask, masked, attempts = np.zeros(grid, dtype=bool), 0, 0
     smallest = (min(height, width) // 3) ** 2
     low_aspect, high_aspect = map(math.log, ASPECT_RATIOS)
-    while masked < target:
-        for _ in range(ATTEMPTS_PER_BLOCK):
-            left = target - masked
-            area = smallest + (left - smallest) * generator.random()
-            aspect = math.exp(low_aspect + (high_aspect - low_aspect) * generator.random())
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if not (0 < h < height and 0 < w < width):
-                continue
+    while masked < target and attempts < ATTEMPTS_PER_BLOCK:
+        attempts += 1
+        left = target - masked
+        area = smallest + (left - smallest) * generator.random()
+        aspect = math.exp(low_aspect + (high_aspect - low_aspect) * generator.random())
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < height and 0 < w < width:
             top, side = generator.integers(height - h + 1), generator.integers(width - w + 1)
             block = mask[top : top + h, side : side + w]
             new = block.size - int(block.sum())
             if 0 < new <= left:
                 block[:] = True
-                masked += new
-                break
-        else:
-            break
+                masked, attempts = masked + new, 0
+    return mask
 
 
 MASKS = {"block": block_mask, "fixed_count_block": fixed_count_block_mask, "random": random_mask}

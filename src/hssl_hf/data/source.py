@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +62,7 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     """
     try:
         dataset = datasets.load_dataset(
-            **_builder_arguments(source),
-            name=source.name,
-            split=source.split,
-            revision=source.revision,
-            streaming=source.streaming,
+            **_location(source), name=source.name, split=source.split, revision=source.revision, streaming=source.streaming
         )
     except (OSError, ValueError) as error:
         raise StreamError(
@@ -84,7 +81,7 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     return dataset if column == "image" else dataset.rename_column(column, "image")
 
 
-def _builder_arguments(source: Source) -> dict:
+def _location(source: Source) -> dict:
     if "://" in source.path:
         suffix = Path(source.path).suffix
         if suffix not in SUFFIXES:
@@ -97,10 +94,10 @@ def _builder_arguments(source: Source) -> dict:
     if path.is_file() and path.suffix in SUFFIXES:
         return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
     if path.is_dir():
-        if sorted(path.rglob("*.tar")):
-            pattern = f"**/{source.split}*.tar" if sorted(path.rglob(f"{source.split}*.tar")) else "**/*.tar"
+        if any(path.rglob("*.tar")):
+            pattern = f"**/{source.split}*.tar" if any(path.rglob(f"{source.split}*.tar")) else "**/*.tar"
             return {"path": "webdataset", "data_files": {source.split: str(path / pattern)}}
-        if not sorted(path.rglob("*.parquet")):
+        if not any(path.rglob("*.parquet")):
             return {"path": "imagefolder", "data_dir": str(path), "drop_labels": False}
         return {"path": str(path)}
     if path.is_absolute() or source.path.startswith("."):
@@ -110,12 +107,12 @@ def _builder_arguments(source: Source) -> dict:
 
 def expand_braces(url: str) -> list[str]:
     """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", url)
-    if not found:
+    head, *numbers_and_tail = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
+    if not numbers_and_tail:
         return [url]
-    first, last = found.groups()
+    first, last, tail = numbers_and_tail
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [rest for number in numbers for rest in expand_braces(url[: found.start()] + number + url[found.end() :])]
+    return [head + number + rest for number in numbers for rest in expand_braces(tail)]
 
 
 def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
@@ -158,8 +155,8 @@ def count_images(source: Source) -> int:
 def resolve_classes(source: Source, dataset: datasets.IterableDataset) -> set[int] | None:
     """Labels of the classes that a source is limited to; None for no limit.
 
-    Classes are found by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand classes
-    under other names, by their place in ImageNet.
+    Classes are matched by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand
+    classes under other names, by their position in ImageNet.
 
     Raises:
         StreamError: if the file cannot be read, or the dataset does not have these classes.
@@ -191,38 +188,32 @@ def dataset_fingerprint(source: Source) -> dict[str, str | None]:
         StreamError: if the source cannot be opened.
     """
     try:
-        builder = datasets.load_dataset_builder(**_builder_arguments(source), name=source.name, revision=source.revision)
+        builder = datasets.load_dataset_builder(**_location(source), name=source.name, revision=source.revision)
     except (OSError, ValueError) as error:
         raise StreamError(f"cannot open {source.path!r}: {error}") from error
     files = builder.config.data_files or {}
     chosen = [files[source.split]] if source.split in files else files.values()
-    names = sorted(str(name) for part in chosen for name in part)
+    names = sorted(str(name) for split in chosen for name in split)
     digest = hashlib.sha256()
     for name in names:
         path = Path(name)
         digest.update(path.name.encode())
         if path.is_file():
-            digest.update(str(path.stat().st_size).encode())
-            digest.update(_edges(path) if len(names) < 10_000 else b"")
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            if len(names) < 10_000:
+                with path.open("rb") as file:
+                    digest.update(file.read(EDGE))
+                    file.seek(max(0, size - EDGE))
+                    digest.update(file.read(EDGE))
     revision = re.search(r"^hf://datasets/[^@]+@([0-9a-f]{40})", names[0]) if names else None
     return {"revision": revision and revision.group(1), "fingerprint": digest.hexdigest()[:16]}
 
 
-def _edges(path: Path) -> bytes:
-    with path.open("rb") as file:
-        first = file.read(EDGE)
-        file.seek(-min(EDGE, path.stat().st_size), 2)
-        return first + file.read(EDGE)
-
-
 def image_bytes(image: Mapping | None) -> bytes:
     """Bytes of a cell of type `Image(decode=False)`; empty for an empty cell or a missing file, which decoders reject."""
-    if image is None or (image.get("bytes") is None and image.get("path") is None):
-        return b""
-    if image.get("bytes") is not None:
-        return image["bytes"]
-    try:
-        with fsspec.open(image["path"], "rb") as file:
+    image = image or {}
+    if image.get("bytes") is None and image.get("path") is not None:
+        with suppress(FileNotFoundError), fsspec.open(image["path"], "rb") as file:
             return file.read()
-    except FileNotFoundError:
-        return b""
+    return image.get("bytes") or b""

@@ -24,6 +24,7 @@ from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, r
 
 READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
 REOPEN_ATTEMPTS = 5
+BACKOFF_SECONDS = 1.0  # before the first reconnection; doubles each time
 SKIPPED = object()  # a row of a class that is not used
 
 
@@ -54,29 +55,8 @@ class Position:
     window: int = 0
 
 
-@dataclass
-class ReshardedState:
-    """The unread images of another number of workers.
-
-    Args:
-        states: the position of each of them.
-        finished: how many of those assigned to this worker are read to their end.
-        count: images read so far, of which this worker takes every n-th.
-    """
-
-    states: list[dict]
-    finished: int = 0
-    count: int = 0
-
-
-def _furthest(states: Sequence[Mapping]) -> int:
-    """The furthest epoch that any worker, or one that it continues, has begun."""
-    epochs = [state["start"]["epoch"] - (1 if state.get("resharded") else 0) for state in states]
-    return max(epochs)
-
-
 class ImageStream(torch.utils.data.IterableDataset):
-    """An endless stream of encoded images; each worker of each process reads its own part.
+    """An endless stream of encoded images; each worker of each process reads its own images.
 
     Within an epoch no two workers see the same image: each has its own shards if there are enough; otherwise several
     workers share a shard and take every n-th row.
@@ -87,7 +67,6 @@ class ImageStream(torch.utils.data.IterableDataset):
         rank, world_size: index and number of processes; the number of workers is that of the `DataLoader`.
         shuffle_buffer_size: rows that are shuffled together; 1 keeps the order of the files.
         minimum: fewest images of a worker in a pass, so that a batch is never larger than a pass.
-        backoff_seconds: pause before the first reconnection; doubles each time.
     Raises:
         StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
     """
@@ -101,12 +80,9 @@ class ImageStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
         shuffle_buffer_size: int = 2048,
         minimum: int = 1,
-        backoff_seconds: float = 1.0,
     ):
-        if not 0 <= rank < world_size:
-            raise ValueError(f"expected 0 <= rank < world_size, got rank {rank} and world_size {world_size}")
         self.source, self.seed, self.shuffle_buffer_size, self.minimum = source, seed, shuffle_buffer_size, minimum
-        self.rank, self.world_size, self.backoff_seconds = rank, world_size, backoff_seconds
+        self.rank, self.world_size = rank, world_size
         self.dataset = load_source(source, also=[source.label_column] if source.classes else [])
         self.chosen = resolve_classes(source, self.dataset)
         self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
@@ -114,24 +90,26 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def state_dict(self) -> dict:
         """Position of the next image: its window, how many images of it are taken, and what other workers left unread."""
-        resharded = None if self._resharded is None else asdict(self._resharded)
-        return {"start": asdict(self._start), "taken": self._taken, "resharded": resharded}
+        return {"start": asdict(self._start), "taken": self._taken, "resharded": deepcopy(self._resharded)}
 
     def load_state_dict(self, state: Mapping) -> None:
         self._start, self._taken = Position(**state["start"]), state["taken"]
-        self._resharded = None if state.get("resharded") is None else ReshardedState(**deepcopy(state["resharded"]))
+        self._resharded = deepcopy(state.get("resharded"))
 
     def reshard_from(self, states: Sequence[Mapping]) -> None:
         """Continue where another number of workers stopped: no image is lost or repeated.
 
-        Every worker takes a part of the unread images of the furthest epoch that any of them had begun.
+        Every worker takes some of the unread images of the furthest epoch that any of them had begun.
 
         Args:
             states: `state_dict` of all of them, in order.
         """
         window = 1 + max(state["start"]["window"] for state in states)
-        self._start, self._taken = Position(1 + _furthest(states), window=window), 0
-        self._resharded = ReshardedState(deepcopy(list(states)))
+        # A worker that still reads what others left is itself one epoch further than the images it reads.
+        epoch = 1 + max(state["start"]["epoch"] - (state.get("resharded") is not None) for state in states)
+        self._start, self._taken = Position(epoch, window=window), 0
+        # Positions of all of them; how many of those assigned to this worker are read to their end; images read so far.
+        self._resharded = {"states": deepcopy(list(states)), "finished": 0, "count": 0}
 
     def __iter__(self) -> Iterator[EncodedImage]:
         worker = get_worker_info()
@@ -159,20 +137,19 @@ class ImageStream(torch.utils.data.IterableDataset):
             self._start = Position(self._start.epoch + 1, window=self._start.window)
 
     def _remaining(self, worker: int, workers: int) -> Iterator[EncodedImage]:
-        """This worker's part of the unread images of others: all of some workers, or every n-th image of one."""
-        left = self._resharded
-        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= len(left.states))
+        """This worker's unread images of others: all of some workers, or every n-th image of one."""
+        unread, states = self._resharded, self._resharded["states"]
+        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= len(states))
         stride, offset = workers // groups, worker // groups
-        last = self._start.epoch - 1
-        assigned = range(worker % groups, len(left.states), groups)
-        while left.finished < len(assigned):
+        for number in range(worker % groups, len(states), groups)[unread["finished"] :]:
             other = copy(self)
-            other.load_state_dict(left.states[assigned[left.finished]])
-            for image in other._images(assigned[left.finished], len(left.states), last):
-                left.states[assigned[left.finished]], left.count = other.state_dict(), left.count + 1
-                if left.count % stride == offset:
+            other.load_state_dict(states[number])
+            for image in other._images(number, len(states), last_epoch=self._start.epoch - 1):
+                states[number] = other.state_dict()
+                unread["count"] += 1
+                if unread["count"] % stride == offset:
                     yield image
-            left.finished += 1
+            unread["finished"] += 1
 
     def _rows(self, dataset, worker: int, workers: int) -> Iterator[tuple[EncodedImage, Position]]:
         """The rest of this worker's epoch in the order of the files; each image with the position after it."""
@@ -181,26 +158,24 @@ class ImageStream(torch.utils.data.IterableDataset):
         stride, offset = workers // groups, worker // groups
         order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[worker % groups :: groups]
         seen = start.seen
-        for place in range(start.shard, len(order)):
-            number = int(order[place])
-            shard = dataset.shard(num_shards=dataset.num_shards, index=number)
-            for row, image in self._read(shard, start.row if place == start.shard else 0, number):
+        for position, number in enumerate(order[start.shard :].tolist(), start.shard):
+            for row, image in self._read(dataset, number, start.row if position == start.shard else 0):
                 if image is not SKIPPED and row % stride == offset:
                     seen += 1
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
                     encoded = EncodedImage(image_bytes(image), name, start.epoch)
-                    yield encoded, Position(start.epoch, place, row + 1, seen)
+                    yield encoded, Position(start.epoch, position, row + 1, seen)
 
     def _of_chosen_classes(self, batch: dict) -> list:
-        """The images of a batch, with `SKIPPED` in the place of those of other classes."""
+        """The images of a batch, with `SKIPPED` instead of those of other classes."""
         if self.chosen is None:
             return batch["image"]
         labels = batch[self.source.label_column]
         return [image if label in self.chosen else SKIPPED for image, label in zip(batch["image"], labels, strict=True)]
 
-    def _read(self, shard: datasets.IterableDataset, first: int, number: int) -> Iterator[tuple[int, dict]]:
-        """Rows of one shard from `first` on; a broken connection is reopened at the same row."""
-        row, attempts = first, 0
+    def _read(self, dataset: datasets.IterableDataset, number: int, row: int) -> Iterator[tuple[int, dict]]:
+        """Rows of one shard from `row` on; a broken connection is reopened at the same row."""
+        shard, attempts = dataset.shard(num_shards=dataset.num_shards, index=number), 0
         while True:
             try:
                 for batch in (shard.skip(row) if row else shard).iter(batch_size=READ_ROWS):
@@ -215,6 +190,6 @@ class ImageStream(torch.utils.data.IterableDataset):
                         f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
                     ) from error
                 warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
-                sleep(self.backoff_seconds * 2 ** (attempts - 1))
+                sleep(BACKOFF_SECONDS * 2 ** (attempts - 1))
             except (ValueError, RuntimeError) as error:
                 raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error

@@ -5,6 +5,7 @@ Legend of all shapes: V global views, L local views, B images, h×w grid of patc
 Workers decode, crop and draw (`augmentation.py`); color operations are applied behind the loader (`color.py`).
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hssl_hf.data import color_opencv, color_torch
-from hssl_hf.data.augmentation import Augmentation, ViewConfig, image_key
+from hssl_hf.data.augmentation import Augmentation, ViewConfig
 from hssl_hf.data.decode import CorruptImageError
-from hssl_hf.data.stream import EncodedImage, ImageStream
+from hssl_hf.data.stream import ImageStream
 from hssl_hf.errors import UserError
 
 
@@ -59,10 +60,10 @@ class Views:
 
     def augment_and_normalize(self, config: ViewConfig) -> "Views":
         """Apply the color operations that were drawn and normalize."""
-        color = color_opencv.color if self.pixel_values.device.type == "cpu" else color_torch.color
+        backend = color_opencv if self.pixel_values.device.type == "cpu" else color_torch
 
         def applied(pixels: Tensor | None, drawn: Tensor | None) -> Tensor | None:
-            return None if pixels is None else color(pixels, drawn, config.mean, config.std)
+            return None if pixels is None else backend.apply_color_ops(pixels, drawn, config.mean, config.std)
 
         return replace(
             self,
@@ -103,18 +104,14 @@ class ViewStream(torch.utils.data.IterableDataset):
         max_corrupt_fraction: fraction of undecodable images at which reading stops with an error, from the 100th image on.
         fraction: of the images to use, chosen by a checksum of their bytes.
     Raises:
-        TooManyCorruptImagesError: while iterating, if more images than that cannot be decoded.
+        TooManyCorruptImagesError: while iterating, if more images cannot be decoded.
     """
 
     def __init__(
         self, images: ImageStream, augmentation: Augmentation, max_corrupt_fraction: float = 0.01, fraction: float = 1.0
     ):
-        self.images, self.augmentation, self.max_corrupt_fraction, self.fraction = (
-            images,
-            augmentation,
-            max_corrupt_fraction,
-            fraction,
-        )
+        self.images, self.augmentation = images, augmentation
+        self.max_corrupt_fraction, self.fraction = max_corrupt_fraction, fraction
         self._read = self._corrupt = 0
 
     def state_dict(self) -> dict:
@@ -132,7 +129,7 @@ class ViewStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         skipped: list[str] = []
         for encoded in self.images:
-            if image_key(encoded.data) >= self.fraction * 2**32:
+            if zlib.crc32(encoded.data) >= self.fraction * 2**32:
                 continue
             self._read += 1
             try:
@@ -140,15 +137,12 @@ class ViewStream(torch.utils.data.IterableDataset):
             except CorruptImageError as error:
                 self._corrupt += 1
                 skipped.append(encoded.name)
-                self._judge(encoded, error)
-                continue
-            yield {**sample, "corrupt": skipped}
-            skipped = []
-
-    def _judge(self, encoded: EncodedImage, error: CorruptImageError) -> None:
-        if self._read >= 100 and self._corrupt > self.max_corrupt_fraction * self._read:
-            raise TooManyCorruptImagesError(
-                f"{self._corrupt} of {self._read} images cannot be decoded, more than "
-                f"data.max_corrupt_fraction={self.max_corrupt_fraction}; the last one is {encoded.name!r}: {error}. Repair the "
-                "data, or allow a larger fraction."
-            ) from error
+                if self._read >= 100 and self._corrupt > self.max_corrupt_fraction * self._read:
+                    raise TooManyCorruptImagesError(
+                        f"{self._corrupt} of {self._read} images cannot be decoded, more than "
+                        f"data.max_corrupt_fraction={self.max_corrupt_fraction}; the last one is {encoded.name!r}: {error}. "
+                        "Repair the data, or allow a larger fraction."
+                    ) from error
+            else:
+                yield {**sample, "corrupt": skipped}
+                skipped = []

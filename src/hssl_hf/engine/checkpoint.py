@@ -54,16 +54,13 @@ class CheckpointManager:
         Args:
             quarantine: verify the files, and rename damaged checkpoints.
         """
-        found = [None]
-        if accelerator.is_main_process:
-            found = [self.latest_valid() if quarantine else self.newest()]
-        return broadcast_object_list(found)[0]
+        find = self.latest_valid if quarantine else self.newest
+        return broadcast_object_list([find() if accelerator.is_main_process else None])[0]
 
     def latest_valid(self) -> Path | None:
         """The newest valid checkpoint; damaged ones are renamed, with a warning."""
         for path in reversed(self.all()):
-            damage = _damage(path)
-            if not damage:
+            if not (damage := _damage(path)):
                 return path
             quarantined = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(quarantined, ignore_errors=True)
@@ -83,8 +80,8 @@ class CheckpointManager:
         Raises:
             CheckpointError: if the disk is full or the folder cannot be written.
         """
-        place = self.folder / f"step-{step:08d}"
-        draft = self.folder / f".{place.name}.draft"
+        path = self.folder / f"step-{step:08d}"
+        draft = self.folder / f".{path.name}.draft"
         try:
             if accelerator.is_main_process:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -100,14 +97,21 @@ class CheckpointManager:
             if accelerator.is_main_process:
                 (draft / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(draft)}, indent=1))
                 _sync(draft)
-                shutil.rmtree(place, ignore_errors=True)
-                draft.rename(place)
-                self._prune()
+                shutil.rmtree(path, ignore_errors=True)
+                draft.rename(path)
+                for old in self.all()[: -self.keep]:
+                    shutil.rmtree(old)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
-            raise CheckpointError(self._failure(step, error)) from error
+            newest = self.newest()
+            safe = f"The newest complete checkpoint is {newest}." if newest else "There is no earlier checkpoint."
+            free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else 0
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({free:.0f} MiB free): {error}\n{safe} "
+                "Make room, or choose another folder with run.output_dir, and start again with resume_from_checkpoint=auto."
+            ) from error
         accelerator.wait_for_everyone()
-        return place
+        return path
 
     def load(self, accelerator: Accelerator, path: Path) -> tuple[dict, list[dict]]:
         """Restore weights, optimizer and random states; returns the state and the loader states of all processes that saved."""
@@ -122,31 +126,18 @@ class CheckpointManager:
             ) from error
         return state, loaders
 
-    def _prune(self) -> None:
-        for old in self.all()[: -self.keep]:
-            shutil.rmtree(old)
-
-    def _failure(self, step: int, error: Exception) -> str:
-        kept = self.all()
-        free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else 0
-        safe = f"The newest complete checkpoint is {kept[-1]}." if kept else "There is no earlier checkpoint."
-        return (
-            f"the checkpoint of step {step} could not be written to {self.folder} ({free:.0f} MiB free): {error}\n{safe} "
-            "Make room, or choose another folder with run.output_dir, and start again with resume_from_checkpoint=auto."
-        )
-
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
     """Size and CRC-32 of every file but the state, by relative name."""
-    found = {}
+    checksums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != STATE:
             checksum = 0
             with path.open("rb") as file:
-                while piece := file.read(2**22):
-                    checksum = zlib.crc32(piece, checksum)
-            found[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum]
-    return found
+                while chunk := file.read(2**22):
+                    checksum = zlib.crc32(chunk, checksum)
+            checksums[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum]
+    return checksums
 
 
 def _damage(path: Path) -> str:
@@ -155,8 +146,8 @@ def _damage(path: Path) -> str:
         expected = json.loads((path / STATE).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{STATE} cannot be read: {error!r}"
-    found = _checksums(path)
-    wrong = [name for name in expected if found.get(name) != expected[name]]
+    checksums = _checksums(path)
+    wrong = [name for name in expected if checksums.get(name) != expected[name]]
     return f"{', '.join(wrong)} missing, cut short or changed" if wrong else ""
 
 

@@ -11,42 +11,44 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hssl_hf.engine.launch import LaunchError
-from hssl_hf.engine.optim import CLIPS, drop_gradients, gradient_norms
+from hssl_hf.engine.optim import CLIPS, drop_gradients, gradient_norms, local_tensors
 
 
-def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **more) -> Accelerator:
+def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwargs) -> Accelerator:
     """The accelerator of the engine that the launcher requested.
 
     Args:
         bf16: autocast; weights stay in fp32 under every engine.
-        accumulate: parts of a process's batch.
-        images_per_process: images in a part.
-        more: passed on to `Accelerator`.
+        accumulate: micro-batches of a process's batch.
+        images_per_process: images of a micro-batch.
+        kwargs: passed on to `Accelerator`.
     Raises:
         LaunchError: for an engine under which the teacher would not be right.
     """
-    if _asked("DEEPSPEED"):
-        return _deepspeed(bf16, accumulate, images_per_process, more)
-    if not torch.accelerator.is_available():
+    if _requested("DEEPSPEED"):
+        kwargs["deepspeed_plugin"] = _deepspeed_plugin(bf16, accumulate, images_per_process)
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+    elif not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else several processes would not find each other
-    if _asked("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
+    if _requested("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
         raise LaunchError("FSDP 1 cannot run student and teacher in one model; use training/accelerate/fsdp2.yaml")
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, **more)  # `Engine` autocasts
-    if _asked("FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, **kwargs)  # `Engine` autocasts
+    if _requested("FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate shards on accelerators alone, though PyTorch can on CPUs, and everything behind this switch is the same.
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return accelerator
 
 
-def _asked(engine: str) -> bool:
+def _requested(engine: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
-def _deepspeed(bf16: bool, accumulate: int, images_per_process: int, more: dict) -> Accelerator:
+def _deepspeed_plugin(bf16: bool, accumulate: int, images_per_process: int) -> DeepSpeedPlugin:
     try:
         plugin = DeepSpeedPlugin(gradient_accumulation_steps=accumulate)
     except ImportError as error:
@@ -64,14 +66,7 @@ def _deepspeed(bf16: bool, accumulate: int, images_per_process: int, more: dict)
     config["zero_allow_untested_optimizer"] = True
     config["torch_autocast"] = {"enabled": bf16, "dtype": "bfloat16"}
     config["communication_data_type"] = "fp32"
-    if torch.cuda.is_available():
-        handlers = []
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        handlers = [InitProcessGroupKwargs(backend="gloo")]
-    return Accelerator(
-        mixed_precision="no", deepspeed_plugin=plugin, gradient_accumulation_steps=accumulate, kwargs_handlers=handlers, **more
-    )
+    return plugin
 
 
 class Engine:
@@ -126,16 +121,16 @@ class Engine:
             return self.model(**arguments)
 
     def backward(self, loss: Tensor) -> None:
-        if not self.is_deepspeed:
+        if self.is_deepspeed:
+            self.model.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
+            self.model.backward(loss)
+        else:
             self.accelerator.backward(loss)
-            return
-        self.model.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
-        self.model.backward(loss)
 
     def clip_and_step(self, number: int, frozen: Collection[str], max_grad_norm: float | None, grad_clip: str) -> None:
-        """An optimizer step once all parts of a batch have passed, nothing before.
+        """An optimizer step once all micro-batches of a batch have passed, nothing before.
 
-        From the first step on whose gradients are not finite nothing moves any more; `bad_step` holds its number.
+        From the first step on whose gradients are not finite nothing is updated; `bad_step` holds its number.
 
         Args:
             number: of the step.
@@ -145,41 +140,42 @@ class Engine:
         """
         if not self.accelerator.sync_gradients:
             return
+        freezable = self.method.freezable_parameters()
+        frozen_parameters = [p for name, parameters in freezable.items() if name in frozen for p in parameters]
         if self.is_deepspeed:
-            self._deepspeed_step(number, frozen, max_grad_norm, grad_clip)
-            return
-        drop_gradients(self._parameters(frozen))
-        gradients = [p.grad for p in self.method.student.parameters() if p.grad is not None]
-        bad = self._judge(
-            number, gradient_norms(gradients) if max_grad_norm is None else CLIPS[grad_clip](gradients, max_grad_norm)
-        )
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            _clear(gradients, bad)
+            by_parameter = self._full_gradients(frozen_parameters)
+            gradients = list(by_parameter.values())
         else:
-            self.optimizer.optimizer.found_inf = bad.float()  # on the device: the fused kernel passes the step over
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            drop_gradients(frozen_parameters)
+            gradients = [p.grad for p in self.method.student.parameters() if p.grad is not None]
+        norms = gradient_norms(gradients) if max_grad_norm is None else CLIPS[grad_clip](gradients, max_grad_norm)
+        first_bad = (self.bad_step < 0) & ~norms.isfinite().all()
+        self.bad_step = torch.where(first_bad, number, self.bad_step)
+        bad = self.bad_step >= 0  # on the device, which is not waited for
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            for gradient in local_tensors(gradients):
+                gradient.masked_fill_(bad, 0)
+        else:
+            self.optimizer.optimizer.found_inf = bad.float()  # the fused kernel skips the step
+        if self.is_deepspeed:
+            self._deepspeed_step(by_parameter, frozen)
+        else:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
-    def _judge(self, number: int, norms: Tensor) -> Tensor:
-        """Whether this step or an earlier one is bad, without waiting for the device."""
-        first = (self.bad_step < 0) & ~norms.isfinite().all()
-        self.bad_step = torch.where(first, number, self.bad_step)
-        return self.bad_step >= 0
-
-    def _parameters(self, parts: Collection[str]) -> list[nn.Parameter]:
-        return [p for part, parameters in self.method.freezable_parameters().items() if part in parts for p in parameters]
-
-    def _deepspeed_step(self, number: int, frozen: Collection[str], max_grad_norm: float | None, grad_clip: str) -> None:
-        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+    def _full_gradients(self, frozen_parameters: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """Copies of DeepSpeed's gradients of all trained parameters, zero for frozen ones."""
+        from deepspeed.utils import safe_get_full_grad
 
         trained = [p for p in self.method.student.parameters() if p.requires_grad]
         gradients = {p: safe_get_full_grad(p).clone() for p in trained}
-        for p in self._parameters(frozen):
+        for p in frozen_parameters:
             gradients[p].zero_()
-        full = list(gradients.values())
-        _clear(
-            full, self._judge(number, gradient_norms(full) if max_grad_norm is None else CLIPS[grad_clip](full, max_grad_norm))
-        )
+        return gradients
+
+    def _deepspeed_step(self, gradients: dict[nn.Parameter, Tensor], frozen: Collection[str]) -> None:
+        from deepspeed.utils import safe_set_full_grad
+
         for p, gradient in gradients.items():
             safe_set_full_grad(p, gradient)
         self.model.step()
@@ -190,19 +186,8 @@ class Engine:
                     zero.optimizer.state[partition]["step"].zero_()
 
 
-def _clear(gradients: list[Tensor], bad: Tensor) -> None:
-    """Set gradients to zero if they are bad."""
-    for gradient in gradients:
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        local.masked_fill_(bad, 0)
-
-
 def repeated_blocks(network: nn.Module) -> list[str]:
     """Classes of the blocks that a network stacks: the units in which an engine shards it."""
-    names = set()
-    for module in network.modules():
-        if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1:
-            kinds = {type(child) for child in module}
-            if len(kinds) == 1 and any(module[0].children()):
-                names.add(kinds.pop().__name__)
-    return sorted(names)
+    stacks = [module for module in network.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1]
+    uniform = [stack for stack in stacks if len({type(block) for block in stack}) == 1]
+    return sorted({type(stack[0]).__name__ for stack in uniform if any(stack[0].children())})

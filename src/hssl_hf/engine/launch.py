@@ -1,18 +1,17 @@
 """The processes of a run: as many as requested, and in one group?"""
 
+import argparse
 import os
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 import torch
-import torch.distributed as dist
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file
 
 from hssl_hf.errors import UserError
-
-COMMAND = "accelerate launch --config_file training/accelerate/{config}.yaml --num_processes {n} {script}"
 
 
 class LaunchError(UserError):
@@ -28,17 +27,14 @@ def check_launch(accelerator: Accelerator, script: str) -> None:
         LaunchError: if fewer processes run than requested, or if they do not form one group.
     """
     requested = max(int(os.environ.get("WORLD_SIZE", 1)), _requested_from_launcher())
-    connected = 1
-    if dist.is_initialized():
-        ones = torch.ones(1, device=accelerator.device)
-        dist.all_reduce(ones)
-        connected = int(ones.item())
+    connected = int(accelerator.reduce(torch.ones(1, device=accelerator.device)).item())
     if requested == accelerator.num_processes == connected and (requested == 1 or accelerator.distributed_type != "NO"):
         return
-    works = COMMAND.format(n=requested, script=script, config="multi_gpu" if torch.cuda.is_available() else "cpu")
+    config = "multi_gpu" if torch.cuda.is_available() else "cpu"
     raise LaunchError(
         f"{requested} processes were requested, but this one sees {accelerator.num_processes} and {connected} respond "
-        f"(mode {accelerator.distributed_type}). Start them with\n    {works}"
+        f"(mode {accelerator.distributed_type}). Start them with\n"
+        f"    accelerate launch --config_file training/accelerate/{config}.yaml --num_processes {requested} {script}"
     )
 
 
@@ -50,20 +46,12 @@ def _requested_from_launcher() -> int:
         return 1
     if not any("accelerate" in argument for argument in arguments) or "launch" not in arguments:
         return 1
-    options = _options(arguments[arguments.index("launch") + 1 :])
-    if "num_processes" in options:
-        return int(options["num_processes"])
-    config = Path(options.get("config_file") or default_config_file)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
+    parser.add_argument("--config_file", "--config-file", type=Path, default=default_config_file)
+    own = takewhile(lambda argument: not argument.endswith(".py"), arguments[arguments.index("launch") + 1 :])
+    options, _ = parser.parse_known_args(list(own))
+    if options.num_processes is not None:
+        return options.num_processes
+    config = options.config_file
     return int((yaml.safe_load(config.read_text()) or {}).get("num_processes", 1)) if config.is_file() else 1
-
-
-def _options(arguments: list[str]) -> dict[str, str]:
-    """The launcher's own `--name value` and `--name=value`, up to the script."""
-    options = {}
-    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if name.endswith(".py"):
-            break
-        if name.startswith("--"):
-            key, separator, attached = name[2:].partition("=")
-            options[key.replace("-", "_")] = attached if separator else value
-    return options

@@ -1,8 +1,10 @@
-"""How much memory is held: by a process, by a device, by the tensors of one step."""
+"""How much memory a process, a device and the tensors of one step hold."""
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 import psutil
@@ -10,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 GIB = 2**30
-TURNS = 3  # until an allocator has warmup_end
+REPEATS = 3  # calls after which an allocator has warmed up
 
 
 def reset_peak(device: torch.device) -> None:
@@ -23,7 +25,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """Bytes: most that was allocated on a device since `reset_peak`; for a processor, that this process held in memory."""
+    """Bytes: peak allocation on a device since `reset_peak`; for a processor, peak resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":
@@ -37,32 +39,25 @@ def total(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else psutil.virtual_memory().total
 
 
-def held_by(function: Callable[[], object]) -> int:
+def peak_allocation(function: Callable[[], object]) -> int:
     """Largest sum of tensors on the processor that a call allocates at once, exact to the byte."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0))
 
 
-def held_in_turn(calls: list[Callable[[], object]]) -> list[int]:
-    """`held_by` of each."""
-    return [held_by(call) for call in calls]
-
-
-def process_held_in_turn(calls: list[Callable[[], object]]) -> list[int]:
-    """Peak memory of this process during each call, beyond that before all of them.
+def process_peaks(calls: list[Callable[[], object]]) -> list[int]:
+    """Peak memory of this process in bytes during each call, beyond that before all of them.
 
     With what allocator and libraries keep for themselves, which they do not give back: begin with the smallest call.
     """
-    device, before, found = torch.device("cpu"), psutil.Process().memory_info().rss, []
+    gc.collect()  # else garbage from before, when it is freed in a call, lowers that call's peak
+    device, before, peaks = torch.device("cpu"), psutil.Process().memory_info().rss, []
     for call in calls:
         reset_peak(device)
-        for _ in range(TURNS):
+        for _ in range(REPEATS):
             call()
-        found.append(peak(device) - before)
-    return found
+        peaks.append(peak(device) - before)
+    return peaks

@@ -1,4 +1,7 @@
-"""The optimizer: parameter groups, AdamW, and clipping."""
+"""The optimizer: parameter groups, AdamW, and clipping.
+
+Gradients are those of full tensors, or sharded ones (`DTensor`); clipping does not wait for the device.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -44,50 +47,40 @@ def set_rates(
             group["weight_decay"] = 0.0 if group["name"] in frozen else weight_decay
 
 
-@torch.no_grad()
 def clip_per_parameter(gradients: list[Tensor], largest: float) -> Tensor:
-    """Scale down every gradient whose own norm exceeds `largest`, without waiting for the device.
+    """Scale down every gradient whose own norm exceeds `largest`; returns the (n,) norms before clipping.
 
-    Args:
-        gradients: of full tensors, or sharded ones (`DTensor`).
-    Returns:
-        (n,) norms before clipping.
     Source: DINO and iBOT code. Differs: in their papers the norm may be read as global; it is per tensor.
     """
     norms = gradient_norms(gradients)
-    torch._foreach_mul_(_local(gradients), list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    torch._foreach_mul_(local_tensors(gradients), list((largest / (norms + 1e-6)).clamp(max=1.0).unbind()))
     return norms
 
 
-@torch.no_grad()
 def clip_global_norm(gradients: list[Tensor], largest: float) -> Tensor:
-    """Scale down all gradients together if their common norm exceeds `largest`, without waiting for the device.
+    """Scale down all gradients together if their common norm exceeds `largest`; returns the (1,) norm before clipping.
 
-    Args:
-        gradients: of full tensors, or sharded ones (`DTensor`).
-    Returns:
-        (1,) norm before clipping.
     Source: SiameseIM code.
     """
     norm = gradient_norms(gradients).norm()
-    torch._foreach_mul_(_local(gradients), (largest / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(local_tensors(gradients), (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm.view(1)
 
 
 CLIPS = {"per_parameter": clip_per_parameter, "global": clip_global_norm}
 
 
-def _local(gradients: list[Tensor]) -> list[Tensor]:
+def local_tensors(gradients: list[Tensor]) -> list[Tensor]:
+    """The shards of this process; full gradients as they are."""
     return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
 
 
 def gradient_norms(gradients: list[Tensor]) -> Tensor:
     """(n,) norms, of sharded gradients over all shards."""
-    norms = torch.stack(torch._foreach_norm(_local(gradients)))
+    norms = torch.stack(torch._foreach_norm(local_tensors(gradients)))
     if any(isinstance(g, DTensor) for g in gradients):
-        squares = norms.square()
-        dist.all_reduce(squares)
-        norms = squares.sqrt()
+        dist.all_reduce(norms.square_())
+        norms.sqrt_()
     return norms
 
 

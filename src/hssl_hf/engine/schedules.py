@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up from `warmup_from` to `start`, then half a cosine from `start` to `end`.
+    """Linear warm-up from 0 to `start`, then half a cosine from `start` to `end`.
 
     The warm-up covers `warmup_steps` steps. It reaches `start` on the last of them (DINO) or on the one after it (MAE); there
     the cosine starts, which stops one step short of `end`.
@@ -16,7 +16,6 @@ class Cosine:
         end: value that the cosine approaches.
         steps: length of the schedule.
         warmup_steps: length of the warm-up, in [0, steps].
-        warmup_from: value on step 0 if there is a warm-up.
         warmup_rule: "dino" or "mae".
     Source: the schedulers of DINO and iBOT code, and of MAE, MoCo v3 and SiameseIM code.
     """
@@ -25,13 +24,12 @@ class Cosine:
     end: float
     steps: int
     warmup_steps: int = 0
-    warmup_from: float = 0.0
     warmup_rule: str = "dino"
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             length = max(1, self.warmup_steps - 1) if self.warmup_rule == "dino" else self.warmup_steps
-            return self.warmup_from + (self.start - self.warmup_from) * step / length
+            return self.start * step / length
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 

@@ -3,8 +3,6 @@
 import os
 import signal
 
-REQUEUE = os.EX_TEMPFAIL
-
 
 class SignalHandler:
     """Records SIGTERM, SIGUSR1 and Ctrl-C, so that a step can end before the program does."""
@@ -17,7 +15,7 @@ class SignalHandler:
     @property
     def exit_code(self) -> int:
         """130 for Ctrl-C, as in a shell; else 75 (EX_TEMPFAIL), after which a scheduler requeues the job."""
-        return 128 + signal.SIGINT if self.number == signal.SIGINT else REQUEUE
+        return 128 + signal.SIGINT if self.number == signal.SIGINT else os.EX_TEMPFAIL
 
     def _remember(self, number: int, _frame) -> None:
         self.number = number

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.loader import epoch_length
 from hssl_hf.data.views import Views, collate
-from hssl_hf.engine.memory import GIB, held_in_turn, process_held_in_turn, total
+from hssl_hf.engine.memory import GIB, peak_allocation, process_peaks, total
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.pretraining.setup import build_augmentation, build_model, forward_on_cpu
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
@@ -152,12 +152,12 @@ def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> Step
         operations, logits = _count_operations(model, recipe)
         large = max(2 * MIN_IMAGES, min(images, int(OPERATIONS / operations)))
         steps = [partial(_step, model, recipe, _samples(recipe, model, count)) for count in (large // 2, large)]
-        held_by_half, held = held_in_turn(steps) if device_like else process_held_in_turn(steps)
+        half, full = [peak_allocation(step) for step in steps] if device_like else process_peaks(steps)
         seconds = min(repeat(steps[1], number=1, repeat=2)) / large  # the first call also allocates what libraries keep
     finally:
         timm.layers.set_fused_attn(fused)
-    slope = (held - held_by_half) / (large - large // 2)
-    return StepCost(held - large * slope, slope, logits, operations, seconds)
+    slope = (full - half) / (large - large // 2)
+    return StepCost(full - large * slope, slope, logits, operations, seconds)
 
 
 def _count_operations(model: StudentTeacherPreTrainedModel, recipe: Recipe) -> tuple[float, float]:
