@@ -1,5 +1,6 @@
 """How much memory a process, a device and the tensors of one step hold."""
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -53,7 +54,9 @@ def process_peaks(calls: list[Callable[[], object]]) -> list[int]:
 
     With what allocator and libraries keep for themselves, which they do not give back: begin with the smallest call.
     """
-    gc.collect()  # else garbage from before, when it is freed in a call, lowers that call's peak
+    gc.collect()
+    with suppress(AttributeError):  # else calls reuse blocks that were freed before, and seem to take nothing; glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
     device, before, peaks = torch.device("cpu"), psutil.Process().memory_info().rss, []
     for call in calls:
         reset_peak(device)
