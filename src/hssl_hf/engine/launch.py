@@ -18,6 +18,11 @@ class LaunchError(UserError):
     """The processes are not those that were requested; the message holds the command that works."""
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def check_launch(accelerator: Accelerator, script: str) -> None:
     """Compare the requested processes with those that run and reach each other.
 

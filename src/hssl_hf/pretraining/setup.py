@@ -1,6 +1,5 @@
 """The components of a pre-training run: its directory, model, engine and augmentation, checked for consistency."""
 
-import os
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -18,6 +17,7 @@ from hssl_hf.data.augmentation import Augmentation
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import CheckpointManager
 from hssl_hf.engine.distributed import Engine
+from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.optim import build_optimizer
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.runs.run_directory import RECIPE
@@ -58,7 +58,7 @@ def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:
     """Divide the cores among the processes of a CPU run; `accelerate launch` leaves each of them one thread."""
     if accelerator.device.type == "cpu":
         timm.layers.set_fused_attn(not bf16)  # in bf16 its backward pass takes many times as long
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+        torch.set_num_threads(max(1, available_cores() // accelerator.num_processes))
 
 
 def build_model(recipe: Recipe) -> StudentTeacherPreTrainedModel:

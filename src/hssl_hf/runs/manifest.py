@@ -4,7 +4,6 @@ Every field is chosen here; nothing of the environment gets in by itself, and pa
 """
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.source import StreamError, dataset_fingerprint
+from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.memory import GIB, total
 from hssl_hf.evaluation.records import current_commit
 from hssl_hf.publish.redaction import public_path
@@ -58,7 +58,7 @@ def hardware(accelerator: Accelerator) -> dict:
     return {
         "device": torch.cuda.get_device_name(accelerator.device) if cuda else _processor(),
         "device_memory_gib": round(total(accelerator.device) / GIB, 1),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
