@@ -12,7 +12,7 @@ SPLITTABLE = sorted(BLOCKS.keys() - {"resnet"})
 @pytest.mark.parametrize("family", SPLITTABLE)
 @pytest.mark.parametrize("sublayers", [("token_mixer",), ("mlp",)])
 @pytest.mark.parametrize("kept", [False, True])
-def test_either_part_alone_learns_with_every_parameter(family, sublayers, kept):
+def test_either_sublayer_alone_learns_with_every_parameter(family, sublayers, kept):
     network = head(family, depth=2, sublayers=sublayers, first_shortcut=kept)
     tokens = network(torch.randn(2, 6, 6, WIDTH))
     (tokens.cls.square().sum() + (tokens.patches**3).sum()).backward()
@@ -21,11 +21,11 @@ def test_either_part_alone_learns_with_every_parameter(family, sublayers, kept):
 
 @pytest.mark.parametrize("family", SPLITTABLE)
 def test_an_mlp_alone_mixes_no_tokens_and_a_mixer_alone_does(family):
-    """A changed patch changes its own answer only, or those of others too."""
+    """A changed patch changes its own output only, or those of others too."""
     for sublayers, mixes in ((("mlp",), False), (("token_mixer",), True)):
         block = head(family, depth=1, sublayers=sublayers, first_shortcut=True).blocks[0].eval()
         if family == "poolformer" and not mixes:
-            continue  # its norm is over the whole map
+            continue  # its norm is over the full map
         x = torch.randn(1, 6, 6, WIDTH)
         changed = x.clone()
         changed[0, 0, 0] += 5 * torch.randn(WIDTH)
@@ -33,7 +33,7 @@ def test_an_mlp_alone_mixes_no_tokens_and_a_mixer_alone_does(family):
 
 
 @pytest.mark.parametrize("family", SPLITTABLE)
-def test_both_parts_are_the_block_that_the_parts_make(family):
+def test_an_mlp_alone_adds_its_input_only_with_the_shortcut(family):
     """Without the first shortcut an MLP alone is F(x), nothing added; with it x + F(x)."""
     for kept in (False, True):
         block = head(family, depth=1, sublayers=("mlp",), first_shortcut=kept).blocks[0].eval()
@@ -44,12 +44,12 @@ def test_both_parts_are_the_block_that_the_parts_make(family):
 
 @pytest.mark.parametrize("family", SPLITTABLE)
 @pytest.mark.parametrize("sublayers", [("token_mixer",), ("mlp",)])
-def test_pooled_answers_are_the_mean_of_all(family, sublayers):
+def test_pooled_outputs_are_the_mean_of_all(family, sublayers):
     network = head(family, depth=2, sublayers=sublayers).eval()
     x = torch.randn(2, 6, 6, WIDTH)
     torch.testing.assert_close(network(x, patches=False).cls, network(x).cls, atol=1e-5, rtol=1e-5)
 
 
-def test_a_bottleneck_has_no_parts():
+def test_a_bottleneck_has_no_sublayers():
     with pytest.raises(ValueError, match="no token mixer and MLP apart"):
         head("resnet", sublayers=("mlp",))

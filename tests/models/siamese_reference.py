@@ -113,17 +113,17 @@ def encode(images, kept, state, prefix, heads, decoder_num_attention_heads):
     return stack(x, state, f"{prefix}projector_decoder_blocks", decoder_num_attention_heads)
 
 
-def loss_of(state, seen, asked, bool_masked_pos, geometry, heads, decoder_num_attention_heads, weight=0.02):
+def loss_of(state, student_view, teacher_view, bool_masked_pos, geometry, heads, decoder_num_attention_heads, weight=0.02):
     """bool_masked_pos (B, h, w) bool, geometry (B, 6)."""
     side, width = bool_masked_pos.shape[1], state["cls_token"].shape[-1]
     kept = [(~mask.flatten()).nonzero().flatten() for mask in bool_masked_pos]
-    x = encode(seen, kept, state, "", heads, decoder_num_attention_heads)
-    placed = torch.stack([row + state["decoder_pos_embed"][0, 1:][index] for row, index in zip(x[:, 1:], kept, strict=True)])
-    asks = torch.stack([linear(relative(g, side, width), state, "decoder_pos_mlp") for g in geometry]) + state["mask_token"]
-    x = stack(torch.cat([x[:, :1], placed, asks], 1), state, "predictor_decoder_blocks", decoder_num_attention_heads)
+    x = encode(student_view, kept, state, "", heads, decoder_num_attention_heads)
+    visible = torch.stack([row + state["decoder_pos_embed"][0, 1:][index] for row, index in zip(x[:, 1:], kept, strict=True)])
+    queries = torch.stack([linear(relative(g, side, width), state, "decoder_pos_mlp") for g in geometry]) + state["mask_token"]
+    x = stack(torch.cat([x[:, :1], visible, queries], 1), state, "predictor_decoder_blocks", decoder_num_attention_heads)
     prediction = linear(x, state, "decoder_pred")[:, -side * side :].flatten(0, 1)
     with torch.no_grad():
-        target = encode(asked, None, state, "mm_", heads, decoder_num_attention_heads)[:, 1:].flatten(0, 1)
+        target = encode(teacher_view, None, state, "mm_", heads, decoder_num_attention_heads)[:, 1:].flatten(0, 1)
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     covariance = target.T @ target / len(target)
     negative = (prediction @ covariance @ prediction.T).diagonal().mean()

@@ -99,7 +99,7 @@ def test_a_method_of_two_files_trains_and_is_exported(tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "run" / "export").config.model_type == "vit"
 
 
-def test_every_method_says_what_cards_and_reports_need():
+def test_every_method_has_what_cards_and_reports_need():
     for name, config in configuration_classes().items():
         values = config()
         assert values.citation.startswith("@") and len(values.describe()) == 2 and values.described_in(), name

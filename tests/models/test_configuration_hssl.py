@@ -41,7 +41,7 @@ def test_round_trip(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_values_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 

@@ -17,12 +17,8 @@ def config(objective: str, **changes) -> HeadSearchConfig:
 
 
 def views(objective: str) -> dict:
-    found = tiny_views()
-    return (
-        found
-        if objective == "ibot"
-        else {key: value for key, value in found.items() if "mask" not in key and "local" not in key}
-    )
+    local, grid = (3, 4) if objective == "ibot" else (0, None)
+    return tiny_views(local=local, grid=grid)
 
 
 def load_pair(ours, theirs, name: str) -> None:
@@ -45,8 +41,8 @@ def test_equals_the_mean_of_every_candidate_alone(objective, patches):
     """
     torch.manual_seed(0)
     search = HeadSearchForPreTraining(config(objective, drop_path_rate=0.0, patch_supervision=patches)).train()
-    seen = views(objective)
-    found = search(**seen)
+    batch = views(objective)
+    result = search(**batch)
     own = [] if patches == ["base->base"] else patches
     losses = []
     for name in CANDIDATES:
@@ -55,13 +51,13 @@ def test_equals_the_mean_of_every_candidate_alone(objective, patches):
         ).train()
         for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
             load_pair(ours, theirs, name)
-        if own != patches:  # the bool_masked_pos are the patch level's, but also hide patches from the student's class token
+        if own != patches:  # the masks are the patch level's, but also hide patches from the student's class token
             alone.student.base.mask_token = search.student.base.mask_token
-        output = alone(**seen)
+        output = alone(**batch)
         losses.append(output.loss)
-        torch.testing.assert_close(found.metrics[f"discrepancy_{name}"], output.discrepancy)
+        torch.testing.assert_close(result.metrics[f"discrepancy_{name}"], output.discrepancy)
         for key, value in output.losses.items():
-            torch.testing.assert_close(found.losses[f"{key}_{name}"], value)
+            torch.testing.assert_close(result.losses[f"{key}_{name}"], value)
     loss = torch.stack(losses).mean()
     if own != patches:
         plain = {"auxiliary": None, "cls_supervision": ["base->base"], "patch_supervision": patches}
@@ -69,10 +65,10 @@ def test_equals_the_mean_of_every_candidate_alone(objective, patches):
         for ours, theirs in ((search.student, alone.student), (search.teacher, alone.teacher)):
             load_pair(ours, theirs, "patches")
             theirs.heads.prototypes.load_state_dict(ours.heads["convnext"].prototypes.state_dict())
-        term = alone(**seen).losses["patch_base_to_base"]
-        torch.testing.assert_close(found.losses["patch_base_to_base"], term)
+        term = alone(**batch).losses["patch_base_to_base"]
+        torch.testing.assert_close(result.losses["patch_base_to_base"], term)
         loss = loss + term
-    torch.testing.assert_close(found.loss, loss)
+    torch.testing.assert_close(result.loss, loss)
 
 
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
@@ -86,12 +82,12 @@ def test_every_candidate_learns_and_the_teacher_does_not(objective):
         optimizer.step()
         optimizer.zero_grad()
         model.update_teacher(0.5)
-    still = [name for name, p in model.student.named_parameters() if torch.equal(p, before[name])]
-    assert not still
+    unchanged = [name for name, p in model.student.named_parameters() if torch.equal(p, before[name])]
+    assert not unchanged
     assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
-def test_prototypes_are_one_and_come_back_from_a_file(tmp_path):
+def test_prototypes_are_shared_and_restored_from_a_checkpoint(tmp_path):
     model = HeadSearchForPreTraining(config("ibot")).train()
     heads = model.student.heads
     assert (
@@ -108,16 +104,17 @@ def test_prototypes_are_one_and_come_back_from_a_file(tmp_path):
     assert again.student.heads["vit"].prototypes is again.student.heads["convnext"].prototypes
 
 
-def test_a_candidate_starts_alike_whoever_else_is_there():
+def test_initial_values_of_a_candidate_do_not_depend_on_the_others():
     torch.manual_seed(0)
     first = HeadSearchForPreTraining(config("moco_v3"))
     torch.manual_seed(0)
     fewer = config("moco_v3")
     fewer.candidates = ["vit", "swin"]
     second = HeadSearchForPreTraining(fewer)
-    for part in ("candidates", "heads"):
-        found, expected = getattr(second.student, part)["vit"].state_dict(), getattr(first.student, part)["vit"].state_dict()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for modules in ("candidates", "heads"):
+        expected = getattr(first.student, modules)["vit"].state_dict()
+        state = getattr(second.student, modules)["vit"].state_dict()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +125,6 @@ def test_a_candidate_starts_alike_whoever_else_is_there():
         (["vit", "convnet"], "no auxiliary head 'convnet'.*Did you mean 'convnext'"),
     ],
 )
-def test_odd_candidates_are_refused(candidates, message):
+def test_invalid_candidates_are_refused(candidates, message):
     with pytest.raises(ValueError, match=message):
         HeadSearchConfig(candidates=candidates)

@@ -35,8 +35,8 @@ def test_every_student_parameter_moves_and_the_teacher_follows(objective, auxili
     before = {name: p.clone() for name, p in model.named_parameters()}
     for seed in range(2):
         step(model, tiny_views(seed, local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None))
-    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert not still
+    unchanged = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not unchanged
 
 
 def test_head_reaches_the_base_through_its_features_but_not_through_its_class_token():
@@ -62,7 +62,7 @@ def test_other_bases_take_every_kind_of_head(backbone):
 
 @pytest.mark.parametrize("objective", ["dino", "ibot", "moco_v3"])
 @pytest.mark.parametrize("auxiliary", ["swin", "resnet"])
-def test_saved_and_loaded_it_goes_on_identically(tmp_path, objective, auxiliary):
+def test_saved_and_loaded_it_continues_identically(tmp_path, objective, auxiliary):
     views = tiny_views(local=0, grid=4 if objective == "ibot" else None)
     model = tiny_model(objective=objective, auxiliary=auxiliary)
     step(model, views)
@@ -84,8 +84,8 @@ def test_saved_and_loaded_it_goes_on_identically(tmp_path, objective, auxiliary)
 
 
 @pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "resnet18"])
-def test_buffers_that_no_file_holds_come_back(tmp_path, backbone):
-    """timm's Swin keeps bool_masked_pos and indices in buffers that are not saved."""
+def test_non_persistent_buffers_are_restored(tmp_path, backbone):
+    """timm's Swin keeps masks and indices in buffers that are not saved."""
     kwargs = {"depths": (1, 2, 1, 1)} if "swin" in backbone else None
     model = tiny_model(backbone=backbone, backbone_kwargs=kwargs, image_size=64, objective="dino", auxiliary="resnet").eval()
     model.save_pretrained(tmp_path)
@@ -144,9 +144,9 @@ def test_backbone_does_not_depend_on_the_head():
     for model in models:
         for name, value in plain.student.base.state_dict().items():
             assert torch.equal(value, model.student.base.state_dict()[name]), name
-        for part in ("projections.base", "prototypes"):
-            pair = [each.student.heads.get_submodule(part).state_dict() for each in (plain, model)]
-            assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]), part
+        for module in ("projections.base", "prototypes"):
+            pair = [each.student.heads.get_submodule(module).state_dict() for each in (plain, model)]
+            assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]), module
     other = tiny_model(seed=2)
     assert not torch.equal(other.student.base.model.pos_embed, plain.student.base.model.pos_embed)
 
@@ -169,11 +169,11 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_bf16_stays_near_fp32(objective):
     model = tiny_model(objective=objective, drop_path_rate=0.0)
     views = tiny_views(local=0, grid=4 if objective == "ibot" else None)
-    full = model(**views).loss
+    fp32 = model(**views).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = model(**views).loss
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, full, rtol=0.03, atol=0.03)
+        bf16 = model(**views).loss
+    assert bf16.dtype == torch.float32
+    torch.testing.assert_close(bf16, fp32, rtol=0.03, atol=0.03)
 
 
 def test_teacher_has_neither_masks_nor_drop_path():
@@ -184,7 +184,7 @@ def test_teacher_has_neither_masks_nor_drop_path():
     assert not torch.equal(*(model.student(views["pixel_values"]).base.cls for _ in range(2)))
 
 
-def test_targets_come_from_the_teacher_and_from_whole_images():
+def test_targets_come_from_the_teacher_and_unmasked_images():
     model, views, seen = tiny_model(), tiny_views(), {}
     with torch.no_grad():
         model.teacher.base.model.pos_embed.add_(1.0)
@@ -197,7 +197,7 @@ def test_targets_come_from_the_teacher_and_from_whole_images():
     assert not seen["teacher"].base.cls.requires_grad and seen["student"].base.cls.requires_grad
 
 
-def test_discrepancy_is_reported_with_a_head_alone():
+def test_discrepancy_is_reported_only_with_a_head():
     assert tiny_model()(**tiny_views()).discrepancy > 0
     plain = tiny_model(auxiliary=None, cls_supervision=["base->base"])(**tiny_views())
     assert plain.discrepancy is None and set(plain.losses) == {"cls_base_to_base", "patch_base_to_base"}
@@ -212,17 +212,17 @@ def test_images_do_not_mix():
     torch.testing.assert_close(model(**{k: v[:, order] for k, v in views.items()}).loss, model(**views).loss)
 
 
-def test_accumulated_parts_equal_the_whole_batch():
-    """Two halves of a batch, accumulated, give the gradients and centers of the whole; the center moves once."""
-    whole, parts = tiny_model(drop_path_rate=0.0), tiny_model(drop_path_rate=0.0)
+def test_accumulated_halves_equal_the_full_batch():
+    """Two halves of a batch, accumulated, give the gradients and centers of the full batch; the center moves once."""
+    full, halves = tiny_model(drop_path_rate=0.0), tiny_model(drop_path_rate=0.0)
     views = tiny_views(images=6)
-    whole(**views).loss.backward()
+    full(**views).loss.backward()
     for half in (slice(0, 3), slice(3, 6)):
-        (parts(**{k: v[:, half] for k, v in views.items()}).loss / 2).backward()
-    for a, b in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
+        (halves(**{k: v[:, half] for k, v in views.items()}).loss / 2).backward()
+    for a, b in zip(full.student.parameters(), halves.student.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
-    whole.update_teacher(0.9), parts.update_teacher(0.9)
-    for a, b in zip(whole.objective.buffers(), parts.objective.buffers(), strict=True):
+    full.update_teacher(0.9), halves.update_teacher(0.9)
+    for a, b in zip(full.objective.buffers(), halves.objective.buffers(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -230,7 +230,7 @@ def test_accumulated_parts_equal_the_whole_batch():
     ("objective", "changes"), [("ibot", {}), ("dino", {}), ("moco_v3", {}), ("moco_v3", {"queue_size": 16})]
 )
 def test_nothing_in_a_step_waits_for_the_device(objective, changes):
-    """Fake tensors have no values: a step that asked for one would fail. Clipping, optimizer and teacher included."""
+    """Fake tensors have no values: a step that needed one would fail. Clipping, optimizer and teacher included."""
     views = tiny_views(local=0 if objective == "moco_v3" else 2, grid=4 if objective == "ibot" else None)
     if objective == "ibot":
         views["mask_indices"] = views["bool_masked_pos"].flatten().nonzero().flatten()

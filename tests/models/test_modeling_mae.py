@@ -48,8 +48,8 @@ def test_every_trainable_parameter_moves_and_the_teacher_follows(target, auxilia
         output = step(model, seed)
     assert set(output.losses) == ({"pixels", "representations"} if auxiliary else {"pixels"})
     fixed = {"teacher.base.model.pos_embed"}
-    still = [name for name, p in model.named_parameters() if name in before and torch.equal(p, before[name])]
-    assert set(still) <= fixed
+    unchanged = [name for name, p in model.named_parameters() if name in before and torch.equal(p, before[name])]
+    assert set(unchanged) <= fixed
     torch.testing.assert_close(output.loss, sum(output.losses.values()))
 
 
@@ -68,8 +68,8 @@ def test_without_a_head_it_is_mae():
     torch.testing.assert_close(model(**views()).loss, other(**views()).loss)
 
 
-def test_the_head_reads_visible_patches_in_their_places():
-    """Hidden pixels reach neither the head's map nor the base; the filler stands where patches are hidden."""
+def test_the_head_reads_visible_patches_at_their_positions():
+    """Hidden pixels reach neither the head's map nor the base; the filler is at the masked positions."""
     model, seen = tiny(), views()
     hidden = seen["bool_masked_pos"][0][..., None].expand(-1, -1, -1, 192).flatten(1, 2)
     changed = pixel_targets(seen["pixel_values"][0], (8, 8), False) + 9.0 * hidden
@@ -83,7 +83,7 @@ def test_the_head_reads_visible_patches_in_their_places():
     assert (first[seen["bool_masked_pos"][0]] == 0).all() and (first[~seen["bool_masked_pos"][0]] != 0).any(-1).all()
 
 
-def test_fill_puts_everything_where_it_was():
+def test_scattered_patches_return_to_their_positions():
     visible, kept = torch.arange(1.0, 5.0).view(1, 4, 1), torch.tensor([[5, 0, 3, 2]])
     dense = scatter_visible(visible, kept, (2, 3), torch.tensor([[-1.0]]))
     assert dense.flatten().tolist() == [2, -1, 4, 3, -1, 1]
@@ -93,30 +93,30 @@ def test_representations_teach_the_base_and_not_the_head():
     """The base's prediction carries gradient into the base alone; pixels reach base and head."""
     for target in ("teacher", "student", "decoder"):
         model = tiny(representation_target=target)
-        parts = model(**views()).losses
-        parts["representations"].backward()
+        losses = model(**views()).losses
+        losses["representations"].backward()
         assert all(p.grad is None for p in model.student.auxiliary.parameters())
         assert all(p.grad is None for p in model.student.pixels.parameters())
         assert model.student.base.norm.weight.grad.abs().sum() > 0
     model = tiny()
     model(**views()).losses["pixels"].backward()
     assert model.student.representations.decoder.prediction.weight.grad is None
-    for part in (model.student.auxiliary.blocks[0].mlp.fc1, model.student.base.model.blocks[0].mlp.fc1):
-        assert part.weight.grad.abs().sum() > 0
+    for layer in (model.student.auxiliary.blocks[0].mlp.fc1, model.student.base.model.blocks[0].mlp.fc1):
+        assert layer.weight.grad.abs().sum() > 0
 
 
-def test_the_target_is_what_the_teachers_head_says_of_the_whole_image():
+def test_the_target_is_the_output_of_the_teachers_head_for_the_unmasked_image():
     model, seen = tiny(), views()
     with torch.no_grad():
         for p in model.teacher.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     hidden = seen["bool_masked_pos"][0].flatten(1)
     _, features = model.teacher.base(seen["pixel_values"][0])
-    said = model.teacher.auxiliary(features).patches.flatten(1, 2)
-    expected = torch.stack([F.layer_norm(image[mask], (64,)) for image, mask in zip(said, hidden, strict=True)])
+    patches = model.teacher.auxiliary(features).patches.flatten(1, 2)
+    expected = torch.stack([F.layer_norm(image[mask], (64,)) for image, mask in zip(patches, hidden, strict=True)])
     positions = torch.stack([mask.nonzero().flatten() for mask in hidden])
-    found, _ = model._representation_target(seen["pixel_values"][0], positions, torch.empty(0))
-    torch.testing.assert_close(found, expected.detach())
+    target, _ = model._representation_target(seen["pixel_values"][0], positions, torch.empty(0))
+    torch.testing.assert_close(target, expected.detach())
 
 
 def test_variants_start_from_the_same_base():
@@ -125,7 +125,7 @@ def test_variants_start_from_the_same_base():
         assert torch.equal(value, with_head.student.base.state_dict()[name]), name
 
 
-def test_saved_and_loaded_it_goes_on_identically(tmp_path):
+def test_saved_and_loaded_it_continues_identically(tmp_path):
     model = tiny()
     step(model)
     model.save_pretrained(tmp_path)
@@ -144,6 +144,6 @@ def test_saved_and_loaded_it_goes_on_identically(tmp_path):
         ({"decoder_num_attention_heads": 5}, "to divide the width 32 of the decoder, got 5"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny(**changes)

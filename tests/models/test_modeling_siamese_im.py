@@ -47,14 +47,14 @@ def test_every_student_parameter_moves_and_the_teacher_follows(variant):
     for seed in range(2):
         step(model, views_of(model, seed))
     fixed = ("base.model.pos_embed",) if not model.config.freeze_patch_embed else ("base.model.pos_embed", "patch_embed")
-    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
-    assert still == {name for name in before if any(part in name for part in fixed)}
+    unchanged = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert unchanged == {name for name in before if any(part in name for part in fixed)}
     assert all(p.grad is None and not p.requires_grad for n, p in model.named_parameters() if n.startswith("teacher"))
     assert (model.teacher is None) == (model.config.target == "pixel")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_saved_and_loaded_it_goes_on_identically(tmp_path, variant):
+def test_saved_and_loaded_it_continues_identically(tmp_path, variant):
     model = tiny_siamese(**VARIANTS[variant]).train()
     step(model, views_of(model))
     model.save_pretrained(tmp_path)
@@ -77,27 +77,27 @@ def test_auto_classes_know_the_model(tmp_path):
 
 
 def test_hidden_patches_never_enter_the_student():
-    """What lies under the mask of the first view changes nothing; what is seen does."""
+    """Masked pixels of the first view change nothing; visible ones do."""
     model = tiny_siamese().eval()
     views = siamese_views()
     expected = model(**views).prediction
     hidden = views["bool_masked_pos"][0].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-    for place, same in ((hidden, True), (~hidden, False)):
+    for region, same in ((hidden, True), (~hidden, False)):
         pixels = views["pixel_values"].clone()
-        pixels[0] = torch.where(place, torch.randn_like(pixels[0]), pixels[0])
-        found = model(**{**views, "pixel_values": pixels}).prediction
-        assert torch.allclose(found, expected, atol=1e-6) == same
+        pixels[0] = torch.where(region, torch.randn_like(pixels[0]), pixels[0])
+        prediction = model(**{**views, "pixel_values": pixels}).prediction
+        assert torch.allclose(prediction, expected, atol=1e-6) == same
 
 
-def test_visible_patches_are_encoded_as_by_cutting_the_whole():
+def test_visible_patches_are_encoded_as_among_all_patches():
     """Only the patches that are kept are embedded, and to the same values as by the convolution over all."""
     model = tiny_siamese(freeze_patch_embed=False)
     base, pixels, kept = model.student.base, torch.randn(2, 3, 32, 32), torch.tensor([[1, 6, 7], [0, 2, 15]])
     embedded = (base.model.patch_embed.proj(pixels).permute(0, 2, 3, 1) + base.positions((4, 4))).flatten(1, 2)
     chosen = torch.stack([row[index] for row, index in zip(embedded, kept, strict=True)])
     expected = base.norm(base.run_blocks(chosen))
-    found, _ = base.encode_visible(pixels, kept)
-    torch.testing.assert_close(torch.cat([found.cls[:, None], found.patches], 1), expected, atol=1e-5, rtol=1e-5)
+    tokens, _ = base.encode_visible(pixels, kept)
+    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["siamese_im", "same view", "global"])
@@ -118,7 +118,7 @@ def test_targets_come_from_the_teacher_and_the_second_view(variant):
 
 
 def test_mae_is_mae():
-    """The student predictions the hidden patches of its own view with their normalized pixels; nothing else enters the loss."""
+    """The student predicts the normalized pixels of the masked patches of its own view; nothing else enters the loss."""
     model, views = tiny_siamese(**MAE), siamese_views(views=1)
     output = model(pixel_values=views["pixel_values"], bool_masked_pos=views["bool_masked_pos"])
     pixels = views["pixel_values"][0].unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(4, 16, -1)
@@ -131,8 +131,8 @@ def test_mae_is_mae():
     assert model.student.base.model.patch_embed.proj.weight.requires_grad and decoder.prediction.out_features == 192
 
 
-def test_predictions_know_where_the_second_view_lies():
-    """The same pixels and mask with another geometry are answered differently."""
+def test_predictions_depend_on_the_position_of_the_second_view():
+    """The same pixels and mask with another geometry give other predictions."""
     model, views = tiny_siamese().eval(), siamese_views()
     elsewhere = {
         **views,
@@ -160,7 +160,7 @@ def test_initial_values_are_the_released_ones():
     assert isinstance(model.student.base.norm, torch.nn.Identity)
 
 
-def test_base_does_not_depend_on_what_stands_behind_it():
+def test_base_does_not_depend_on_projector_and_decoder():
     """Variants of a comparison start from the same base."""
     states = [tiny_siamese(seed=3, **variant).student.base.model.state_dict() for variant in VARIANTS.values()]
     assert all(torch.equal(state[name], value) for state in states for name, value in states[0].items())
@@ -175,7 +175,7 @@ def test_projector_and_decoder_do_not_depend_on_the_base():
     assert torch.equal(longer.student.decoder.prediction.weight, shallow.student.decoder.prediction.weight)
 
 
-def test_predictions_are_normalized_where_the_arm_says_so():
+def test_predictions_are_normalized_where_the_variant_requires_it():
     """Layer norm without scale and shift, or squared length D; by default not at all."""
     lengths = {}
     for variant in ("siamese_im", "predictions normalized", "moco normalization"):
@@ -201,7 +201,7 @@ def test_any_resolution_patch_and_size():
 
 
 def test_nothing_in_a_step_waits_for_the_device():
-    """Fake tensors have no values: a step that asked for one would fail."""
+    """Fake tensors have no values: a step that needed one would fail."""
     mode, views = FakeTensorMode(), siamese_views()
     views["mask_indices"] = views["bool_masked_pos"].flatten().nonzero().flatten()
     with FakeCopyMode(mode):
@@ -213,7 +213,7 @@ def test_nothing_in_a_step_waits_for_the_device():
             model(**{**views, "mask_indices": None})
 
 
-def test_positions_from_the_loader_equal_those_found_here():
+def test_positions_from_the_loader_equal_computed_ones():
     model, views = tiny_siamese(), siamese_views()
     indices = views["bool_masked_pos"].flatten().nonzero().flatten()
     assert torch.equal(model.eval()(**views).loss, model(**views, mask_indices=indices).loss)
@@ -229,7 +229,7 @@ def test_positions_from_the_loader_equal_those_found_here():
         ({"pixel_values": torch.randn(2, 4, 3, 30, 30)}, "do not divide into patches"),
     ],
 )
-def test_what_cannot_be_is_refused(change, message):
+def test_invalid_inputs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         tiny_siamese()(**{**siamese_views(), **change})
 
@@ -293,14 +293,14 @@ def test_pixels_have_no_teacher():
     assert model.encode(torch.randn(1, 3, 32, 32)).patches.shape == (1, 4, 4, 64)
 
 
-def test_accumulated_parts_of_mae_equal_the_whole_batch():
-    """Without statistics of the batch, two halves give the gradients of the whole."""
-    whole, parts = tiny_siamese(**MAE), tiny_siamese(**MAE)
-    views = views_of(whole, images=6)
-    whole(**views).loss.backward()
+def test_accumulated_halves_of_mae_equal_the_full_batch():
+    """Without statistics of the batch, two halves give the gradients of the full batch."""
+    full, halves = tiny_siamese(**MAE), tiny_siamese(**MAE)
+    views = views_of(full, images=6)
+    full(**views).loss.backward()
     for half in (slice(0, 3), slice(3, 6)):
-        (parts(**{name: value[:, half] for name, value in views.items()}).loss / 2).backward()
-    for a, b in zip(whole.student.parameters(), parts.student.parameters(), strict=True):
+        (halves(**{name: value[:, half] for name, value in views.items()}).loss / 2).backward()
+    for a, b in zip(full.student.parameters(), halves.student.parameters(), strict=True):
         if a.requires_grad:
             torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
 

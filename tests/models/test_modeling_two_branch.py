@@ -1,4 +1,4 @@
-"""Who stands beside the base: one head, several, a whole second network, and what of them starts alike."""
+"""What is trained beside the base: one head, several, or a second network; and which initial values they share."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_arm_of_the_ablations_trains_all_that_it_has(variant):
+def test_every_variant_of_the_ablations_trains_all_its_parameters(variant):
     """Two steps: every trainable parameter moves, but those that A->A alone cannot reach."""
     changes = {"drop_path_rate": 0.0, **VARIANTS[variant]}
     model = tiny_model(**changes).train()
@@ -53,7 +53,7 @@ def test_every_arm_of_the_ablations_trains_all_that_it_has(variant):
 
 
 @pytest.mark.parametrize("variant", ["several heads", "a network beside the base"])
-def test_it_comes_back_from_a_file_with_all_its_parts(tmp_path, variant):
+def test_it_is_restored_from_a_checkpoint_with_all_its_modules(tmp_path, variant):
     model = tiny_model(**VARIANTS[variant]).eval()
     model.save_pretrained(tmp_path)
     again, info = HSSLForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
@@ -62,7 +62,7 @@ def test_it_comes_back_from_a_file_with_all_its_parts(tmp_path, variant):
     assert torch.equal(again.eval()(**views).loss, model(**views).loss)
 
 
-def test_several_heads_say_what_each_says_side_by_side():
+def test_outputs_of_several_heads_are_those_of_each_concatenated():
     """Equations 9 and 10: concatenated along the channels, at both levels; the first head starts as it would alone."""
     pair, single = tiny_model(auxiliary=["convnext", "vit"]).eval(), tiny_model(auxiliary="convnext").eval()
     features = torch.randn(2, 4, 4, 64)
@@ -86,7 +86,7 @@ def test_a_network_beside_the_base_sees_the_image_and_not_the_base():
     assert torch.equal(before.auxiliary.cls, after.auxiliary.cls) and not torch.equal(before.base.cls, after.base.cls)
 
 
-def test_positions_and_patch_embedding_of_moco_v3_stand_still():
+def test_positions_and_patch_embedding_of_moco_v3_are_frozen():
     model = tiny_model(objective="moco_v3", sincos_position_embeddings=True, freeze_patch_embed=True)
     base = model.student.base.model
     assert not base.pos_embed.requires_grad and not any(p.requires_grad for p in base.patch_embed.parameters())
@@ -108,7 +108,7 @@ def test_positions_and_patch_embedding_of_moco_v3_stand_still():
         ({"queue_size": 64}, "only moco_v3 has a queue"),
     ],
 )
-def test_configurations_that_do_not_exist_are_refused(changes, message):
+def test_invalid_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 
@@ -131,7 +131,7 @@ def test_configurations_that_do_not_exist_are_refused(changes, message):
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes, message):
+def test_modules_that_do_not_fit_each_other_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**changes)
 

@@ -61,9 +61,9 @@ def pair():
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(pair, case):
     model = model_of(case).train()
-    whole = two_steps(model, model, views_of(case))
+    single = two_steps(model, model, views_of(case))
     mean = (pair[0, case]["losses"] + pair[1, case]["losses"]) / 2
-    torch.testing.assert_close(mean, whole.pop("losses"), atol=1e-5, rtol=1e-5)
-    for name, value in whole.items():
+    torch.testing.assert_close(mean, single.pop("losses"), atol=1e-5, rtol=1e-5)
+    for name, value in single.items():
         for rank in (0, 1):
             torch.testing.assert_close(pair[rank, case][name], value, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")

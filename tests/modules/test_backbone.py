@@ -34,9 +34,9 @@ def test_every_family_gives_the_tokens_of_timm(name):
     assert backbone.grid == (grid, grid)
     assert tokens.cls.shape == (2, backbone.width)
     assert tokens.patches.shape == features.shape == (2, grid, grid, backbone.width)
-    whole = timm.create_model(name, num_classes=0, **kwargs).eval()
-    whole.load_state_dict(backbone.timm_state_dict())
-    torch.testing.assert_close(tokens.cls, whole(pixels), atol=2e-5, rtol=1e-4)
+    model = timm.create_model(name, num_classes=0, **kwargs).eval()
+    model.load_state_dict(backbone.timm_state_dict())
+    torch.testing.assert_close(tokens.cls, model(pixels), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(backbone.norm(features), tokens.patches, atol=2e-5, rtol=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_hidden_patches_have_no_influence():
         assert (backbone(pixels, bool_masked_pos)[0].patches - backbone(pixels)[0].patches).abs().max() > 1e-3
 
 
-def test_visible_only_equals_the_whole_when_nothing_is_left_out():
+def test_visible_only_equals_all_patches_when_none_is_left_out():
     backbone, pixels = tiny(), torch.randn(2, 3, 32, 32)
     tokens, _ = backbone(pixels)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).expand(2, -1)

@@ -22,17 +22,17 @@ def geometry() -> torch.Tensor:
     return relative_geometry(*siamese_views()["crop_boxes"])
 
 
-def test_positions_in_parts_equal_the_linear_map_of_the_whole(geometry):
+def test_projected_components_equal_the_linear_map_of_all_positions(geometry):
     made = decoder()
     rows, columns, scale = relative_positions(geometry, (4, 4), 16)
-    parts = rows[:, :, None].expand(-1, -1, 4, -1), columns[:, None].expand(-1, 4, -1, -1)
-    whole = torch.cat([*parts, scale[:, None, None].expand(-1, 4, 4, -1)], dim=-1).flatten(1, 2)
-    torch.testing.assert_close(made.project_positions(geometry), made.position_projection(whole), atol=1e-5, rtol=1e-5)
+    components = rows[:, :, None].expand(-1, -1, 4, -1), columns[:, None].expand(-1, 4, -1, -1)
+    positions = torch.cat([*components, scale[:, None, None].expand(-1, 4, 4, -1)], dim=-1).flatten(1, 2)
+    torch.testing.assert_close(made.project_positions(geometry), made.position_projection(positions), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_answers_equal_those_of_whole_blocks(geometry, norm):
-    """The last block leaves out tokens that nobody reads; its statistics are still those of all."""
+def test_predictions_equal_those_of_complete_blocks(geometry, norm):
+    """The last block leaves out tokens that are not predicted; its statistics are still those of all."""
     made = decoder(norm=norm).train()
     tokens, kept = torch.randn(4, 7, 16), torch.arange(6).expand(4, -1)
     stream = torch.cat(
@@ -43,8 +43,8 @@ def test_answers_equal_those_of_whole_blocks(geometry, norm):
     torch.testing.assert_close(made(tokens, kept, None, geometry), made.prediction(stream[:, 7:]), atol=1e-5, rtol=1e-5)
 
 
-def test_same_view_questions_have_the_fixed_positions():
-    """Asked about patches 3 and 9, the decoder predictions in that order."""
+def test_mask_queries_of_the_same_view_have_the_fixed_positions():
+    """For patches 3 and 9 the decoder returns predictions in that order."""
     made = decoder(relative=False).eval()
     tokens, kept = torch.randn(2, 4, 16), torch.tensor([[0, 5, 7]]).expand(2, -1)
     predictions = [made(tokens, kept, torch.tensor([order]).expand(2, -1)) for order in ([3, 9], [9, 3])]
@@ -52,7 +52,7 @@ def test_same_view_questions_have_the_fixed_positions():
     assert made.position_projection is None and not torch.allclose(predictions[0][:, 0], predictions[0][:, 1])
 
 
-def test_without_questions_the_class_token_is_answered():
+def test_without_mask_queries_the_class_token_is_predicted():
     made = decoder(predict_positions=False)
     assert made.mask_token is None and made.position_projection is None
     assert made(torch.randn(3, 5, 16), torch.arange(4).expand(3, -1)).shape == (3, 1, 24)

@@ -37,31 +37,31 @@ def test_distance_to_the_official_rule_is_the_known_one(golden, size, rms):
     assert ratio == pytest.approx(rms, rel=0.2)
 
 
-def whole(geometry: torch.Tensor, side: int, width: int) -> torch.Tensor:
+def all_positions(geometry: torch.Tensor, side: int, width: int) -> torch.Tensor:
     """[rows | columns | scale] of all patches, (B, side * side, 2 * width)."""
     rows, columns, scale = relative_positions(geometry, (side, side), width)
-    parts = rows[:, :, None].expand(-1, -1, side, -1), columns[:, None].expand(-1, side, -1, -1)
-    return torch.cat([*parts, scale[:, None, None].expand(-1, side, side, -1)], dim=-1).flatten(1, 2)
+    components = rows[:, :, None].expand(-1, -1, side, -1), columns[:, None].expand(-1, side, -1, -1)
+    return torch.cat([*components, scale[:, None, None].expand(-1, side, side, -1)], dim=-1).flatten(1, 2)
 
 
-def unmirrored(frame: torch.Tensor, mirrored: torch.Tensor, image_width: float) -> torch.Tensor:
-    """Official (top, left, height, width) in the frame of the perhaps mirrored image -> our five numbers."""
+def unflipped(frame: torch.Tensor, flipped: torch.Tensor, image_width: float) -> torch.Tensor:
+    """Official (top, left, height, width) in the frame of the possibly flipped image -> our five numbers."""
     top, left, height, width = frame.unbind(-1)
-    return torch.stack([top, torch.where(mirrored > 0, image_width - left - width, left), height, width, mirrored], -1)
+    return torch.stack([top, torch.where(flipped > 0, image_width - left - width, left), height, width, flipped], -1)
 
 
 def test_relative_positions_equal_the_official_ones(golden):
     data = golden("siameseim")
     crop_boxes = torch.from_numpy(data["pos/crops_i1j1h1w1_i2j2h2w2_flip"]).float()
-    seen = unmirrored(crop_boxes[:, :4], torch.zeros(8), 0)
-    asked = unmirrored(crop_boxes[:, 4:8], crop_boxes[:, 8], float(data["pos/image_width"]))
-    geometry = relative_geometry(seen, asked)
+    visible = unflipped(crop_boxes[:, :4], torch.zeros(8), 0)
+    target = unflipped(crop_boxes[:, 4:8], crop_boxes[:, 8], float(data["pos/image_width"]))
+    geometry = relative_geometry(visible, target)
     for width, side in ((16, 14), (32, 4)):
         expected = torch.from_numpy(data[f"pos/embed_dim{width}_grid{side}"])
-        torch.testing.assert_close(whole(geometry, side, width), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(all_positions(geometry, side, width), expected, atol=1e-5, rtol=0)
     expected = torch.from_numpy(data["pos/embed_dim768_grid14_tokens"])
-    found = whole(geometry, 14, 768)[:, torch.from_numpy(data["pos/token_idx"])]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    positions = all_positions(geometry, 14, 768)[:, torch.from_numpy(data["pos/token_idx"])]
+    torch.testing.assert_close(positions, expected, atol=1e-5, rtol=0)
 
 
 def test_fixed_positions_equal_the_official_ones(golden):
@@ -77,9 +77,9 @@ def test_fixed_positions_equal_the_official_ones(golden):
 def test_geometry_equals_the_official_crops(golden):
     """i1 j1 h1 w1 i2 j2 h2 w2 f1 f2 W -> di dj dh dw flip fj of 16 crop_boxes that the official transform drew."""
     rows = torch.from_numpy(golden("siameseim")["aug/seed0_15_i1j1h1w1_i2j2h2w2_f1_f2_W_di_dj_dh_dw_relflip_flipdj"]).float()
-    seen = unmirrored(rows[:, :4], rows[:, 8], 500.0)
-    asked = unmirrored(rows[:, 4:8], rows[:, 9], 500.0)
-    offset_y, offset_x, ratio_y, ratio_x = relative_geometry(seen, asked).unbind(-1)
+    visible = unflipped(rows[:, :4], rows[:, 8], 500.0)
+    target = unflipped(rows[:, 4:8], rows[:, 9], 500.0)
+    offset_y, offset_x, ratio_y, ratio_x = relative_geometry(visible, target).unbind(-1)
     di, dj, dh, dw, flip, fj = rows[:, 11:].unbind(-1)
     torch.testing.assert_close(offset_y, di, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(offset_x, torch.where(flip > 0, fj, dj), atol=1e-5, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_geometry_equals_the_official_crops(golden):
 
 def test_a_crop_in_its_own_frame_has_the_fixed_positions():
     crop = torch.tensor([[10.0, 20.0, 50.0, 70.0, 1.0]])
-    embedded = whole(relative_geometry(crop, crop), 5, 16)
+    embedded = all_positions(relative_geometry(crop, crop), 5, 16)
     torch.testing.assert_close(embedded[0, :, :16], sincos_position_embedding((5, 5), 16).flatten(0, 1), atol=1e-5, rtol=0)
     torch.testing.assert_close(embedded[..., 16:], torch.tensor([0.0] * 4 + [1.0] * 4).repeat(2).expand(1, 25, 16))
 
@@ -98,21 +98,21 @@ CROPS = st.tuples(st.floats(0, 300), st.floats(0, 300), st.floats(8, 300), st.fl
 
 
 @given(CROPS, CROPS, st.integers(1, 14), st.integers(1, 14))
-def test_coordinates_are_where_the_patches_lie_in_the_image(seen, asked, rows, columns):
-    """Every patch center of one crop, found in the image and looked up in the other, by hand."""
-    y, x = relative_coordinates(relative_geometry(torch.tensor(seen), torch.tensor(asked)), (rows, columns))
+def test_coordinates_are_the_positions_of_the_patches_in_the_image(visible, target, rows, columns):
+    """Every patch center of one crop, located in the image and in the other crop, by hand."""
+    y, x = relative_coordinates(relative_geometry(torch.tensor(visible), torch.tensor(target)), (rows, columns))
 
-    def column_in_image(crop, share):
-        return crop[1] + crop[3] * (1 - share if crop[4] else share)
+    def column_in_image(crop, fraction):
+        return crop[1] + crop[3] * (1 - fraction if crop[4] else fraction)
 
     for v in range(columns):
-        place = column_in_image(asked, (v + 0.5) / columns)
-        share = (place - seen[1]) / seen[3]
-        expected = columns * (1 - share if seen[4] else share) - 0.5
+        column = column_in_image(target, (v + 0.5) / columns)
+        fraction = (column - visible[1]) / visible[3]
+        expected = columns * (1 - fraction if visible[4] else fraction) - 0.5
         assert x[v].item() == pytest.approx(expected, abs=2e-3 + 1e-5 * abs(expected))
     for u in range(rows):
-        place = asked[0] + asked[2] * (u + 0.5) / rows
-        expected = rows * (place - seen[0]) / seen[2] - 0.5
+        row = target[0] + target[2] * (u + 0.5) / rows
+        expected = rows * (row - visible[0]) / visible[2] - 0.5
         assert y[u].item() == pytest.approx(expected, abs=2e-3 + 1e-5 * abs(expected))
 
 

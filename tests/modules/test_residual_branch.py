@@ -13,12 +13,12 @@ from hssl_hf.modules.residual_branch import CheckpointedBlock, checkpointed, res
 
 
 def pair(**kwargs):
-    """The same transformer twice: as timm computes it, and frugally."""
+    """The same transformer twice: as timm computes it, and with checkpointed blocks."""
     torch.manual_seed(0)
     plain = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=64, num_heads=2, **kwargs)
-    frugal = copy.deepcopy(plain)
-    use_checkpointed_blocks(frugal)
-    return plain.blocks, frugal.blocks
+    saving = copy.deepcopy(plain)
+    use_checkpointed_blocks(saving)
+    return plain.blocks, saving.blocks
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -27,20 +27,20 @@ def test_same_result_and_gradients_as_timm(precision, fused):
     before = timm.layers.use_fused_attn()
     timm.layers.set_fused_attn(fused)
     try:
-        plain, frugal = pair()
+        plain, saving = pair()
     finally:
         timm.layers.set_fused_attn(bool(before))
-    assert all(type(block) is CheckpointedBlock for block in frugal)
+    assert all(type(block) is CheckpointedBlock for block in saving)
     x = torch.randn(3, 17, 64)
     gradients = []
-    for blocks in (plain, frugal):
+    for blocks in (plain, saving):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = blocks(x)
         output.float().square().sum().backward()
         gradients.append([output.detach(), *(p.grad for p in blocks.parameters())])
     for name, ours, theirs in zip(["output", *dict(plain.named_parameters())], *gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), frugal.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), saving.state_dict().values(), strict=True))
 
 
 def saved_bytes(function, module) -> int:
@@ -60,12 +60,12 @@ def saved_bytes(function, module) -> int:
 
 
 def test_keeps_two_fifths_less_than_timm():
-    plain, frugal = pair()
+    plain, saving = pair()
     x = torch.randn(3, 17, 64, requires_grad=True)
-    assert saved_bytes(lambda: frugal(x), frugal) < 0.65 * saved_bytes(lambda: plain(x), plain)
+    assert saved_bytes(lambda: saving(x), saving) < 0.65 * saved_bytes(lambda: plain(x), plain)
 
 
-def test_a_linear_layer_at_the_end_is_not_worked_out_again():
+def test_a_linear_layer_at_the_end_is_not_recomputed():
     class Counting(nn.Linear):
         calls = 0
 
@@ -81,7 +81,7 @@ def test_a_linear_layer_at_the_end_is_not_worked_out_again():
 
 
 @pytest.mark.parametrize("kwargs", [{"init_values": 1e-4}, {"norm_layer": "batchnorm1d"}, {"scale_mlp_norm": True}])
-def test_blocks_with_more_in_them_stay_as_they_are(kwargs):
+def test_blocks_with_further_layers_are_left_unchanged(kwargs):
     if "norm_layer" in kwargs:
         kwargs = {"norm_layer": lambda width, **_: nn.Identity()}
     _, blocks = pair(**kwargs)
@@ -92,10 +92,10 @@ def test_dropped_samples_are_not_computed_and_the_mean_stays():
     torch.manual_seed(1)
     drop_path, seen = DropPath(0.4).train(), []
     x = torch.zeros(20_000, 1)
-    y = residual_add(x, lambda part: seen.append(len(part)) or part + 1, drop_path)
+    y = residual_add(x, lambda kept: seen.append(len(kept)) or kept + 1, drop_path)
     assert sorted(set(y.flatten().tolist())) == [0.0, pytest.approx(1 / 0.6)]
     assert (y > 0).sum() == seen[0] and y.mean().item() == pytest.approx(1, abs=0.03)
-    assert torch.equal(residual_add(x, lambda part: part + 1, drop_path.eval()), x + 1)
+    assert torch.equal(residual_add(x, lambda kept: kept + 1, drop_path.eval()), x + 1)
 
 
 def test_a_batch_of_which_nothing_is_kept():
@@ -119,7 +119,7 @@ def test_mean_of_a_block_equals_the_block_of_means(family, shortcut):
 
 
 @pytest.mark.parametrize("family", sorted(BLOCKS))
-def test_drop_path_keeps_or_leaves_whole_samples(family):
+def test_drop_path_keeps_or_drops_complete_samples(family):
     torch.manual_seed(0)
     block = BLOCKS[family](64, grid=(4, 4), layer=1, shortcut=True, drop_path=0.5).train()
     x = torch.rand(64, 4, 4, 64)

@@ -117,11 +117,11 @@ def test_batch_without_any_mask_has_a_loss_and_gradients():
 def test_patch_level_supervision_is_a_value():
     """HSSL, Table 18: the head's patches teach the patches of both branches."""
     model = tiny_model(patch_supervision=["auxiliary->base", "auxiliary->auxiliary"])
-    parts = model(**tiny_views()).losses
-    assert {n for n in parts if n.startswith("patch_")} == {"patch_auxiliary_to_base", "patch_auxiliary_to_auxiliary"}
+    losses = model(**tiny_views()).losses
+    assert {n for n in losses if n.startswith("patch_")} == {"patch_auxiliary_to_base", "patch_auxiliary_to_auxiliary"}
 
 
-def test_masks_are_asked_for():
+def test_masks_are_required():
     views = tiny_views()
     del views["bool_masked_pos"]
     with pytest.raises(ValueError, match="needs bool_masked_pos"):

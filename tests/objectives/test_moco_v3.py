@@ -55,7 +55,7 @@ def test_with_a_queue_it_is_equation_11():
 def test_the_queue_holds_the_newest_keys_first_in_first_out():
     queue = Queue(5, 2)
     start = queue.keys.clone()
-    for value in (1.0, 2.0):  # two parts of one accumulated batch enter together
+    for value in (1.0, 2.0):  # two micro-batches of one step enter together
         queue.collect(torch.full((2, 2), value))
     assert torch.equal(queue.keys, start), "before the step nothing enters"
     queue.update()

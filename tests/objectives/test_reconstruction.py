@@ -33,5 +33,5 @@ def test_equals_the_official_loss(golden, normalize):
     if not normalize:
         np.testing.assert_allclose(target[0, :2], data["mae/patchify0"], atol=1e-6)
     hidden = torch.from_numpy(data["mae/mask"]) > 0
-    found = reconstruction(torch.from_numpy(data["mae/pred"])[hidden], target[hidden]).loss
-    assert found.item() == pytest.approx(float(data[f"mae/loss_normpix{int(normalize)}"]), rel=1e-5)
+    loss = reconstruction(torch.from_numpy(data["mae/pred"])[hidden], target[hidden]).loss
+    assert loss.item() == pytest.approx(float(data[f"mae/loss_normpix{int(normalize)}"]), rel=1e-5)

@@ -14,8 +14,8 @@ CASES = [(weight, norm) for weight in ("0.02", "0.5") for norm in (0, 1)]
 def one(prediction, target, weight: float, norm: bool):
     """Loss and gradient as the model computes them from raw outputs (B, n, D)."""
     raw = prediction.clone().requires_grad_()
-    said = F.layer_norm(raw, raw.shape[-1:]) if norm else raw
-    loss = unigrad(said.flatten(0, 1), normalize_targets(target, "layer_norm").flatten(0, 1), weight).loss
+    prediction = F.layer_norm(raw, raw.shape[-1:]) if norm else raw
+    loss = unigrad(prediction.flatten(0, 1), normalize_targets(target, "layer_norm").flatten(0, 1), weight).loss
     loss.backward()
     return loss.detach(), raw.grad
 
@@ -23,9 +23,9 @@ def one(prediction, target, weight: float, norm: bool):
 @pytest.mark.parametrize(("weight", "norm"), CASES)
 def test_equals_the_official_loss(golden, weight, norm):
     data = {name: torch.from_numpy(value) for name, value in golden("siameseim").items() if name.startswith("loss/ws1")}
-    found = one(data["loss/ws1/rank0/pred"], data["loss/ws1/rank0/target"], float(weight), norm)
+    result = one(data["loss/ws1/rank0/pred"], data["loss/ws1/rank0/target"], float(weight), norm)
     expected = (data[f"loss/ws1/rank0/{what}_lam{weight}_ln{norm}"] for what in ("loss", "grad"))
-    for mine, official in zip(found, expected, strict=True):
+    for mine, official in zip(result, expected, strict=True):
         torch.testing.assert_close(mine, official, rtol=2e-7, atol=1e-9)
 
 
@@ -72,7 +72,7 @@ def test_known_values(prediction, target, expected):
     assert unigrad(prediction, target, 0.02).loss.item() == pytest.approx(expected, rel=0.02)
 
 
-def test_collapse_is_the_share_that_all_targets_have_in_common():
+def test_collapse_is_the_fraction_that_all_targets_have_in_common():
     generator = torch.Generator().manual_seed(0)
     spread = normalize_targets(torch.randn(4000, 16, generator=generator), "layer_norm")
     same = normalize_targets(torch.randn(1, 16, generator=generator), "layer_norm").expand(4000, -1)
@@ -109,7 +109,7 @@ class AllBytes(TorchDispatchMode):
 
 
 def test_memory_is_linear_in_the_batch():
-    """8, 16, 32 and 64 images of 49 tokens: every image more costs the same, in forward and backward together."""
+    """8, 16, 32 and 64 images of 49 tokens: every further image costs the same, in forward and backward together."""
     bytes_of = []
     for images in (8, 16, 32, 64):
         prediction, target = torch.randn(images * 49, 64, requires_grad=True), torch.randn(images * 49, 64)
