@@ -44,10 +44,12 @@ _FUNCTIONS = {"convert_checkpoint": "convert", "export_backbone": "publish.expor
 def __getattr__(name: str):
     auto = import_module("hssl_hf.models.auto")
     auto.register()
-    home = import_module(f"hssl_hf.{_FUNCTIONS[name]}") if name in _FUNCTIONS else auto.home_of(name)
-    if home is None:
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"hssl_hf.{_FUNCTIONS[name]}"), name)
+    classes = auto.classes_in("configuration_") | auto.classes_in("modeling_")
+    if name not in classes:
         raise AttributeError(f"module 'hssl_hf' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(home, name)
+    return classes[name]
 
 
 if "transformers" in sys.modules:
