@@ -166,8 +166,6 @@ def test_every_module_has_a_test_of_its_name():
 
 
 TESTED_THROUGH = {  # modules that are tested through their only user
-    "auxiliary/combined.py": "models/test_modeling_two_branch.py",
-    "auxiliary/parallel.py": "models/test_modeling_two_branch.py",
     **{
         f"auxiliary/{name}.py": "auxiliary/test_head.py"
         for name in ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")

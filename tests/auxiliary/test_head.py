@@ -6,13 +6,16 @@ from timm.layers import DropPath
 
 from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
 from hssl_hf.auxiliary.swin import SwinBlock
+from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
 WIDTH = 64
 
 
-def head(family: str, depth: int = 2, grid=(14, 14), **arguments) -> AuxiliaryHead:
+def head(family: str, depth: int = 2, grid=(14, 14), rates=(), **fields) -> AuxiliaryHead:
+    """A head of a family; `fields` are those of the configuration, without their prefix `auxiliary_`."""
     torch.manual_seed(0)
-    return AuxiliaryHead(BLOCKS[family], WIDTH, depth, grid, **arguments)
+    config = TwoBranchConfig(auxiliary_depth=depth, **{f"auxiliary_{name}": value for name, value in fields.items()})
+    return AuxiliaryHead(BLOCKS[family], config, WIDTH, grid, rates)
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -23,8 +26,8 @@ def test_keeps_the_grid_and_moves_every_parameter(family, depth, grid):
     tokens = network(torch.randn(2, *grid, WIDTH))
     assert tokens.cls.shape == (2, WIDTH) and tokens.patches.shape == (2, *grid, WIDTH)
     (tokens.cls.square().sum() + (tokens.patches**3).sum()).backward()
-    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not still
+    missing = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -79,8 +82,8 @@ def test_initial_spread(init, spread):
     assert not network.blocks[0].mlp.fc1.bias.any()
 
 
-def test_inner_width():
-    network = head("vit", depth=1, inner_width=32)
+def test_hidden_size():
+    network = head("vit", depth=1, hidden_size=32)
     assert network.blocks[0].norm1.weight.shape == (32,)
     assert network(torch.randn(2, 4, 4, WIDTH)).cls.shape == (2, WIDTH)
 
@@ -111,20 +114,20 @@ def test_shifted_swin_attends_across_windows_but_not_around_the_border():
 @pytest.mark.parametrize("grid", [(14, 14), (8, 12), (3, 3)])
 def test_swin_is_the_same_with_and_without_the_fused_kernel(grid):
     block = SwinBlock(WIDTH, grid=(14, 14), layer=1, shortcut=False, drop_path=0.0).eval()
-    x, found = torch.randn(2, *grid, WIDTH), []
+    x, outputs = torch.randn(2, *grid, WIDTH), []
     for block.fused in (True, False):
-        found.append(block(x))
+        outputs.append(block(x))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(block(x).float(), found[0], atol=0.05, rtol=0.05)
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(block(x).float(), outputs[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
 
 
 def test_swin_padding_is_never_attended_to():
     """A grid that windows do not divide: equal to attending within the cut windows."""
     block = SwinBlock(WIDTH, grid=(14, 14), layer=0, shortcut=False, drop_path=0.0).eval()
     x = torch.randn(1, 8, 12, WIDTH)
-    whole, corner = block(x), block(x[:, 7:, 7:].contiguous())
-    torch.testing.assert_close(whole[:, 7:, 7:], corner, atol=1e-5, rtol=1e-4)
+    full, corner = block(x), block(x[:, 7:, 7:].contiguous())
+    torch.testing.assert_close(full[:, 7:, 7:], corner, atol=1e-5, rtol=1e-4)
 
 
 def test_resmlp_mixes_other_grids_through_its_own():

@@ -2,14 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from hssl_hf.modules.projection_heads import (
-    BatchNorm,
-    DINOProjectionHead,
-    Prototypes,
-    contrastive_predictor,
-    contrastive_projector,
-    prototype_logits,
-)
+from hssl_hf.modules.projection_heads import BatchNorm, DINOProjectionHead, Prototypes, contrastive_mlp, prototype_logits
 from tests.processes import run_pair
 
 
@@ -41,7 +34,7 @@ def test_prototypes_are_linear_in_the_mean():
 
 
 def test_contrastive_heads_end_in_an_unscaled_norm():
-    projector, predictor = contrastive_projector(8, 16, 4), contrastive_predictor(4, 16)
+    projector, predictor = contrastive_mlp(8, 16, 16, 4), contrastive_mlp(4, 16, 4)
     assert [m.affine for m in projector if isinstance(m, BatchNorm)] == [True, True, False]
     assert [m.affine for m in predictor if isinstance(m, BatchNorm)] == [True, False]
     assert not any(m.bias is not None for m in projector if isinstance(m, nn.Linear))
@@ -81,13 +74,13 @@ def test_batch_norm_over_two_processes_equals_one(shape):
     plain = nn.BatchNorm2d(3) if len(shape) == 4 else nn.BatchNorm1d(3)
     with torch.no_grad():
         plain.weight.copy_(norm.weight)
-    whole = x.clone().requires_grad_()
-    out = plain(whole)
+    full = x.clone().requires_grad_()
+    out = plain(full)
     loss = sum((out[rank::2] * weights(out[rank::2].shape, rank)).sum() for rank in (0, 1))
     loss.backward()
-    for index, expected in ((0, out), (1, whole.grad)):
-        for rank, found in enumerate((first, second)):
-            torch.testing.assert_close(found[index], expected[rank::2].detach(), atol=1e-4, rtol=1e-4)
+    for index, expected in ((0, out), (1, full.grad)):
+        for rank, result in enumerate((first, second)):
+            torch.testing.assert_close(result[index], expected[rank::2].detach(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(first[2] + second[2], plain.weight.grad, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(first[3], plain.running_mean)
     torch.testing.assert_close(second[4], plain.running_var)

@@ -4,10 +4,8 @@ A family is a block `Block(width, *, grid, layer, shortcut, drop_path, sublayers
 one, write its file and name it here and in `FAMILIES` of `models/configuration_two_branch.py`.
 """
 
-from hssl_hf.auxiliary.combined import CombinedHead
 from hssl_hf.auxiliary.convnext import ConvNeXtBlock
-from hssl_hf.auxiliary.head import AuxiliaryHead
-from hssl_hf.auxiliary.parallel import ParallelNetwork
+from hssl_hf.auxiliary.head import AuxiliaryHead, CombinedHead, ParallelNetwork
 from hssl_hf.auxiliary.poolformer import PoolFormerBlock
 from hssl_hf.auxiliary.resmlp import ResMLPBlock
 from hssl_hf.auxiliary.resnet import ResNetBlock

@@ -15,9 +15,7 @@ class ConvNeXtBlock(nn.Module):
     Differs: no layer scale and a norm with epsilon 1e-5, as in the released HSSL code.
     """
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers=SUBLAYERS):
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width) if "token_mixer" in sublayers else None
         self.norm = nn.LayerNorm(width, eps=1e-5)

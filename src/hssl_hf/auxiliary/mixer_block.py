@@ -1,5 +1,6 @@
 """What the families with two residuals share: a token mixer, then an MLP."""
 
+from collections.abc import Callable
 from functools import partial
 
 from timm.layers import DropPath, Mlp
@@ -11,22 +12,31 @@ SUBLAYERS = ("token_mixer", "mlp")
 
 
 class MixerBlock(nn.Module):
-    """x + mix(x), then x + mlp(norm(x)); a family defines `mix`, its norm included, from (B, h, w, C) to (B, h, w, C).
+    """x + mix(x), then x + mlp(norm2(x)).
+
+    A family defines `make_norm`, for channels-last maps, `build_mixer`, and `mix`, which applies `norm1` and the mixer to
+    (B, h, w, C).
 
     Args:
         width: channels C.
-        norm: makes the norm in front of the MLP, of (B, h, w, C).
+        grid: (h, w) of a global view.
+        layer: number of the block within its head, from 0.
         shortcut: keep the first residual of the block.
         drop_path: its rate.
         sublayers: "token_mixer" and "mlp", or one of them alone (Table 15).
     """
 
-    def __init__(self, width: int, norm: type[nn.Module], *, shortcut: bool, drop_path: float, sublayers: tuple[str, ...]):
+    make_norm: Callable[[int], nn.Module]
+
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers=SUBLAYERS):
         super().__init__()
         self.mixes, self.shortcut = "token_mixer" in sublayers, shortcut
         self.drop_path = DropPath(drop_path)
-        self.norm2 = norm(width) if "mlp" in sublayers else None
+        self.norm2 = self.make_norm(width) if "mlp" in sublayers else None
         self.mlp = Mlp(width, 4 * width) if "mlp" in sublayers else None
+        if self.mixes:
+            self.norm1 = self.make_norm(width)
+            self.build_mixer(width, grid, layer)
 
     def forward(self, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
         """(B, h, w, C) -> the same, or its mean over the axes `pool`."""

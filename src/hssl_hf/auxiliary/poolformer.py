@@ -4,7 +4,7 @@ from timm.layers import GroupNorm1
 from timm.models.metaformer import Pooling
 from torch import Tensor
 
-from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import MixerBlock
 
 
 class MapNorm(GroupNorm1):
@@ -19,13 +19,10 @@ class PoolFormerBlock(MixerBlock):
     Differs: no layer scale, since its tiny initial values would shrink a head without first shortcut to nothing.
     """
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
-        super().__init__(width, MapNorm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
-        if self.mixes:
-            self.norm1 = MapNorm(width)
-            self.mixer = Pooling()
+    make_norm = MapNorm
+
+    def build_mixer(self, width: int, grid: tuple[int, int], layer: int) -> None:
+        self.mixer = Pooling()
 
     def mix(self, x: Tensor) -> Tensor:
         return self.mixer(self.norm1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

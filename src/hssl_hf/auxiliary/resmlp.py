@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import MixerBlock
 
 
 class ResMLPBlock(MixerBlock):
@@ -15,14 +15,11 @@ class ResMLPBlock(MixerBlock):
     Differs: no layer scale, since its tiny initial values would shrink a head without first shortcut to nothing.
     """
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
-        super().__init__(width, Affine, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
+    make_norm = Affine
+
+    def build_mixer(self, width: int, grid: tuple[int, int], layer: int) -> None:
         self.grid = tuple(grid)
-        if self.mixes:
-            self.norm1 = Affine(width)
-            self.mixer = nn.Linear(grid[0] * grid[1], grid[0] * grid[1])
+        self.mixer = nn.Linear(grid[0] * grid[1], grid[0] * grid[1])
 
     def mix(self, x: Tensor) -> Tensor:
         y = resize(self.norm1(x), self.grid)
@@ -32,6 +29,6 @@ class ResMLPBlock(MixerBlock):
 
 def resize(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h, w, C) -> (B, *grid, C), bilinearly."""
-    if tuple(x.shape[1:3]) == tuple(grid):
+    if x.shape[1:3] == grid:
         return x
-    return F.interpolate(x.permute(0, 3, 1, 2), size=tuple(grid), mode="bilinear").permute(0, 2, 3, 1)
+    return F.interpolate(x.permute(0, 3, 1, 2), size=grid, mode="bilinear").permute(0, 2, 3, 1)

@@ -11,9 +11,7 @@ from hssl_hf.modules.projection_heads import BatchNorm
 class ResNetBlock(nn.Module):
     """Bottleneck C -> C/4 -> C/4 -> C; batch norms use the batch of all processes, in the teacher its own batch."""
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
+    def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers=SUBLAYERS):
         super().__init__()
         if set(sublayers) != set(SUBLAYERS):
             raise ValueError("a ResNet block has no token mixer and MLP apart; leave auxiliary_sublayers at ['mixer', 'mlp']")

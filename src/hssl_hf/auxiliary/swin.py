@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
+from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import MixerBlock
 from hssl_hf.auxiliary.vit import attention_heads
 
 WINDOW = 7
@@ -18,18 +19,15 @@ class SwinBlock(MixerBlock):
     padding is never attended to. All window sizes read one table of relative positions.
     """
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
-        super().__init__(width, nn.LayerNorm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
+    make_norm = nn.LayerNorm
+
+    def build_mixer(self, width: int, grid: tuple[int, int], layer: int) -> None:
         self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
         self.fused = use_fused_attn()
-        if self.mixes:
-            self.norm1 = nn.LayerNorm(width)
-            self.qkv = nn.Linear(width, 3 * width)
-            self.project = nn.Linear(width, width)
-            self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
-            nn.init.trunc_normal_(self.relative_bias, std=0.02)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
+        nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
     def mix(self, x: Tensor) -> Tensor:
         x = self.norm1(x)
@@ -39,17 +37,17 @@ class SwinBlock(MixerBlock):
         padded = [-(-size // side) * side for size, side in zip((height, width), window, strict=True)]
         regions = _regions((height, width), padded, window, shift, x.device)
         x = F.pad(x, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
-        windows = _partition(x.roll((-shift[0], -shift[1]), (1, 2)), window)  # (B, n, wh * ww, C)
+        windows = window_partition(x.roll((-shift[0], -shift[1]), (1, 2)), window).flatten(1, 2)
+        windows = windows.unflatten(0, (len(x), -1))  # (B, n, wh * ww, C)
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        strangers = regions[:, None, :, None] != regions[:, None, None, :]  # (n, 1, wh * ww, wh * ww)
-        bias = self._position_bias(window).to(q.dtype).masked_fill(strangers, float("-inf"))
+        excluded = regions[:, None, :, None] != regions[:, None, None, :]  # (n, 1, wh * ww, wh * ww)
+        bias = self._position_bias(window).to(q.dtype).masked_fill(excluded, float("-inf"))
         if self.fused:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         else:
             out = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias[None], dim=-1).to(v.dtype) @ v
-        out = self.project(out.transpose(2, 3).flatten(3))
-        out = _merge(out, window, padded).roll(shift, (1, 2))
-        return out[:, :height, :width]
+        out = self.project(out.transpose(2, 3).flatten(3)).flatten(0, 1).unflatten(1, window)
+        return window_reverse(out, window, *padded).roll(shift, (1, 2))[:, :height, :width]
 
     def _position_bias(self, window: tuple[int, int]) -> Tensor:
         """(heads, wh * ww, wh * ww) biases of one window."""
@@ -57,19 +55,6 @@ class SwinBlock(MixerBlock):
         rows, columns = (i[:, None] - i[None, :] + WINDOW - 1 for i in (rows, columns))
         bias = self.relative_bias[:, rows[:, None, :, None], columns[None, :, None, :]]
         return bias.flatten(3).flatten(1, 2)
-
-
-def _partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (B, windows, wh * ww, C)."""
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // window[0], window[0], width // window[1], window[1], channels)
-    return x.transpose(2, 3).reshape(batch, -1, window[0] * window[1], channels)
-
-
-def _merge(x: Tensor, window: tuple[int, int], size: list[int]) -> Tensor:
-    """The inverse of `_partition`."""
-    rows, columns = size[0] // window[0], size[1] // window[1]
-    return x.view(len(x), rows, columns, *window, x.shape[-1]).transpose(2, 3).reshape(len(x), *size, x.shape[-1])
 
 
 def _regions(size, padded, window, shift, device) -> Tensor:
@@ -80,4 +65,4 @@ def _regions(size, padded, window, shift, device) -> Tensor:
         wrapped = (index < shift[axis]).long()
         sides.append(torch.where(index < size[axis], wrapped, 2).roll(-shift[axis]))
     regions = sides[0][:, None] * 3 + sides[1][None, :]
-    return _partition(regions[None, :, :, None], window)[0, :, :, 0]
+    return window_partition(regions[None, :, :, None], window).flatten(1)

@@ -5,20 +5,16 @@ from functools import partial
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary.mixer_block import SUBLAYERS, MixerBlock
+from hssl_hf.auxiliary.mixer_block import MixerBlock
 
 
 class ViTBlock(MixerBlock):
     """Pre-norm block over the patches, without class token and without positions of its own; one head per 64 channels."""
 
-    def __init__(
-        self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers: tuple[str, ...] = SUBLAYERS
-    ):
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        super().__init__(width, norm, shortcut=shortcut, drop_path=drop_path, sublayers=sublayers)
-        if self.mixes:
-            self.norm1 = norm(width)
-            self.attention = Attention(width, num_heads=attention_heads(width), qkv_bias=True)
+    make_norm = staticmethod(partial(nn.LayerNorm, eps=1e-6))
+
+    def build_mixer(self, width: int, grid: tuple[int, int], layer: int) -> None:
+        self.attention = Attention(width, num_heads=attention_heads(width), qkv_bias=True)
 
     def mix(self, x: Tensor) -> Tensor:
         return self.attention(self.norm1(x).flatten(1, 2)).view_as(x)

@@ -67,7 +67,15 @@ class HSSLConfig(TwoBranchConfig):
         if self.objective != "ibot" and self.patch_supervision:
             raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
         for name in ("cls_supervision", "patch_supervision"):
-            self._check_arrows(name, parse_arrows(getattr(self, name)))
+            branches = {branch for arrow in parse_arrows(getattr(self, name)) for branch in arrow}
+            if self.auxiliary is None and "auxiliary" in branches:
+                raise ValueError(f"{name}={list(getattr(self, name))} needs an auxiliary head, but auxiliary is null")
+            idle = next(iter(branches - self.learners), None)
+            if idle and not self.shared_projection:
+                raise ValueError(
+                    f"in {name} the branch {idle!r} teaches but learns nowhere, so that its projection would stay random; "
+                    f"add an arrow to {idle!r} or set shared_projection"
+                )
 
     @property
     def cls_arrows(self) -> list[tuple[str, str]]:
@@ -79,6 +87,16 @@ class HSSLConfig(TwoBranchConfig):
         """(teacher, learner) of every arrow of the patch level."""
         return parse_arrows(self.patch_supervision)
 
+    @property
+    def learners(self) -> set[str]:
+        """Branches that learn, at the image or the patch level."""
+        return {learner for _, learner in (*self.cls_arrows, *self.patch_arrows)}
+
+    @property
+    def supervises_auxiliary_patches(self) -> bool:
+        """Whether the auxiliary head takes part in the patch level."""
+        return any("auxiliary" in arrow for arrow in self.patch_arrows)
+
     def describe(self) -> tuple[str, str]:
         if self.auxiliary is None:
             return self.objective, f"{self.objective} alone, without an auxiliary head"
@@ -88,18 +106,6 @@ class HSSLConfig(TwoBranchConfig):
         masks = ["data/masking"] if self.patch_supervision else []
         own = ["models/configuration_hssl", *self.heads_described_in(), f"objectives/{self.objective}"]
         return [*own, *masks, "engine/optim"]
-
-    def _check_arrows(self, name: str, arrows: list[tuple[str, str]]) -> None:
-        branches = {branch for arrow in arrows for branch in arrow}
-        if self.auxiliary is None and "auxiliary" in branches:
-            raise ValueError(f"{name}={list(getattr(self, name))} needs an auxiliary head, but auxiliary is null")
-        learners = {learner for _, learner in [*self.cls_arrows, *self.patch_arrows]}
-        for teacher in branches - learners:
-            if not self.shared_projection:
-                raise ValueError(
-                    f"in {name} the branch {teacher!r} teaches but learns nowhere, so that its projection would stay random; "
-                    f"add an arrow to {teacher!r} or set shared_projection"
-                )
 
 
 def parse_arrows(arrows) -> list[tuple[str, str]]:

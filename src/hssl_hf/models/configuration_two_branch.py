@@ -12,7 +12,7 @@ FAMILIES = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")  # data
 
 @strict
 class TwoBranchConfig(PreTrainingConfig):
-    """A base model and what stands beside it while it is pre-trained.
+    """A base model and what is trained beside it.
 
     Args:
         (those of `PreTrainingConfig`; the drop path rises over base and head together)
@@ -23,7 +23,8 @@ class TwoBranchConfig(PreTrainingConfig):
         auxiliary_first_shortcut: keep its first shortcut (an ablation).
         auxiliary_sublayers: of its blocks: token_mixer and mlp, or one of them alone (Table 15).
         auxiliary_hidden_size: its channels; None for those of the backbone.
-        auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier for narrow backbones.
+        auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier, which suits widths far
+            below 768, where .02 is much too small for a head without first shortcut.
         freeze_patch_embed: leave the patch embedding at its random initial values, as in MoCo v3 (vision transformers).
         sincos_position_embeddings: fixed sine-cosine position embeddings, as in MoCo v3 and MAE (vision transformers).
     Raises:
@@ -53,40 +54,38 @@ class TwoBranchConfig(PreTrainingConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.auxiliary_connection == "parallel":
-            if len(self.families) != 1:
-                raise ValueError(f"a parallel connection needs the name of one timm model, got auxiliary={self.auxiliary!r}")
-        else:
+        if self.auxiliary_connection == "serial":
             for family in self.families:
                 require_family(family)
+        elif len(self.families) != 1:
+            raise ValueError(f"a parallel connection needs the name of one timm model, got auxiliary={self.auxiliary!r}")
         if len(set(self.families)) < len(self.families) or self.auxiliary in ([], ()):
             raise ValueError(f"expected an auxiliary head, several different ones, or null, got {self.auxiliary!r}")
-        if not self.auxiliary_sublayers or not set(self.auxiliary_sublayers) <= {"token_mixer", "mlp"}:
-            raise ValueError(
-                f"auxiliary_sublayers: expected ['token_mixer', 'mlp'] or one of them, got {list(self.auxiliary_sublayers)}"
-            )
-        if self.auxiliary_depth < 1:
-            raise ValueError(
-                f"auxiliary_depth must be at least 1, got {self.auxiliary_depth}; for no head set auxiliary to null"
-            )
+        sublayers = list(self.auxiliary_sublayers)
+        if not sublayers or not set(sublayers) <= {"token_mixer", "mlp"}:
+            raise ValueError(f"auxiliary_sublayers: expected ['token_mixer', 'mlp'] or one of them, got {sublayers}")
+        depth = self.auxiliary_depth
+        if depth < 1:
+            raise ValueError(f"auxiliary_depth must be at least 1, got {depth}; for no head set auxiliary to null")
 
     def describe_heads(self) -> str:
-        """A phrase that names what stands beside the base."""
+        """A phrase that names what is trained beside the base."""
         names = self.families
         if self.auxiliary_connection == "parallel":
             return f"a {names[0]} beside it"
         return f"{' and '.join(names)} heads" if len(names) > 1 else f"a {names[0]} head"
 
     def heads_described_in(self) -> list[str]:
-        """`described_in` of what stands beside the base."""
-        if self.auxiliary_connection == "parallel":
-            return ["auxiliary/parallel"]
-        return ["auxiliary/head", *(f"auxiliary/{family}" for family in self.families)] if self.families else []
+        """`described_in` of what is trained beside the base."""
+        families = self.families if self.auxiliary_connection == "serial" else ()
+        return [f"auxiliary/{name}" for name in ("head", *families)] if self.families else []
 
     @property
     def families(self) -> tuple[str, ...]:
         """Families of the auxiliary heads, none without."""
-        return () if self.auxiliary is None else (self.auxiliary,) if isinstance(self.auxiliary, str) else tuple(self.auxiliary)
+        if self.auxiliary is None:
+            return ()
+        return (self.auxiliary,) if isinstance(self.auxiliary, str) else tuple(self.auxiliary)
 
 
 def require_family(name: str) -> None:

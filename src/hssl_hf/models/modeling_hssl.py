@@ -9,8 +9,9 @@ from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
-from hssl_hf.models.modeling_two_branch import build_network
-from hssl_hf.objectives import OBJECTIVES, ObjectiveInputs
+from hssl_hf.models.modeling_two_branch import TwoBranchNetwork
+from hssl_hf.objectives import OBJECTIVES
+from hssl_hf.objectives.supervision import Objective, ObjectiveInputs, ObjectiveOutput
 
 
 @dataclass
@@ -31,32 +32,18 @@ class HSSLForPreTrainingOutput(ModelOutput):
     teacher_pooler_output: Tensor | None = None
 
 
-class HSSLForPreTraining(StudentTeacherPreTrainedModel):
-    """Pre-train a base model with a heterogeneous auxiliary head, on top of DINO, iBOT or MoCo v3.
+class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
+    """Base class of the methods that compare the representations of student and teacher by an `Objective` or several."""
 
-    The teacher is a frozen submodule: call `update_teacher` after every optimizer step. Only `student` is to be optimized;
-    only its base (or the teacher's) is kept afterwards.
-
-    Example:
-        model = HSSLForPreTraining(HSSLConfig(backbone="vit_small_patch16_224", auxiliary="convnext"))
-        output = model(pixel_values, local_pixel_values, bool_masked_pos, teacher_temperature=0.04)
-
-    Source: HSSL; the released code where it differs from the paper.
-    """
-
-    config_class = HSSLConfig
-
-    def __init__(self, config: HSSLConfig):
-        super().__init__(config)
-        objective = OBJECTIVES[config.objective](config)
-        auxiliary_patches = any("auxiliary" in arrow for arrow in config.patch_supervision)
-        self.student = build_network(config, objective, auxiliary_patches)
-        self.teacher = copy.deepcopy(self.student)
+    def _finish_init(self) -> None:
+        """Adopt what the objective and the arrows require of the training loop, and freeze what is not trained."""
         self.teacher.base.mask_token = None
-        objective.remove_student_only_modules(self.teacher.heads)
-        self.objective = objective
-        adopt_requirements(self, objective)
-        self._finish_init()
+        objective = next(module for module in self.modules() if isinstance(module, Objective))
+        self.num_views, self.supports_local_views = objective.num_views, objective.supports_local_views
+        self.in_batch_negatives = objective.in_batch_negatives
+        self.masked_views = None if self.config.patch_supervision else 0
+        self.has_unused_parameters = "base" not in self.config.learners  # its final norm
+        super()._finish_init()
 
     def forward(
         self,
@@ -81,29 +68,49 @@ class HSSLForPreTraining(StudentTeacherPreTrainedModel):
             teacher = self.teacher(pixel_values)
         student = self.student(pixel_values, bool_masked_pos)
         local = None if local_pixel_values is None else self.student(local_pixel_values)
-        heads = (self.student.heads, self.teacher.heads)
-        views = (bool_masked_pos, mask_indices, teacher_temperature)
-        output = self.objective(ObjectiveInputs(student, teacher, *heads, local, *views))
-        return HSSLForPreTrainingOutput(
-            output.loss, output.losses, output.metrics, output.discrepancy, teacher.base.cls.flatten(0, 1)
-        )
+        output = self._compare(student, teacher, local, (bool_masked_pos, mask_indices, teacher_temperature))
+        return HSSLForPreTrainingOutput(**vars(output), teacher_pooler_output=teacher.base.cls.flatten(0, 1))
+
+    def _compare(self, student, teacher, local, masks_and_temperature: tuple) -> ObjectiveOutput:
+        """The loss between the outputs of both networks, and of the student for the local views."""
+        raise NotImplementedError
 
     def update_teacher(self, momentum: float) -> None:
         """After the optimizer step: move the teacher towards the student and the centers towards the last batch."""
         super().update_teacher(momentum)
-        self.objective.update()
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.update()
 
     def freezable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        prototypes = getattr(self.student.heads, "prototypes", None)
-        last_layer = {} if prototypes is None else {"prototypes": list(prototypes.parameters())}
-        return super().freezable_parameters() | last_layer
+        prototypes = [p for name, p in self.student.heads.named_parameters() if "prototypes" in name]
+        return super().freezable_parameters() | ({"prototypes": prototypes} if prototypes else {})
 
 
-def adopt_requirements(model: StudentTeacherPreTrainedModel, objective: nn.Module) -> None:
-    """What the objective and the arrows of a model require of the training loop."""
-    config = model.config
-    model.num_views, model.supports_local_views = objective.num_views, objective.supports_local_views
-    model.in_batch_negatives = objective.in_batch_negatives
-    model.masked_views = None if config.patch_supervision else 0
-    learners = {learner for _, learner in (*config.cls_arrows, *config.patch_arrows)}
-    model.has_unused_parameters = "base" not in learners  # its final norm
+class HSSLForPreTraining(ObjectivePreTrainedModel):
+    """Pre-train a base model with a heterogeneous auxiliary head, on top of DINO, iBOT or MoCo v3.
+
+    The teacher is a frozen submodule: call `update_teacher` after every optimizer step. Only `student` is to be optimized;
+    only its base (or the teacher's) is kept afterwards.
+
+    Example:
+        model = HSSLForPreTraining(HSSLConfig(backbone="vit_small_patch16_224", auxiliary="convnext"))
+        output = model(pixel_values, local_pixel_values, bool_masked_pos, teacher_temperature=0.04)
+
+    Source: HSSL; the released code where it differs from the paper.
+    """
+
+    config_class = HSSLConfig
+
+    def __init__(self, config: HSSLConfig):
+        super().__init__(config)
+        objective = OBJECTIVES[config.objective](config)
+        self.student = TwoBranchNetwork(config, objective)
+        self.teacher = copy.deepcopy(self.student)
+        objective.remove_student_only_modules(self.teacher.heads)
+        self.objective = objective
+        self._finish_init()
+
+    def _compare(self, student, teacher, local, masks_and_temperature: tuple) -> ObjectiveOutput:
+        heads = (self.student.heads, self.teacher.heads)
+        return self.objective(ObjectiveInputs(student, teacher, *heads, local, *masks_and_temperature))

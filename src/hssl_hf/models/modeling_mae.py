@@ -13,8 +13,9 @@ from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedMode
 from hssl_hf.models.modeling_two_branch import Auxiliary, build_auxiliary, build_base
 from hssl_hf.modules.backbone import Backbone, take
 from hssl_hf.modules.decoder import Decoder, Projector
+from hssl_hf.modules.projection_heads import init_linear_layers
 from hssl_hf.modules.tokens import Tokens
-from hssl_hf.modules.visible_patches import init_weights, prepare_base, require_transformer, scatter_visible, split_patches
+from hssl_hf.modules.visible_patches import prepare_base, scatter_visible, split_patches
 from hssl_hf.objectives import pixel_targets, reconstruction
 
 
@@ -53,10 +54,9 @@ class MaskedDecoder(nn.Module):
     def __init__(self, width: int, base: Backbone, config: HSSLMAEConfig, depth: int, output: int):
         super().__init__()
         inner, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
-        flags = {"relative": False, "predict_positions": True, "final_norm": True}
         self.projector = Projector(width, inner, 0, heads, "layer")
-        self.decoder = Decoder(base.grid, inner, depth, heads, "layer", output, **flags)
-        self.apply(init_weights)
+        self.decoder = Decoder(base.grid, inner, depth, heads, "layer", output, final_norm=True)
+        init_linear_layers(self, "xavier")
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
     def hidden_states(self, tokens: Tensor, visible_indices: Tensor, masked_indices: Tensor) -> Tensor:
@@ -65,14 +65,29 @@ class MaskedDecoder(nn.Module):
 
 
 class MAEStudent(EncoderWithHead):
-    """Base and head with a decoder each, and the token that fills masked positions in the head's map."""
+    """Base and head with a decoder each, and the token that fills masked positions in the head's map.
 
-    def __init__(
-        self, base: Backbone, auxiliary: Auxiliary | None, pixels: MaskedDecoder, representations: MaskedDecoder | None
-    ):
-        super().__init__(base, auxiliary)
-        self.pixels, self.representations = pixels, representations
-        self.filler = None
+    Each is built from a seed of its own, so that they do not change each other's initial values.
+    """
+
+    def __init__(self, config: HSSLMAEConfig):
+        seeds = torch.randint(2**62, (4,), device="cpu").tolist()
+        with torch.random.fork_rng():
+            torch.manual_seed(seeds[0])
+            base = build_base(config, mask_token=False)
+            prepare_base(base, config.backbone)
+            super().__init__(base, build_auxiliary(config, base, seeds[1]))
+            torch.manual_seed(seeds[2])
+            height, width = base.model.patch_embed.patch_size
+            encoded = base.width if self.auxiliary is None else self.auxiliary.width
+            self.pixels = MaskedDecoder(encoded, base, config, config.decoder_num_hidden_layers, 3 * height * width)
+            self.representations = self.filler = None
+            if self.auxiliary is not None:
+                torch.manual_seed(seeds[3])
+                output = config.decoder_hidden_size if config.representation_target == "decoder" else self.auxiliary.width
+                self.representations = MaskedDecoder(base.width, base, config, config.representation_decoder_depth, output)
+                if config.auxiliary_mask_fill == "token":
+                    self.filler = nn.Parameter(torch.zeros(1, base.width))
 
 
 class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
@@ -97,7 +112,7 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
 
     def __init__(self, config: HSSLMAEConfig):
         super().__init__(config)
-        self.student = _build_student(config)
+        self.student = MAEStudent(config)
         self.teacher = None
         if config.auxiliary is not None and config.representation_target == "teacher":
             self.teacher = EncoderWithHead(copy.deepcopy(self.student.base), copy.deepcopy(self.student.auxiliary))
@@ -147,28 +162,3 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
         tokens, patches = (self.student if self.teacher is None else self.teacher)(pixels)
         target = take(patches, masked).float()
         return F.layer_norm(target, target.shape[-1:]), None if self.teacher is None else tokens.cls
-
-
-def _build_student(config: HSSLMAEConfig) -> MAEStudent:
-    """Every module from a seed of its own, so that they do not change each other's initial values."""
-    seeds = torch.randint(2**62, (4,), device="cpu").tolist()
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds[0])
-        base = build_base(config, mask_token=False)
-        require_transformer(base, config.backbone)
-        prepare_base(base)
-        auxiliary = build_auxiliary(config, base, seeds[1])
-        torch.manual_seed(seeds[2])
-        height, width = base.model.patch_embed.patch_size
-        decoded_width = base.width if auxiliary is None else auxiliary.width
-        pixels = MaskedDecoder(decoded_width, base, config, config.decoder_num_hidden_layers, 3 * height * width)
-        if auxiliary is None:
-            return MAEStudent(base, None, pixels, None)
-        torch.manual_seed(seeds[3])
-        output = config.decoder_hidden_size if config.representation_target == "decoder" else auxiliary.width
-        student = MAEStudent(
-            base, auxiliary, pixels, MaskedDecoder(base.width, base, config, config.representation_decoder_depth, output)
-        )
-        if config.auxiliary_mask_fill == "token":
-            student.filler = nn.Parameter(torch.zeros(1, base.width))
-        return student

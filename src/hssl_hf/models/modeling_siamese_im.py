@@ -13,7 +13,8 @@ from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedMode
 from hssl_hf.modules.backbone import Backbone, take
 from hssl_hf.modules.decoder import Decoder, Projector
 from hssl_hf.modules.position_embeddings import relative_geometry
-from hssl_hf.modules.visible_patches import init_weights, prepare_base, require_transformer, split_patches
+from hssl_hf.modules.projection_heads import init_linear_layers
+from hssl_hf.modules.visible_patches import prepare_base, split_patches
 from hssl_hf.objectives import ObjectiveOutput, normalize_targets, pixel_targets, reconstruction, unigrad
 
 
@@ -36,10 +37,33 @@ class SiameseIMForPreTrainingOutput(ModelOutput):
 
 
 class SiameseIMNetwork(nn.Module):
-    """A base model, the projector behind it and, in the student, the decoder."""
+    """A base model, the projector behind it and, in the student, the decoder.
 
-    def __init__(self, base: Backbone, projector: Projector, decoder: Decoder | None):
+    Each is built from a seed of its own, so that they do not change each other's initial values.
+    """
+
+    def __init__(self, config: SiameseIMConfig):
         super().__init__()
+        depth, heads, norm = config.decoder_num_hidden_layers, config.decoder_num_attention_heads, config.decoder_norm
+        seeds = torch.randint(2**62, (3,), device="cpu").tolist()
+        with torch.random.fork_rng():
+            torch.manual_seed(seeds[0])
+            base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, drop_path_rate=config.drop_path_rate)
+            prepare_base(base, config.backbone)
+            if not config.final_norm:
+                base.norm = nn.Identity()
+            inner = config.decoder_hidden_size or base.width
+            torch.manual_seed(seeds[1])
+            projector = Projector(base.width, inner, config.projector_depth, heads, norm)
+            init_linear_layers(projector, "xavier")
+            torch.manual_seed(seeds[2])
+            height, width = base.model.patch_embed.patch_size
+            output = inner if config.target == "feature" else 3 * height * width
+            queries = {"relative": config.views == "different", "predict_positions": config.level == "dense"}
+            decoder = Decoder(base.grid, inner, depth, heads, norm, output, **queries, final_norm=config.final_norm)
+            init_linear_layers(decoder, "xavier")
+            if decoder.mask_token is not None:
+                nn.init.normal_(decoder.mask_token, std=0.02)
         self.base, self.projector, self.decoder = base, projector, decoder
 
 
@@ -73,12 +97,11 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
     def __init__(self, config: SiameseIMConfig):
         super().__init__(config)
         self.num_views = 2 if config.views == "different" else 1
-        self.student = _build_student(config)
+        self.student = SiameseIMNetwork(config)
         self.teacher = None
         if config.target == "feature":
-            decoder, self.student.decoder = self.student.decoder, None
             self.teacher = copy.deepcopy(self.student)
-            self.student.decoder = decoder
+            self.teacher.decoder = None
         self._finish_init()
 
     def forward(
@@ -134,38 +157,3 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         if config.loss_normalization == "l2":
             prediction = normalize_targets(prediction, "l2")
         return prediction, unigrad(prediction.flatten(0, 1), target.flatten(0, 1), config.negative_weight)
-
-
-def _build_student(config: SiameseIMConfig) -> SiameseIMNetwork:
-    """Base, projector and decoder, each from a seed of its own, so that they do not change each other's initial values."""
-    seeds = torch.randint(2**62, (3,), device="cpu").tolist()
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds[0])
-        base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, drop_path_rate=config.drop_path_rate)
-        require_transformer(base, config.backbone)
-        prepare_base(base)
-        if not config.final_norm:
-            base.norm = nn.Identity()
-        inner = config.decoder_hidden_size or base.width
-        torch.manual_seed(seeds[1])
-        projector = Projector(
-            base.width, inner, config.projector_depth, config.decoder_num_attention_heads, config.decoder_norm
-        )
-        projector.apply(init_weights)
-        torch.manual_seed(seeds[2])
-        height, width = base.model.patch_embed.patch_size
-        decoder = Decoder(
-            base.grid,
-            inner,
-            config.decoder_num_hidden_layers,
-            config.decoder_num_attention_heads,
-            config.decoder_norm,
-            output=inner if config.target == "feature" else 3 * height * width,
-            relative=config.views == "different",
-            predict_positions=config.level == "dense",
-            final_norm=config.final_norm,
-        )
-        decoder.apply(init_weights)
-        if decoder.mask_token is not None:
-            nn.init.normal_(decoder.mask_token, std=0.02)
-    return SiameseIMNetwork(base, projector, decoder)

@@ -101,16 +101,14 @@ class StudentTeacherPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:
         """None: there is no token embedding that a training engine could treat apart."""
 
-    def get_output_embeddings(self) -> None:
-        """None, as for the input."""
-
     def freeze(self) -> None:
         """Freeze the teacher and fixed parameters; transformers does not restore that when it loads a model."""
         if self.teacher is not None:
             self.teacher.requires_grad_(False)
-        self.student.base.freeze_parameters(
-            positions=self.config.sincos_position_embeddings, patch_embed=self.config.freeze_patch_embed
-        )
+        base = self.student.base
+        if base.is_transformer:
+            base.model.pos_embed.requires_grad_(not self.config.sincos_position_embeddings)
+            base.model.patch_embed.requires_grad_(not self.config.freeze_patch_embed)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):

@@ -8,6 +8,7 @@ from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 from hssl_hf.modules.backbone import Backbone
 from hssl_hf.modules.tokens import Branches
+from hssl_hf.objectives.supervision import Objective
 
 Auxiliary = AuxiliaryHead | CombinedHead | ParallelNetwork
 
@@ -15,14 +16,28 @@ Auxiliary = AuxiliaryHead | CombinedHead | ParallelNetwork
 class TwoBranchNetwork(nn.Module):
     """A base model, the auxiliary head behind it, and the projection heads of the objective.
 
-    Args:
-        auxiliary_patches: whether the objective reads the head's patches.
+    Each is built from a seed of its own, so that they do not change each other's initial values.
+
+    Raises:
+        ValueError: for modules that do not fit each other.
     """
 
-    def __init__(self, base: Backbone, auxiliary: Auxiliary | None, heads: nn.Module, auxiliary_patches: bool):
+    def __init__(self, config: HSSLConfig, objective: Objective):
         super().__init__()
-        self.base, self.auxiliary, self.heads = base, auxiliary, heads
-        self.auxiliary_patches = auxiliary_patches
+        self.auxiliary_patches = config.supervises_auxiliary_patches
+        seeds = torch.randint(2**62, (3,), device="cpu").tolist()
+        with torch.random.fork_rng():
+            torch.manual_seed(seeds[0])
+            self.base = build_base(config, mask_token=bool(config.patch_supervision))
+            self.auxiliary = build_auxiliary(config, self.base, seeds[1])
+            if self.auxiliary_patches and self.auxiliary.reads_image and self.auxiliary.backbone.grid != self.base.grid:
+                raise ValueError(
+                    f"patch_supervision between networks needs one grid, but the base has {self.base.grid} patches and the "
+                    f"parallel network {self.auxiliary.backbone.grid}; supervise the image level alone"
+                )
+            widths = {"base": self.base.width, **({} if self.auxiliary is None else {"auxiliary": self.auxiliary.width})}
+            torch.manual_seed(seeds[2])
+            self.heads = objective.make_heads(widths)
 
     def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> Branches:
         """(V, B, 3, H, W) views and (V, B, h, w) mask -> tokens with the same two leading axes."""
@@ -34,42 +49,16 @@ class TwoBranchNetwork(nn.Module):
         return Branches(tokens, auxiliary).map(lambda x: x.unflatten(0, views))
 
 
-def build_network(config: HSSLConfig, objective, auxiliary_patches: bool) -> TwoBranchNetwork:
-    """Base, auxiliary head and heads of the objective, each from a seed of its own, so that they do not change each other's
-    initial values.
-
-    Raises:
-        ValueError: for modules that do not fit each other.
-    """
-    seeds = torch.randint(2**62, (3,), device="cpu").tolist()
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds[0])
-        base = build_base(config, mask_token=bool(config.patch_supervision))
-        auxiliary = build_auxiliary(config, base, seeds[1])
-        if auxiliary_patches and auxiliary.reads_image:
-            _require_same_grid(base, auxiliary.backbone)
-        widths = {"base": base.width, **({} if auxiliary is None else {"auxiliary": auxiliary.width})}
-        torch.manual_seed(seeds[2])
-        return TwoBranchNetwork(base, auxiliary, objective.make_heads(widths), auxiliary_patches)
-
-
 def build_base(config: TwoBranchConfig, mask_token: bool) -> Backbone:
     """The base model of a configuration; its drop path rises over base and head together."""
-    base = Backbone(
-        config.backbone,
-        config.image_size,
-        config.backbone_kwargs,
-        drop_path_rate=config.drop_path_rate,
-        following_blocks=config.auxiliary_depth if config.families and config.auxiliary_connection == "serial" else 0,
-        mask_token=mask_token,
-    )
-    if config.sincos_position_embeddings or config.freeze_patch_embed:
-        if not base.is_transformer:
-            raise ValueError(
-                f"sincos_position_embeddings and freeze_patch_embed are for vision transformers, got {config.backbone!r}"
-            )
-        if config.sincos_position_embeddings:
-            base.use_sincos_position_embedding()
+    following = config.auxiliary_depth if config.families and config.auxiliary_connection == "serial" else 0
+    base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, config.drop_path_rate, following, mask_token)
+    if (config.sincos_position_embeddings or config.freeze_patch_embed) and not base.is_transformer:
+        raise ValueError(
+            f"sincos_position_embeddings and freeze_patch_embed are for vision transformers, got {config.backbone!r}"
+        )
+    if config.sincos_position_embeddings:
+        base.use_sincos_position_embedding()
     return base
 
 
@@ -83,28 +72,5 @@ def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxil
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)
-        heads[family] = build_head(config, family, base)
+        heads[family] = AuxiliaryHead(BLOCKS[family], config, base.width, base.grid, base.rates)
     return CombinedHead(heads) if len(heads) > 1 else heads[config.families[0]]
-
-
-def build_head(config: TwoBranchConfig, family: str, base: Backbone) -> AuxiliaryHead:
-    """An auxiliary head of a family, as the configuration describes it."""
-    return AuxiliaryHead(
-        BLOCKS[family],
-        base.width,
-        config.auxiliary_depth,
-        base.grid,
-        first_shortcut=config.auxiliary_first_shortcut,
-        inner_width=config.auxiliary_hidden_size,
-        rates=base.rates,
-        init=config.auxiliary_init,
-        sublayers=config.auxiliary_sublayers,
-    )
-
-
-def _require_same_grid(base: Backbone, other: Backbone) -> None:
-    if base.grid != other.grid:
-        raise ValueError(
-            f"patch_supervision between networks needs one grid, but the base has {base.grid} patches and the parallel "
-            f"network {other.grid}; supervise the image level alone"
-        )

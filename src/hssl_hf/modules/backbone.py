@@ -54,14 +54,12 @@ class Backbone(nn.Module):
             self.norm, self.model.norm = self.model.norm, nn.Identity()
         self.rates = share_drop_path(self.model, drop_path_rate, following_blocks)
         use_checkpointed_blocks(self.model)
-        self.mask_token = None
-        if mask_token:
-            if not self.is_transformer:
-                raise ValueError(
-                    f"masking patches needs a vision transformer with a class token, got {name!r}; choose the objective 'dino' "
-                    "or 'moco_v3' for this backbone"
-                )
-            self.mask_token = nn.Parameter(torch.zeros(1, self.width))
+        if mask_token and not self.is_transformer:
+            raise ValueError(
+                f"masking patches needs a vision transformer with a class token, got {name!r}; choose the objective 'dino' or "
+                "'moco_v3' for this backbone"
+            )
+        self.mask_token = nn.Parameter(torch.zeros(1, self.width)) if mask_token else None
 
     def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> tuple[Tokens, Tensor]:
         """
@@ -135,12 +133,6 @@ class Backbone(nn.Module):
             self.model.pos_embed.zero_()
             self.model.pos_embed[0, 1:] = sincos_position_embedding(self.grid, self.width).flatten(0, 1)
 
-    def freeze_parameters(self, *, positions: bool, patch_embed: bool) -> None:
-        """Exclude the position embeddings or the patch embedding from training (vision transformers)."""
-        if self.is_transformer:
-            self.model.pos_embed.requires_grad_(not positions)
-            self.model.patch_embed.requires_grad_(not patch_embed)
-
     def run_blocks(self, patches: Tensor) -> Tensor:
         """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""
         cls = (self.model.cls_token + self.model.pos_embed[:, :1]).expand(len(patches), -1, -1)
@@ -149,8 +141,7 @@ class Backbone(nn.Module):
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's own names, without the mask token."""
-        state = self.model.state_dict()
-        return {**state, **{f"norm.{key}": value for key, value in self.norm.state_dict().items()}}
+        return {**self.model.state_dict(), **self.norm.state_dict(prefix="norm.")}
 
     def _to_map(self, features: Tensor, pixels: Tensor) -> Tensor:
         """Features in the layout of their architecture -> (B, h, w, C)."""
@@ -211,14 +202,14 @@ def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> lis
         the rates left for the following blocks.
     Source: released HSSL code: one linspace over depth + auxiliary depth values.
     """
-    owners = [m for m in model.modules() if any(isinstance(child, DropPath) for child in m.children())]
-    rates = {child.drop_prob for owner in owners for child in owner.children() if isinstance(child, DropPath)}
-    depth = len(owners) + (1 if len(rates) > 1 or len(owners) == 1 else 0)  # a first block with rate 0 has no DropPath
+    drop_paths = [[child for child in module.children() if isinstance(child, DropPath)] for module in model.modules()]
+    blocks = [children for children in drop_paths if children]
+    rates = {child.drop_prob for children in blocks for child in children}
+    depth = len(blocks) + (1 if len(rates) > 1 or len(blocks) == 1 else 0)  # a first block with rate 0 has no DropPath
     shared = torch.linspace(0, last, depth + following_blocks, device="cpu").tolist()
-    for owner, rate in zip(owners, shared[depth - len(owners) :], strict=False):
-        for child in owner.children():
-            if isinstance(child, DropPath):
-                child.drop_prob = rate
+    for children, rate in zip(blocks, shared[depth - len(blocks) :], strict=False):
+        for child in children:
+            child.drop_prob = rate
     return shared[depth:]
 
 

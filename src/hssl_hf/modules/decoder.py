@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         width: channels C, divisible by 4.
         depth, heads, norm: of the blocks.
         output: channels of a prediction.
-        relative: use relative positions.
+        relative: predict the patches of another view, by relative positions.
         predict_positions: use mask queries; without them the class token is predicted.
         final_norm: a layer norm before the prediction.
     Source: SiameseIM, equations 1-3; MAE, arXiv 2111.06377.
@@ -62,9 +62,9 @@ class Decoder(nn.Module):
         norm: str,
         output: int,
         *,
-        relative: bool,
-        predict_positions: bool,
-        final_norm: bool,
+        relative: bool = False,
+        predict_positions: bool = True,
+        final_norm: bool = False,
     ):
         super().__init__()
         self.grid, self.width = tuple(grid), width
@@ -104,14 +104,15 @@ class Decoder(nn.Module):
             stream = torch.cat([stream, (self.mask_token + where).to(stream.dtype)], dim=1)
             predicted = slice(-where.shape[1], None)
         stream = run_blocks(self.blocks[:-1], stream, self.grad_checkpointing)
-        return self.norm(_last_block(self.blocks[-1], stream, predicted))
+        last = self.blocks[-1]  # for the predicted tokens only; its norms run over all, since batch statistics are of all
+        stream = stream + last.attn(last.norm1(stream))
+        return self.norm(stream[:, predicted] + last.mlp(last.norm2(stream)[:, predicted]))
 
     def project_positions(self, geometry: Tensor) -> Tensor:
         """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one component at a time."""
         components = relative_positions(geometry, self.grid, self.width)
         weights = self.position_projection.weight.split([component.shape[-1] for component in components], dim=1)
-        projected = (nn.functional.linear(component, w) for component, w in zip(components, weights, strict=True))
-        rows, columns, scale = projected
+        rows, columns, scale = (nn.functional.linear(component, w) for component, w in zip(components, weights, strict=True))
         scale = scale + self.position_projection.bias
         return (rows[:, :, None] + columns[:, None] + scale[:, None, None]).flatten(1, 2)
 
@@ -128,9 +129,3 @@ def make_blocks(width: int, depth: int, heads: int, norm: str) -> nn.ModuleList:
             "set decoder_num_attention_heads or decoder_hidden_size"
         )
     return nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=NORMS[norm]) for _ in range(depth))
-
-
-def _last_block(block: nn.Module, stream: Tensor, predicted: slice) -> Tensor:
-    """The block, of the predicted tokens only; its second norm runs over all tokens, since batch statistics are of all."""
-    stream = stream + block.attn(block.norm1(stream))
-    return stream[:, predicted] + block.mlp(block.norm2(stream)[:, predicted])

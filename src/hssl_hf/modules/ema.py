@@ -13,9 +13,9 @@ def trainable_pairs(student: nn.Module, teacher: nn.Module) -> list[tuple[nn.Par
         ValueError: if the teacher has a parameter that the student lacks.
     """
     ours = dict(student.named_parameters())
-    lonely = [name for name, _ in teacher.named_parameters() if name not in ours]
-    if lonely:
-        raise ValueError(f"the teacher has parameters that the student lacks: {lonely}")
+    unknown = [name for name, _ in teacher.named_parameters() if name not in ours]
+    if unknown:
+        raise ValueError(f"the teacher has parameters that the student lacks: {unknown}")
     return [(ours[name], parameter) for name, parameter in teacher.named_parameters()]
 
 

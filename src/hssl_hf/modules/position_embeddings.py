@@ -91,8 +91,8 @@ def relative_coordinates(geometry: Tensor, grid: tuple[int, int]) -> tuple[Tenso
 def relative_positions(geometry: Tensor, grid: tuple[int, int], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of rows, columns and scale; the position of patch (u, v) is [rows[u] | columns[v] | scale], 2C channels.
 
-    The three parts are kept apart, since a linear map of their concatenation is the sum of maps of the parts, of h + w + 1
-    vectors instead of h * w.
+    The three components are kept apart, since a linear map of their concatenation is the sum of maps of the components, of
+    h + w + 1 vectors instead of h * w.
 
     Args:
         geometry: (B, 4) of `relative_geometry`.

@@ -1,4 +1,7 @@
-"""Projection and prediction heads that stand between a representation and its loss."""
+"""Projection and prediction heads between a representation and its loss."""
+
+from functools import partial
+from itertools import chain, pairwise
 
 import torch
 import torch.distributed as dist
@@ -51,6 +54,21 @@ class TokenBatchNorm(nn.Module):
         return self.bn(tokens.flatten(0, -2)).view_as(tokens)
 
 
+def init_linear_layers(module: nn.Module, init: str) -> None:
+    """Initialize the matrices of all linear layers in a module as they are stored; biases 0.
+
+    Args:
+        init: "trunc_normal", a truncated normal distribution of standard deviation .02, or "xavier", Xavier's uniform one, for
+            queries, keys and values together as in the released SiameseIM and MAE code.
+    """
+    initialize = {"trunc_normal": partial(nn.init.trunc_normal_, std=0.02), "xavier": nn.init.xavier_uniform_}[init]
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            initialize(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class DINOProjectionHead(nn.Sequential):
     """Three linear layers with GELU between, from C to the bottleneck, normalized to length 1.
 
@@ -61,10 +79,7 @@ class DINOProjectionHead(nn.Sequential):
         super().__init__(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
-        for layer in self:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        init_linear_layers(self, "trunc_normal")
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(super().forward(x).float(), dim=-1)
@@ -83,7 +98,7 @@ class Prototypes(nn.Module):
         super().__init__()
         self.weight_v = nn.Parameter(torch.empty(count, bottleneck))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
-        self.weight_g = nn.Parameter(torch.ones(count, 1)) if not norm_last_layer else None
+        self.weight_g = None if norm_last_layer else nn.Parameter(torch.ones(count, 1))
 
     def forward(self) -> Tensor:
         """(K, bottleneck), to be computed once per step."""
@@ -96,16 +111,13 @@ def prototype_logits(projected: Tensor, prototypes: Tensor) -> Tensor:
     return F.linear(projected.to(prototypes.dtype), prototypes).float()
 
 
-def contrastive_projector(width: int, hidden: int, output: int) -> nn.Sequential:
-    """Three layers with batch norm, the last one without scale and shift. Source: MoCo v3, arXiv 2104.02057, section 3."""
-    return nn.Sequential(*_normed(width, hidden), *_normed(hidden, hidden), *_normed(hidden, output, last=True))
+def contrastive_mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU; the last one without ReLU, and its norm without scale and shift.
 
-
-def contrastive_predictor(width: int, hidden: int) -> nn.Sequential:
-    """Two layers with batch norm, the last one without scale and shift. Source: MoCo v3, arXiv 2104.02057, section 3."""
-    return nn.Sequential(*_normed(width, hidden), *_normed(hidden, width, last=True))
-
-
-def _normed(width: int, output: int, last: bool = False) -> list[nn.Module]:
-    layer = [nn.Linear(width, output, bias=False), BatchNorm(output, affine=not last)]
-    return layer if last else [*layer, nn.ReLU(inplace=True)]
+    Args:
+        widths: channels of the input and of every layer; the projector has three layers, the predictor two.
+    Source: MoCo v3, arXiv 2104.02057, section 3.
+    """
+    *inner, output = widths
+    layers = [[nn.Linear(n, m, bias=False), BatchNorm(m), nn.ReLU(inplace=True)] for n, m in pairwise(inner)]
+    return nn.Sequential(*chain(*layers), nn.Linear(inner[-1], output, bias=False), BatchNorm(output, affine=False))

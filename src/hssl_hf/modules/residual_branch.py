@@ -5,6 +5,7 @@ kept for the backward pass, which recomputes its output: two fifths less memory 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from timm.layers import Attention, Mlp
@@ -31,7 +32,7 @@ class CheckpointedBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = residual_add(x, self.attend, self.drop_path1)
-        return residual_add(x, self.mix, self.drop_path2)
+        return residual_add(x, partial(mlp_branch, self.norm2, self.mlp), self.drop_path2)
 
     def attend(self, x: Tensor) -> Tensor:
         attention = self.attn
@@ -43,9 +44,6 @@ class CheckpointedBlock(Block):
         else:
             mixed = torch.softmax((q * attention.scale) @ k.transpose(-2, -1), dim=-1).to(v.dtype) @ v
         return attention.proj(mixed.transpose(1, 2).flatten(2))
-
-    def mix(self, x: Tensor) -> Tensor:
-        return mlp_branch(self.norm2, self.mlp, x)
 
 
 def use_checkpointed_blocks(blocks: nn.Module) -> None:
@@ -78,11 +76,11 @@ def residual_add(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: nn.Mo
 def mlp_branch(norm: nn.Module, mlp: Mlp, x: Tensor, pool: tuple[int, ...] = ()) -> Tensor:
     """mlp(norm(x)), or its mean over the axes `pool`: the last layer is linear, so that it need only see the mean."""
 
-    def leave(hidden: Tensor) -> Tensor:
+    def project(hidden: Tensor) -> Tensor:
         hidden = mlp.act(hidden)
         return mlp.fc2(hidden.mean(pool) if pool else hidden)
 
-    return checkpointed(leave, checkpointed(lambda x: mlp.fc1(norm(x)), x))
+    return checkpointed(project, checkpointed(lambda x: mlp.fc1(norm(x)), x))
 
 
 def checkpointed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Encoding visible patches only: which patches are masked, how the base is initialized, and dense maps of visible patches."""
 
-import torch
 from torch import Tensor, nn
 
 from hssl_hf.modules.backbone import Backbone
+from hssl_hf.modules.projection_heads import init_linear_layers
 
 
 def split_patches(bool_masked_pos: Tensor, mask_indices: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -33,31 +33,22 @@ def split_patches(bool_masked_pos: Tensor, mask_indices: Tensor | None) -> tuple
     return masked_indices, visible_indices
 
 
-def require_transformer(base: Backbone, name: str) -> None:
-    """Raise a ValueError if a base cannot leave patches out."""
+def prepare_base(base: Backbone, name: str) -> None:
+    """Initialize a vision transformer that encodes visible patches, with fixed position embeddings.
+
+    Args:
+        name: of the timm model.
+    Raises:
+        ValueError: if it is no vision transformer with a class token, and cannot leave patches out.
+    """
     if not base.is_transformer:
         raise ValueError(f"this method needs a vision transformer with a class token, got {name!r}")
-
-
-def prepare_base(base: Backbone) -> None:
-    """Initialize a vision transformer that encodes visible patches, with fixed position embeddings."""
-    base.model.apply(init_weights)
+    init_linear_layers(base.model, "xavier")
     nn.init.normal_(base.model.cls_token, std=0.02)
     base.use_sincos_position_embedding()
     projection = base.model.patch_embed.proj
     projection.reset_parameters()
     nn.init.xavier_uniform_(projection.weight.view(base.width, -1))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Xavier bounds on matrices as they are stored, queries, keys and values together; biases 0.
-
-    Source: released SiameseIM and MAE code.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def scatter_visible(visible: Tensor, visible_indices: Tensor, grid: tuple[int, int], filler: Tensor) -> Tensor:
@@ -67,11 +58,10 @@ def scatter_visible(visible: Tensor, visible_indices: Tensor, grid: tuple[int, i
         visible: (B, K, C) features of the visible patches.
         visible_indices: (B, K) their positions.
         grid: (h, w).
-        filler: (1, C), put at all masked positions.
+        filler: (1, C) at all masked positions.
     Returns:
         (B, h, w, C).
     """
     images, _, width = visible.shape
     dense = filler.to(visible.dtype).expand(images, grid[0] * grid[1], width)
-    dense = torch.scatter(dense, 1, visible_indices[..., None].expand(-1, -1, width), visible)
-    return dense.unflatten(1, tuple(grid))
+    return dense.scatter(1, visible_indices[..., None].expand(-1, -1, width), visible).unflatten(1, grid)

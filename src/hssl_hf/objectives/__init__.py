@@ -9,17 +9,9 @@ from hssl_hf.objectives.dino import DINO
 from hssl_hf.objectives.ibot import IBOT
 from hssl_hf.objectives.moco_v3 import MoCoV3
 from hssl_hf.objectives.reconstruction import pixel_targets, reconstruction
-from hssl_hf.objectives.supervision import ObjectiveInputs, ObjectiveOutput
+from hssl_hf.objectives.supervision import ObjectiveOutput
 from hssl_hf.objectives.unigrad import normalize_targets, unigrad
 
 OBJECTIVES = {"dino": DINO, "ibot": IBOT, "moco_v3": MoCoV3}
 
-__all__ = [
-    "OBJECTIVES",
-    "ObjectiveInputs",
-    "ObjectiveOutput",
-    "normalize_targets",
-    "pixel_targets",
-    "reconstruction",
-    "unigrad",
-]
+__all__ = ["OBJECTIVES", "ObjectiveOutput", "normalize_targets", "pixel_targets", "reconstruction", "unigrad"]

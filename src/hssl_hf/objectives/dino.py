@@ -1,25 +1,11 @@
 """DINO: cross-entropy between the outputs of teacher and student for different views of an image (arXiv 2104.14294)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from hssl_hf.modules.projection_heads import DINOProjectionHead, Prototypes, prototype_logits
 from hssl_hf.objectives.discrepancy import discrepancy
-from hssl_hf.objectives.supervision import (
-    Center,
-    ObjectiveInputs,
-    ObjectiveOutput,
-    combine,
-    learners,
-    projected_branches,
-    projected_widths,
-    teachers,
-)
-
-if TYPE_CHECKING:
-    from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.objectives.supervision import Center, Objective, ObjectiveInputs, ObjectiveOutput, combine, learners, teachers
 
 
 class DINOHeads(nn.Module):
@@ -28,14 +14,12 @@ class DINOHeads(nn.Module):
     Source: released HSSL code: two projections, one shared layer of prototypes (Table 16).
     """
 
-    def __init__(self, widths: dict[str, int], config: "HSSLConfig"):
+    def __init__(self, widths: dict[str, int], config):
         super().__init__()
-        widths = projected_widths(widths, config)
         self.shared = config.shared_projection
         self.prototypes = Prototypes(config.projection_size, config.num_prototypes, config.norm_last_layer)
-        self.projections = nn.ModuleDict()
-        for name, width in widths.items():
-            self.projections[name] = DINOProjectionHead(width, config.projection_hidden_size, config.projection_size)
+        sizes = (config.projection_hidden_size, config.projection_size)
+        self.projections = nn.ModuleDict({name: DINOProjectionHead(width, *sizes) for name, width in widths.items()})
 
     def project(self, branch: str, tokens: Tensor) -> Tensor:
         """(..., C) of a branch -> (..., bottleneck), length 1."""
@@ -45,29 +29,17 @@ class DINOHeads(nn.Module):
         return self.shared or branch in self.projections
 
 
-class DINO(nn.Module):
+class DINO(Objective):
     """Every learner predicts, from each of its views, its teacher's output for the other views."""
 
-    in_batch_negatives = False  # no term couples the images of a batch, so gradients may accumulate
-    num_views = None
-    supports_local_views = True
+    heads_class = DINOHeads
 
-    def __init__(self, config: "HSSLConfig"):
-        super().__init__()
-        self.config = config
-        self.cls_arrows = config.cls_arrows
-        self.cls_centers = self._centers(self.cls_arrows)
-
-    def _centers(self, arrows) -> nn.ModuleDict:
-        config = self.config
-        return nn.ModuleDict({name: Center(config.num_prototypes, config.center_momentum) for name in teachers(arrows)})
-
-    def make_heads(self, widths: dict[str, int]) -> nn.Module:
-        """Heads for branches of these widths."""
-        return DINOHeads(widths, self.config)
-
-    def remove_student_only_modules(self, heads: nn.Module) -> None:
-        """Remove what only a student has from the teacher's copy of the heads: nothing here."""
+    def __init__(self, config):
+        super().__init__(config)
+        self.cls_centers, self.patch_centers = (
+            nn.ModuleDict({name: Center(config.num_prototypes, config.center_momentum) for name in teachers(arrows)})
+            for arrows in (self.cls_arrows, self.patch_arrows)
+        )
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """The image level, from class tokens alone."""
@@ -76,29 +48,30 @@ class DINO(nn.Module):
     def _compare_cls(self, inputs: ObjectiveInputs, prototypes: Tensor, teacher_prototypes: Tensor) -> ObjectiveOutput:
         teacher_logits = self._teacher_logits(inputs, teacher_prototypes)
         targets = self._targets(teacher_logits, inputs.teacher_temperature)
-        logits = {name: self._student_logits(name, inputs, prototypes) for name in learners(self.cls_arrows)}
+        logits = {}
+        for name in learners(self.cls_arrows):
+            views = [getattr(tokens, name).cls for tokens in (inputs.student, inputs.local) if tokens is not None]
+            logits[name] = self._student_logits(name, torch.cat(views), inputs, prototypes)
         losses = {
             f"cls_{teacher}_to_{learner}": cross_view_loss(targets[teacher], logits[learner])
             for teacher, learner in self.cls_arrows
         }
         output = ObjectiveOutput(combine(losses, self.config.reduction), losses, self._metrics(targets, logits))
         if len(teacher_logits) == 2:
-            output.discrepancy, output.metrics["discrepancy_raw"] = _discrepancies(teacher_logits, inputs.teacher_temperature)
+            flat = [value.flatten(0, 1) for value in teacher_logits.values()]
+            output.discrepancy = discrepancy(*(value - value.mean(0) for value in flat), inputs.teacher_temperature)
+            output.metrics["discrepancy_raw"] = discrepancy(*flat)
         return output
 
-    def _student_logits(self, name: str, inputs: ObjectiveInputs, prototypes: Tensor) -> Tensor:
-        """Logits (V + L, B, K) over tau_s of all views."""
-        cls = getattr(inputs.student, name).cls
-        if inputs.local is not None:
-            cls = torch.cat([cls, getattr(inputs.local, name).cls])
-        return prototype_logits(inputs.student_heads.project(name, cls), prototypes) / self.config.student_temperature
+    def _student_logits(self, name: str, tokens: Tensor, inputs: ObjectiveInputs, prototypes: Tensor) -> Tensor:
+        """Logits (..., K) over tau_s of tokens (..., C) of a branch."""
+        return prototype_logits(inputs.student_heads.project(name, tokens), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
     def _teacher_logits(self, inputs: ObjectiveInputs, prototypes: Tensor) -> dict[str, Tensor]:
         """Logits (V, B, K) of the class tokens of every branch that has a projection."""
-        teacher, heads = inputs.teacher, inputs.teacher_heads
-        names = projected_branches(teacher, heads)
-        return {name: prototype_logits(heads.project(name, getattr(teacher, name).cls), prototypes) for name in names}
+        heads, cls = inputs.teacher_heads, inputs.projected_teacher_cls()
+        return {name: prototype_logits(heads.project(name, tokens), prototypes) for name, tokens in cls.items()}
 
     @torch.no_grad()
     def _targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
@@ -125,19 +98,6 @@ class DINO(nn.Module):
             agree = logits[learner].argmax(-1) == targets[teacher].argmax(-1).roll(1, 0)
             metrics[f"agreement_{teacher}_to_{learner}"] = agree.float().mean()
         return metrics
-
-    def update(self) -> None:
-        """Once per optimizer step."""
-        for module in self.modules():
-            if isinstance(module, Center):
-                module.update()
-
-
-@torch.no_grad()
-def _discrepancies(logits: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """Discrepancy of two branches at the teacher's temperature on centered logits, and on the logits as they are."""
-    flat = [value.flatten(0, 1) for value in logits.values()]
-    return discrepancy(*(value - value.mean(0) for value in flat), temperature), discrepancy(*flat)
 
 
 def prototypes_of(heads: nn.Module, teacher_heads: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,11 @@
 """iBOT: DINO, and the same between masked patches and the teacher's outputs at their positions (arXiv 2111.07832)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from hssl_hf.modules.projection_heads import prototype_logits
 from hssl_hf.objectives.dino import DINO, prototypes_of
 from hssl_hf.objectives.supervision import ObjectiveInputs, ObjectiveOutput, combine, learners, teachers
-
-if TYPE_CHECKING:
-    from hssl_hf.models.configuration_hssl import HSSLConfig
 
 
 class IBOT(DINO):
@@ -19,11 +14,6 @@ class IBOT(DINO):
     This is exact: the loss reads no other patch, and the center of the patches, a mean over all of them, passes through the
     prototypes as one vector, because they are linear.
     """
-
-    def __init__(self, config: "HSSLConfig"):
-        super().__init__(config)
-        self.patch_arrows = config.patch_arrows
-        self.patch_centers = self._centers(self.patch_arrows)
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """Image and patch level; student and teacher have patches (V, B, h, w, C), and `bool_masked_pos` is needed.
@@ -48,18 +38,16 @@ class IBOT(DINO):
             indices = mask.flatten().nonzero().flatten()
         targets = self._patch_targets(inputs, teacher_prototypes, indices)
         weights = self._weights(mask, indices)
-        logits = {name: self._patch_logits(name, inputs, prototypes, indices) for name in learners(self.patch_arrows)}
+        logits = {}
+        for name in learners(self.patch_arrows):
+            patches = getattr(inputs.student, name).patches.flatten(0, 3).index_select(0, indices)
+            logits[name] = self._student_logits(name, patches, inputs, prototypes)
         losses = {}
         for teacher, learner in self.patch_arrows:
             s, t = logits[learner], targets[teacher]
             cross_entropies = t.sum(-1) * s.logsumexp(-1) - (t * s).sum(-1)
             losses[f"patch_{teacher}_to_{learner}"] = (weights * cross_entropies).sum()
         return losses
-
-    def _patch_logits(self, name: str, inputs: ObjectiveInputs, prototypes: Tensor, indices: Tensor) -> Tensor:
-        """Logits (M, K) over tau_s of the masked patches."""
-        patches = getattr(inputs.student, name).patches.flatten(0, 3).index_select(0, indices)
-        return prototype_logits(inputs.student_heads.project(name, patches), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
     def _patch_targets(self, inputs: ObjectiveInputs, prototypes: Tensor, indices: Tensor) -> dict[str, Tensor]:

@@ -1,38 +1,25 @@
 """MoCo: find the other view of an image among other images, of the batch (v3, arXiv 2104.02057) or of a queue."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hssl_hf.modules.projection_heads import contrastive_predictor, contrastive_projector
+from hssl_hf.modules.projection_heads import contrastive_mlp
 from hssl_hf.objectives.discrepancy import discrepancy
-from hssl_hf.objectives.supervision import (
-    ObjectiveInputs,
-    ObjectiveOutput,
-    combine,
-    learners,
-    projected_branches,
-    projected_widths,
-    teachers,
-)
-
-if TYPE_CHECKING:
-    from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.objectives.supervision import Objective, ObjectiveInputs, ObjectiveOutput, combine, learners, teachers
 
 
 class ContrastiveHeads(nn.Module):
     """A projector and a predictor for every branch that learns, or one for all; the teacher has no predictors."""
 
-    def __init__(self, widths: dict[str, int], config: "HSSLConfig"):
+    def __init__(self, widths: dict[str, int], config):
         super().__init__()
-        self.shared = config.shared_projection
+        self.shared, hidden, output = config.shared_projection, config.projection_hidden_size, config.projection_size
         self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
-        for name, width in projected_widths(widths, config).items():
-            self.projectors[name] = contrastive_projector(width, config.projection_hidden_size, config.projection_size)
-            self.predictors[name] = contrastive_predictor(config.projection_size, config.projection_hidden_size)
+        for name, width in widths.items():
+            self.projectors[name] = contrastive_mlp(width, hidden, hidden, output)
+            self.predictors[name] = contrastive_mlp(output, hidden, output)
 
     def project(self, branch: str, cls: Tensor) -> Tensor:
         return self.projectors["shared" if self.shared else branch](cls)
@@ -44,7 +31,7 @@ class ContrastiveHeads(nn.Module):
         return self.shared or branch in self.projectors
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(Objective):
     """Every learner's query of one view is to find its teacher's key of the other view among keys of other images.
 
     Those are the other keys of the batch, of all processes, or with `queue_size` the keys of earlier batches.
@@ -56,20 +43,13 @@ class MoCoV3(nn.Module):
 
     num_views = 2
     supports_local_views = False
+    heads_class = ContrastiveHeads
 
-    def __init__(self, config: "HSSLConfig"):
-        super().__init__()
-        self.config = config
-        self.arrows = config.cls_arrows
-        self.in_batch_negatives = (
-            not config.queue_size
-        )  # a batch that holds its own negatives cannot be split into micro-batches
-        sizes = (config.queue_size, config.projection_size)
-        self.queues = nn.ModuleDict({name: Queue(*sizes) for name in teachers(self.arrows)} if config.queue_size else {})
-
-    def make_heads(self, widths: dict[str, int]) -> nn.Module:
-        """Heads for branches of these widths."""
-        return ContrastiveHeads(widths, self.config)
+    def __init__(self, config):
+        super().__init__(config)
+        self.in_batch_negatives = not config.queue_size
+        names = teachers(self.cls_arrows) if config.queue_size else []
+        self.queues = nn.ModuleDict({name: Queue(config.queue_size, config.projection_size) for name in names})
 
     def remove_student_only_modules(self, heads: nn.Module) -> None:
         """Remove what only a student has from the teacher's copy of the heads: the predictors."""
@@ -77,21 +57,21 @@ class MoCoV3(nn.Module):
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """Compare the class tokens (2, B, C) of two global views."""
-        heads, teacher_heads, teacher = inputs.student_heads, inputs.teacher_heads, inputs.teacher
+        heads, teacher_heads = inputs.student_heads, inputs.teacher_heads
         queries = {
             name: [heads.predict(name, heads.project(name, view)) for view in getattr(inputs.student, name).cls]
-            for name in learners(self.arrows)
+            for name in learners(self.cls_arrows)
         }
         with torch.no_grad():
             keys = {
-                name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in getattr(teacher, name).cls]
-                for name in projected_branches(teacher, teacher_heads)
+                name: [F.normalize(teacher_heads.project(name, view).float(), dim=1) for view in cls]
+                for name, cls in inputs.projected_teacher_cls().items()
             }
         losses = {}
-        for name, learner in self.arrows:
-            queue = self.queues[name] if self.queues else None
-            (query1, query2), (key1, key2) = queries[learner], keys[name]
-            losses[f"cls_{name}_to_{learner}"] = self._contrast(query1, key2, queue) + self._contrast(query2, key1, queue)
+        for teacher, learner in self.cls_arrows:
+            queue = self.queues[teacher] if self.queues else None
+            (query1, query2), (key1, key2) = queries[learner], keys[teacher]
+            losses[f"cls_{teacher}_to_{learner}"] = self._contrast(query1, key2, queue) + self._contrast(query2, key1, queue)
         for name, queue in self.queues.items():
             queue.collect(torch.cat(keys[name]))
         output = ObjectiveOutput(combine(losses, self.config.reduction), losses)
@@ -106,23 +86,17 @@ class MoCoV3(nn.Module):
         Args:
             queue: where the others are; None for the batch of all processes.
         """
-        temperature, first = self.config.contrastive_temperature, 0
+        temperature = self.config.contrastive_temperature
         queries = F.normalize(queries.float(), dim=1)
         if queue is not None:
             own = (queries * keys).sum(1, keepdim=True)
             logits = torch.cat([own, queries @ queue.keys.T], dim=1)
             labels = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
         else:
-            if dist.is_initialized() and dist.get_world_size() > 1:
-                first, keys = dist.get_rank() * len(keys), gather(keys)
-            logits = queries @ keys.T
+            first = dist.get_rank() * len(keys) if dist.is_initialized() else 0
+            logits = queries @ gather(keys).T
             labels = torch.arange(first, first + len(queries), device=logits.device)
         return F.cross_entropy(logits / temperature, labels) * 2 * temperature
-
-    def update(self) -> None:
-        """Once per optimizer step."""
-        for queue in self.queues.values():
-            queue.update()
 
 
 class Queue(nn.Module):
@@ -141,22 +115,22 @@ class Queue(nn.Module):
         super().__init__()
         with torch.random.fork_rng():  # leaves the values of everything else as they are without a queue
             self.register_buffer("keys", F.normalize(torch.randn(length, size), dim=1))
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
-        self._waiting: list[Tensor] = []
+        self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.long))
+        self._collected: list[Tensor] = []
 
     def collect(self, keys: Tensor) -> None:
         """Add (n, size) keys of one batch."""
-        self._waiting.append(keys.detach())
+        self._collected.append(keys.detach())
 
     @torch.no_grad()
     def update(self) -> None:
-        if not self._waiting:
+        if not self._collected:
             return
-        keys = gather(torch.cat(self._waiting))[-len(self.keys) :]
-        self._waiting = []
-        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys.index_copy_(0, places, keys)
-        self.place.copy_((self.place + len(keys)) % len(self.keys))
+        keys = gather(torch.cat(self._collected))[-len(self.keys) :]
+        self._collected = []
+        indices = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys.index_copy_(0, indices, keys)
+        self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.keys))
 
 
 def gather(keys: Tensor) -> Tensor:

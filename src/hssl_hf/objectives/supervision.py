@@ -1,4 +1,4 @@
-"""What all objectives share: who supervises whom, their inputs and outputs, and the center."""
+"""What the objectives of HSSL share: base class, inputs and outputs, who supervises whom, and the center."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,6 +38,11 @@ class ObjectiveInputs:
     teacher_temperature: float | None = None
     prototypes: tuple[Tensor, Tensor] | None = None
 
+    def projected_teacher_cls(self) -> dict[str, Tensor]:
+        """(V, B, C) class tokens of the teacher's branches that have a projection."""
+        branches = self.teacher._asdict().items()
+        return {name: tokens.cls for name, tokens in branches if tokens is not None and self.teacher_heads.has(name)}
+
 
 @dataclass
 class ObjectiveOutput:
@@ -55,6 +60,49 @@ class ObjectiveOutput:
     discrepancy: Tensor | None = None
 
 
+class Objective(nn.Module):
+    """A loss between student and teacher, with projection heads of its own.
+
+    num_views: global views it expects; None for any number.
+    supports_local_views: whether it takes local views.
+    in_batch_negatives: the images of a batch are each other's negatives, so that gradients cannot accumulate.
+    heads_class: class of the heads; its arguments are the input channels of every projection by name, and the configuration.
+    """
+
+    num_views: int | None = None
+    supports_local_views = True
+    in_batch_negatives = False
+    heads_class: type[nn.Module]
+
+    def __init__(self, config: "HSSLConfig"):
+        super().__init__()
+        self.config, self.cls_arrows, self.patch_arrows = config, config.cls_arrows, config.patch_arrows
+
+    def make_heads(self, widths: dict[str, int]) -> nn.Module:
+        """Projection heads for branches of these widths.
+
+        The base comes first, so that its initial values do not depend on whether there is a head.
+
+        Raises:
+            ValueError: if branches of different widths are to share a projection.
+        """
+        config = self.config
+        if not config.shared_projection:
+            return self.heads_class({name: widths[name] for name in sorted(config.learners, reverse=True)}, config)
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"shared_projection needs branches of one width, got {widths}; set shared_projection to false")
+        return self.heads_class({"shared": widths["base"]}, config)
+
+    def remove_student_only_modules(self, heads: nn.Module) -> None:
+        """Remove what only a student has from the teacher's copy of the heads: by default nothing."""
+
+    def update(self) -> None:
+        """Once per optimizer step: let what centers and queues have collected take effect."""
+        for module in self.modules():
+            if hasattr(module, "collect"):
+                module.update()
+
+
 def teachers(arrows: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({teacher for teacher, _ in arrows})
 
@@ -63,33 +111,17 @@ def learners(arrows: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({learner for _, learner in arrows})
 
 
-def projected_branches(teacher: Branches, heads: nn.Module) -> list[str]:
-    """Branches of the teacher that have a projection."""
-    return [name for name, tokens in teacher._asdict().items() if tokens is not None and heads.has(name)]
-
-
-def projected_widths(widths: dict[str, int], config: "HSSLConfig") -> dict[str, int]:
-    """Input channels of the projection of every learning branch, or of the one that all share.
-
-    The base comes first, so that its initial values do not depend on whether there is a head.
-
-    Args:
-        widths: channels of the branches.
-    Raises:
-        ValueError: if branches of different widths are to share a projection.
-    """
-    if config.shared_projection:
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"shared_projection needs branches of one width, got {widths}; set shared_projection to false")
-        return {"shared": widths["base"]}
-    found = learners([*config.cls_arrows, *config.patch_arrows])
-    return {name: widths[name] for name in sorted(found, reverse=True)}
-
-
 def combine(losses: dict[str, Tensor], reduction: str) -> Tensor:
     """Mean (as released) or sum (equations 1 and 2 of HSSL) of the losses of all arrows."""
     stacked = torch.stack(list(losses.values()))
     return stacked.mean() if reduction == "mean" else stacked.sum()
+
+
+def average_over_processes(values: Tensor) -> None:
+    """Replace values in place by their mean over all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
 
 
 class Center(nn.Module):
@@ -117,8 +149,6 @@ class Center(nn.Module):
         if self._mean is None:
             return
         mean = self._mean / self._batches
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
+        average_over_processes(mean)
         self.value.lerp_(mean, 1 - self.momentum)
         self._mean, self._batches = None, 0

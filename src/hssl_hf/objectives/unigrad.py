@@ -1,11 +1,10 @@
 """UniGrad on dense features: predictions come near their targets and away from all targets of the batch."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from hssl_hf.objectives.supervision import ObjectiveOutput
+from hssl_hf.objectives.supervision import ObjectiveOutput, average_over_processes
 
 
 def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> ObjectiveOutput:
@@ -28,9 +27,7 @@ def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> Objec
         prediction, target = prediction.float(), target.detach().float()
         width = prediction.shape[1]
         statistics = torch.cat([target.T @ target, target.sum(0, keepdim=True)]) / len(target)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(statistics)
-            statistics /= dist.get_world_size()
+        average_over_processes(statistics)
         covariance, mean = statistics[:-1], statistics[-1]
         positive = F.mse_loss(prediction, target)
         negative = negative_weight * ((prediction @ covariance) * prediction).sum(1).mean() / width
