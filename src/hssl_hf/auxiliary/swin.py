@@ -59,10 +59,8 @@ class SwinBlock(MixerBlock):
 
 def _regions(size, padded, window, shift, device) -> Tensor:
     """(windows, wh * ww) numbers: patches may attend to each other only where these agree (same side of a wrap, no padding)."""
-    sides = []
-    for axis in (0, 1):
-        index = torch.arange(padded[axis], device=device)
-        wrapped = (index < shift[axis]).long()
-        sides.append(torch.where(index < size[axis], wrapped, 2).roll(-shift[axis]))
-    regions = sides[0][:, None] * 3 + sides[1][None, :]
+    rows, columns = (torch.arange(side, device=device) for side in padded)
+    rows = torch.where(rows < size[0], (rows < shift[0]).long(), 2).roll(-shift[0])
+    columns = torch.where(columns < size[1], (columns < shift[1]).long(), 2).roll(-shift[1])
+    regions = rows[:, None] * 3 + columns
     return window_partition(regions[None, :, :, None], window).flatten(1)

@@ -36,18 +36,16 @@ class DINO(Objective):
 
     def __init__(self, config):
         super().__init__(config)
-        self.cls_centers, self.patch_centers = (
-            nn.ModuleDict({name: Center(config.num_prototypes, config.center_momentum) for name in teachers(arrows)})
-            for arrows in (self.cls_arrows, self.patch_arrows)
-        )
+        values = (config.num_prototypes, config.center_momentum)
+        self.cls_centers = nn.ModuleDict({name: Center(*values) for name in teachers(self.cls_arrows)})
+        self.patch_centers = nn.ModuleDict({name: Center(*values) for name in teachers(self.patch_arrows)})
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """The image level, from class tokens alone."""
         return self._compare_cls(inputs, *(inputs.prototypes or prototypes_of(inputs.student_heads, inputs.teacher_heads)))
 
     def _compare_cls(self, inputs: ObjectiveInputs, prototypes: Tensor, teacher_prototypes: Tensor) -> ObjectiveOutput:
-        teacher_logits = self._teacher_logits(inputs, teacher_prototypes)
-        targets = self._targets(teacher_logits, inputs.teacher_temperature)
+        teacher_logits, targets = self._targets(inputs, teacher_prototypes)
         logits = {}
         for name in learners(self.cls_arrows):
             views = [getattr(tokens, name).cls for tokens in (inputs.student, inputs.local) if tokens is not None]
@@ -68,20 +66,16 @@ class DINO(Objective):
         return prototype_logits(inputs.student_heads.project(name, tokens), prototypes) / self.config.student_temperature
 
     @torch.no_grad()
-    def _teacher_logits(self, inputs: ObjectiveInputs, prototypes: Tensor) -> dict[str, Tensor]:
-        """Logits (V, B, K) of the class tokens of every branch that has a projection."""
+    def _targets(self, inputs: ObjectiveInputs, prototypes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Logits (V, B, K) of projected branches, and centered, sharpened targets of teaching ones; collects the centers."""
         heads, cls = inputs.teacher_heads, inputs.projected_teacher_cls()
-        return {name: prototype_logits(heads.project(name, tokens), prototypes) for name, tokens in cls.items()}
-
-    @torch.no_grad()
-    def _targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
-        """Centered and sharpened targets (V, B, K) of every teaching branch; collects the centers."""
+        logits = {name: prototype_logits(heads.project(name, tokens), prototypes) for name, tokens in cls.items()}
         targets = {}
         for name in teachers(self.cls_arrows):
             center = self.cls_centers[name]
-            targets[name] = torch.softmax((logits[name] - center.value) / temperature, dim=-1)
+            targets[name] = torch.softmax((logits[name] - center.value) / inputs.teacher_temperature, dim=-1)
             center.collect(logits[name].mean((0, 1)))
-        return targets
+        return logits, targets
 
     @torch.no_grad()
     def _metrics(self, targets: dict[str, Tensor], logits: dict[str, Tensor]) -> dict[str, Tensor]:
