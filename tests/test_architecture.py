@@ -197,7 +197,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "modules/visible_patches.py": "models/test_modeling_mae.py",
     "objectives/supervision.py": "objectives/test_dino.py",
     "pretraining/artifacts.py": "pretraining/test_trainer.py",
-    "pretraining/setup.py": "pretraining/test_trainer.py",
     "pretraining/training_schedule.py": "config/test_recipe.py",
     "publish/card_text.py": "publish/test_model_card.py",
     "publish/image_processor.py": "publish/test_export.py",

@@ -25,7 +25,7 @@ from hssl_hf.data.loader import epoch_length
 from hssl_hf.data.views import Views, collate
 from hssl_hf.engine.memory import GIB, peak_allocation, process_peaks, total
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
-from hssl_hf.pretraining.setup import build_augmentation, build_model, forward_on_cpu
+from hssl_hf.pretraining.setup import build_augmentation, build_model, forward_on_cpu, with_supported_precision
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from hssl_hf.runs.manifest import ESTIMATE
 
@@ -117,6 +117,7 @@ def estimate(
     Raises:
         RecipeError: if the recipe cannot be launched like that, or the batch does not divide.
     """
+    recipe = with_supported_precision(recipe) if memory is None else recipe
     images = recipe.images_per_process(processes)
     with torch.device("meta"):
         model = build_model(recipe)

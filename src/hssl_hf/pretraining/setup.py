@@ -1,6 +1,9 @@
 """The components of a pre-training run: its directory, model, engine and augmentation, checked for consistency."""
 
+import logging
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from transformers import AutoModelForPreTraining
 
 import hssl_hf
@@ -21,6 +24,18 @@ from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.optim import build_optimizer
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.runs.run_directory import RECIPE
+
+logger = logging.getLogger(__name__)
+
+
+def with_supported_precision(recipe: Recipe) -> Recipe:
+    """The recipe; in fp32, with a warning, on processors that emulate bf16, which takes a hundred times as long."""
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if recipe.optim.mixed_precision != "bf16" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return recipe
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("this processor has no instructions for bf16: training in fp32 (optim.mixed_precision=no)")
+    return replace(recipe, optim=replace(recipe.optim, mixed_precision="no"))
 
 
 def require_trackers(names: tuple[str, ...]) -> None:

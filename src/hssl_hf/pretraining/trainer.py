@@ -43,6 +43,7 @@ class PreTrainer:
     """
 
     def __init__(self, recipe: Recipe, folder: Path):
+        recipe = setup.with_supported_precision(recipe)
         self.recipe, self.folder = recipe, folder
         setup.as_recipe_error(recipe.model_config)  # checked before anything is written
         setup.require_trackers(recipe.run.report_to)
