@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_supported_precision(recipe: Recipe) -> Recipe:
-    """The recipe; in fp32, with a warning, on processors that emulate bf16, which takes a hundred times as long."""
+    """The recipe; in fp32, with a warning, on processors that emulate bf16, which takes several times as long."""
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     if recipe.optim.mixed_precision != "bf16" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return recipe
