@@ -35,12 +35,12 @@ clean:
 		(echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" >&2; exit 1)
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | .venv/bin/pip
-	$(BIN)/pip install --quiet --editable .
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/pip
-	$(BIN)/pip install --quiet --editable '.[test]'
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/installed
 
 .PHONY: readme

@@ -1,10 +1,13 @@
 import re
 import subprocess
+from functools import partial
 
+import datasets
 import pytest
 
+import hssl_hf
 from model_cards import readme
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 
 README = (ROOT / "README.md").read_text()
 
@@ -16,7 +19,7 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_links_resolve():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
     assert len(links) > 15 and all((ROOT / link).exists() for link in links)
 
 
@@ -27,12 +30,34 @@ def test_commands_exist(target):
     assert done.returncode == 0, done.stderr
 
 
-def test_python_of_the_readme_runs(monkeypatch):
-    """The block about training builds a model; the block about use names functions that exist."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2 and len(blocks[0].strip().splitlines()) <= 6
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_similar_photographs_in_five_lines(tmp_path, monkeypatch, forked_parity):
+    """The first block, with a network of one block and four steps, on images of the embedded sample."""
+    rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="test", streaming=True).take(16)
+    (tmp_path / "photos").mkdir()
+    for number, row in enumerate(rows):
+        row["image"].convert("RGB").save(tmp_path / "photos" / f"{number:02d}.png")
+    tiny = {"model.backbone_kwargs": {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 1, "weight_init": "moco"}}
+    tiny |= {"optim.epochs": 4, "optim.batch_size": 8, "optim.warmup_epochs": 1, "optim.mixed_precision": "no"}
+    tiny |= {"data.num_workers": 0, "model.projection_hidden_size": 16, "model.projection_size": 8}
+    block = python_blocks()[0]
+    assert len(block.partition("\n\n")[2].strip().splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hssl_hf, "pretrain", partial(hssl_hf.pretrain, overrides=tiny))
     scope = {}
-    exec(blocks[1].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
+    exec(block, scope)
+    assert len(scope["similar"]) == 5 and scope["similar"][0] == "photos/00.png"
+
+
+def test_python_of_the_readme_runs():
+    """The block about training builds models; the block about use names functions that exist."""
+    blocks = python_blocks()
+    assert len(blocks) == 3 and "AutoModel.from_pretrained" in blocks[1]
+    scope = {}
+    exec(blocks[2].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
     assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from hssl_hf.cli.programs import launch, search_heads
+from hssl_hf.cli.programs import launch, search
 
 if __name__ == "__main__":
-    sys.exit(launch(search_heads))
+    sys.exit(launch(search))

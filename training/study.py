@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from hssl_hf.config.recipe_files import TRAINING
 from hssl_hf.experiments.study import Measurement, Study, study_recipe
 from hssl_hf.experiments.study_report import Findings, draw, rank_table, table
-from hssl_hf.experiments.study_runner import TRAINING, Runner, run
+from hssl_hf.experiments.study_runner import Runner, run
 from hssl_hf.runs.run_directory import read_lines
 
 

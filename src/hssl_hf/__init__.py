@@ -9,7 +9,10 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
+    from hssl_hf.cli.api import evaluate, export, pretrain, search_heads
     from hssl_hf.convert import convert_checkpoint
     from hssl_hf.models.auto import register
     from hssl_hf.models.configuration_head_search import HeadSearchConfig
@@ -35,10 +38,15 @@ __all__ = [
     "SiameseIMForPreTraining",
     "SiameseIMForPreTrainingOutput",
     "convert_checkpoint",
+    "evaluate",
+    "export",
     "export_backbone",
+    "pretrain",
     "register",
+    "search_heads",
 ]
 _FUNCTIONS = {"convert_checkpoint": "convert", "export_backbone": "publish.export", "register": "models.auto"}
+_FUNCTIONS |= dict.fromkeys(("evaluate", "export", "pretrain", "search_heads"), "cli.api")
 
 
 def __getattr__(name: str):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hssl_hf.cli import main as cli
-from tests.conftest import SAMPLE, tiny_model
+from tests.conftest import ROOT, SAMPLE, tiny_model
 
 
 def test_help_imports_no_library():
@@ -76,8 +76,31 @@ def test_pretrain_runs_accelerate(monkeypatch):
     command = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: command.extend(arguments))
     cli.main(["pretrain", "--launch", "--multi_gpu --num_processes 2", "recipe.yaml", "seed=1"])
-    assert command[3:7] == ["launch", "--multi_gpu", "--num_processes", "2"]
-    assert command[7].endswith("training/pretrain.py") and command[8:] == ["recipe.yaml", "seed=1"]
+    assert command[3:] == [
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "hssl_hf",
+        "pretrain",
+        "recipe.yaml",
+        "seed=1",
+    ]
+    del command[:]
+    cli.main(["search", "--launch", "--config_file cpu"])
+    assert command[5] == str(ROOT / "training" / "accelerate" / "cpu.yaml") and command[6:9] == ["-m", "hssl_hf", "search"]
+
+
+def test_recipes_are_listed_with_table_cost_and_number(capsys):
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    notes = " ".join(lines[lines.index("hssl_mae_vits16") + 1 : lines.index("hssl_moco_v3_cifar10")])
+    assert "Table 5" in notes and "fine-tuned 80.8 %" in notes and "operations" in notes
+    assert cli.main(["recipes", "hssl_mae_vits16"]) == 0
+    assert "extends:" in capsys.readouterr().out
+    assert cli.main(["recipes", "hssl_mae_vit16"]) == 2
+    assert "Did you mean hssl_mae_vits16" in capsys.readouterr().err
 
 
 def test_unknown_public_name():

@@ -40,14 +40,14 @@ def test_other_stages_of_zero_are_refused(monkeypatch, stage):
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
-    with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2.yaml, or fsdp2.yaml"):
+    with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2, or fsdp2"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
 
 
 def test_the_first_fsdp_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.delenv("FSDP_VERSION", raising=False)
-    with pytest.raises(LaunchError, match=r"use training/accelerate/fsdp2\.yaml"):
+    with pytest.raises(LaunchError, match=r"--config_file fsdp2"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
 
 

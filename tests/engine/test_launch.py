@@ -29,15 +29,15 @@ def parent(monkeypatch, *arguments):
 
 def test_one_process_is_fine(alone, monkeypatch):
     parent(monkeypatch, "--num_processes", "1", "train.py", "--num_processes", "9")
-    check_launch(alone, "train.py")
+    check_launch(alone)
 
 
 @pytest.mark.parametrize("form", [["--num_processes", "2"], ["--num-processes=2", "--cpu"], ["--cpu", "--num_processes=2"]])
 def test_a_launcher_that_starts_fewer_is_caught(alone, monkeypatch, form):
     parent(monkeypatch, *form, "train.py")
     with pytest.raises(LaunchError, match=r"2 processes were requested, but this one sees 1") as error:
-        check_launch(alone, "train.py")
-    assert "--config_file training/accelerate/cpu.yaml --num_processes 2 train.py" in str(error.value)
+        check_launch(alone)
+    assert "hssl-hf pretrain --launch '--config_file cpu --num_processes 2'" in str(error.value)
 
 
 def test_a_configuration_file_counts_too(alone, monkeypatch, tmp_path):
@@ -45,13 +45,13 @@ def test_a_configuration_file_counts_too(alone, monkeypatch, tmp_path):
     config.write_text("distributed_type: MULTI_CPU\nnum_processes: 4\n")
     parent(monkeypatch, "--config_file", str(config), "train.py")
     with pytest.raises(LaunchError, match="4 processes were requested"):
-        check_launch(alone, "train.py")
+        check_launch(alone)
 
 
 def test_processes_that_believe_to_be_alone_are_caught(alone, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LaunchError, match="2 processes were requested, but this one sees 1 and 1 respond"):
-        check_launch(alone, "train.py")
+        check_launch(alone)
 
 
 def test_other_parents_request_nothing(alone, monkeypatch):
@@ -63,7 +63,7 @@ def test_other_parents_request_nothing(alone, monkeypatch):
             return ["bash", "-c", "run --num_processes 3"]
 
     monkeypatch.setattr(launch.psutil, "Process", Process)
-    check_launch(alone, "train.py")
+    check_launch(alone)
 
 
 def test_signals_are_remembered_not_obeyed():

@@ -15,8 +15,7 @@ from time import perf_counter
 
 import torch
 
-from hssl_hf.cli.programs import RECIPES
-from hssl_hf.config.recipe import load_recipe
+from hssl_hf.cli.programs import read_recipe
 from hssl_hf.data.views import Views
 from hssl_hf.engine.optim import CLIPS
 from hssl_hf.pretraining.trainer import PreTrainer
@@ -86,9 +85,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="measured, after a quarter as many to warm up")
     options = parser.parse_intermixed_args()
     warm_up = max(1, options.steps // 4)
-    paths = [Path(a) for a in options.arguments if "=" not in a] or [RECIPES / "quickstart.yaml"]
     fixed = ["probe.path=null", "run.export=false", f"run.logging_steps={10 * options.steps}"]
-    recipe = load_recipe(paths[0], [*(a for a in options.arguments if "=" in a), *fixed])
+    recipe, _ = read_recipe([*options.arguments, *fixed])
     with tempfile.TemporaryDirectory() as folder:
         trainer = PreTrainer(recipe, Path(folder))
         trainer.schedule.steps = warm_up + options.steps

@@ -9,13 +9,14 @@ from typing import Annotated, Literal, NoReturn
 from typer import Argument, Option
 
 from hssl_hf.cli.programs import Candidates, DataFraction, Depth, Settings, read_recipe
-from hssl_hf.errors import UserError
+from hssl_hf.config.recipe_files import TRAINING, find_recipe, recipe_notes
+from hssl_hf.config.recipe_files import recipes as all_recipes
 
-TRAINING = Path(__file__).resolve().parents[3] / "training"
 Kind = Literal["main", "timm", "training"]
 Method = Literal["siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae"]
 Launch = Annotated[
-    str, Option(help="Options of accelerate launch, for example '--multi_gpu --num_processes 8' (default: one process).")
+    str,
+    Option(help="Options of accelerate launch, for example '--config_file fsdp2 --num_processes 8'; a file or one of ours."),
 ]
 Run = Annotated[Path, Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")]
 Model = Annotated[str, Argument(help="Exported folder or Hub repository.")]
@@ -26,15 +27,15 @@ Results = Annotated[Path | None, Option(help="File of JSON lines to which the re
 WhichNetwork = Annotated[Literal["teacher", "student"] | None, Option(help="Network to export (default: that of the method).")]
 License = Annotated[str | None, Option(help="License of the weights, for the card, for example apache-2.0.")]
 Onnx = Annotated[bool, Option("--onnx", help="Add an ONNX file, checked under onnxruntime.")]
-SINGLE = f"--config_file {shlex.quote(str(TRAINING / 'accelerate' / 'single.yaml'))}"
+SINGLE = "--config_file single"
 
 
 def pretrain(settings: Settings = None, launch: Launch = SINGLE) -> None:
     """Pre-train a backbone.
 
-    Runs `accelerate launch training/pretrain.py`.
+    Runs `accelerate launch -m hssl_hf pretrain`.
     """
-    _launch("pretrain.py", launch, settings or [])
+    _launch("pretrain", launch, settings or [])
 
 
 def search(
@@ -46,11 +47,11 @@ def search(
 ) -> None:
     """Search the auxiliary head for a recipe, without labels.
 
-    Runs `accelerate launch training/search_heads.py`.
+    Runs `accelerate launch -m hssl_hf search`.
     """
     options = [word for family in candidates or () for word in ("--candidates", family)]
     options += ["--data-fraction", str(data_fraction), "--depth", str(depth)]
-    _launch("search_heads.py", launch, [*(settings or []), *options])
+    _launch("search", launch, [*(settings or []), *options])
 
 
 def estimate(
@@ -83,9 +84,9 @@ def evaluate(
     seed: Annotated[int, Option(help="Seed of its training, for the records.")] = 0,
 ) -> None:
     """Evaluate a backbone on labeled images."""
-    from hssl_hf.experiments.frozen_evaluation import evaluate as library
+    from hssl_hf.experiments import frozen_evaluation as library
 
-    print("\n".join(library(export, protocol, settings or [], pixels, results, subject, seed)))
+    print(library.describe(protocol, library.evaluate(export, protocol, settings or [], pixels, results, subject, seed)))
 
 
 def complementarity(
@@ -186,16 +187,24 @@ def replay(capture: Annotated[Path, Argument(help="RUN/captures/step-..., as nam
         print(micro_batch)
 
 
-def _launch(program: str, launcher: str, arguments: list[str]) -> NoReturn:
-    """Become `accelerate launch training/<program>`."""
-    script = TRAINING / program
-    if not script.is_file():
-        raise UserError(f"training/{program} is part of the source checkout; clone it and install it with pip install -e .")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *shlex.split(launcher), str(script)]
-    os.execv(sys.executable, [*command, *arguments])
+def recipes(name: Annotated[str | None, Argument(help="Show this recipe instead of listing all.")] = None) -> None:
+    """List the recipes with their table, the paper's number and their cost."""
+    if name is not None:
+        print(find_recipe(name).read_text(), end="")
+        return
+    for name, path in all_recipes().items():
+        print(f"{name}\n    " + "\n    ".join(recipe_notes(path)))
+
+
+def _launch(command: str, launcher: str, arguments: list[str]) -> NoReturn:
+    """Become `accelerate launch -m hssl_hf COMMAND`."""
+    configs = {path.stem: str(path) for path in (TRAINING / "accelerate").glob("*.yaml")}
+    options = [configs.get(word, word) for word in shlex.split(launcher)]
+    program = ["-m", "accelerate.commands.accelerate_cli", "launch", *options, "-m", "hssl_hf", command]
+    os.execv(sys.executable, [sys.executable, *program, *arguments])
 
 
 COMMANDS = {
     function.__name__: function
-    for function in (pretrain, search, estimate, evaluate, complementarity, export, push, convert, report, replay)
+    for function in (pretrain, search, estimate, evaluate, complementarity, export, push, convert, report, replay, recipes)
 }

@@ -7,10 +7,11 @@ from typing import Annotated
 from typer import Argument, Option
 
 from hssl_hf.cli.console import new_app, run
+from hssl_hf.config.recipe_files import find_recipe
 
-RECIPES = Path(__file__).resolve().parents[3] / "training" / "recipes"
 Settings = Annotated[
-    list[str] | None, Argument(metavar="[RECIPE.yaml] [a.b=c ...]", help="A recipe, and values that replace its own.")
+    list[str] | None,
+    Argument(metavar="[RECIPE] [a.b=c ...]", help="Name or file of a recipe, and values that replace its own."),
 ]
 Candidates = Annotated[list[str] | None, Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")]
 DataFraction = Annotated[float, Option(help="Fraction of the images to train on, above 0 and up to 1.")]
@@ -18,7 +19,7 @@ Depth = Annotated[int, Option(help="Blocks of every candidate.")]
 
 
 def pretrain(settings: Settings = None) -> int:
-    """Pre-train a backbone. Without a recipe it runs recipes/quickstart.yaml on the embedded images.
+    """Pre-train a backbone. Without a recipe it runs the quick start on the embedded images.
 
     The folder of the run holds the resolved recipe, the log, its curves, the checkpoints, the exported backbone and the
     records of its evaluation.
@@ -27,7 +28,7 @@ def pretrain(settings: Settings = None) -> int:
     return train(recipe, Path(recipe.run.output_dir or f"runs/{name}"))[0]
 
 
-def search_heads(
+def search(
     settings: Settings = None, candidates: Candidates = None, data_fraction: DataFraction = 0.1, depth: Depth = 1
 ) -> int:
     """Search the auxiliary head for a recipe: train all candidates at once on one base and a fraction of the images.
@@ -35,28 +36,33 @@ def search_heads(
     The folder of the search holds their ranking, its figure, and the recipe with the winner. Interrupted searches continue with
     resume_from_checkpoint=auto, as trainings do.
     """
+    return search_for(*read_recipe(settings), candidates, data_fraction, depth)[0]
+
+
+def search_for(recipe, name: str, candidates: list[str] | None, data_fraction: float, depth: int) -> tuple[int, Path]:
+    """Search the head of a recipe and report the ranking; returns the exit code and the folder of the search."""
     from hssl_hf.experiments.head_search import report, search_recipe
 
-    recipe, name = read_recipe(settings)
     folder = Path(recipe.run.output_dir or f"runs/search-{name}")
     code, is_main_process = train(search_recipe(recipe, candidates, data_fraction, depth), folder)
     if code == 0 and is_main_process:
         print(f"\n{report(folder, recipe)}")
-    return code
+    return code, folder
 
 
 def read_recipe(settings: list[str] | None):
-    """The recipe that a command line names, and the name of its file.
+    """The recipe that a command line names, by default the quick start, and its name.
 
     Raises:
-        RecipeError: for more than one recipe, and for what `load_recipe` refuses.
+        UserError: for more than one recipe, an unknown one, and for what `load_recipe` refuses.
     """
     from hssl_hf.config.recipe import RecipeError, load_recipe
 
-    paths = [Path(setting) for setting in settings or () if "=" not in setting] or [RECIPES / "quickstart.yaml"]
-    if len(paths) > 1:
-        raise RecipeError(f"expected one recipe, got {', '.join(map(str, paths))}")
-    return load_recipe(paths[0], [setting for setting in settings or () if "=" in setting]), paths[0].stem
+    names = [setting for setting in settings or () if "=" not in setting]
+    if len(names) > 1:
+        raise RecipeError(f"expected one recipe, got {', '.join(names)}")
+    path = find_recipe(*names or ["quickstart"])
+    return load_recipe(path, [setting for setting in settings or () if "=" in setting]), path.stem
 
 
 def train(recipe, folder: Path) -> tuple[int, bool]:

@@ -35,7 +35,7 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwa
     elif not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else several processes would not find each other
     if _requested("FSDP") and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise LaunchError("FSDP 1 cannot run student and teacher in one model; use training/accelerate/fsdp2.yaml")
+        raise LaunchError("FSDP 1 cannot run student and teacher in one model; use FSDP 2: --config_file fsdp2")
     accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=accumulate, **kwargs)  # `Engine` autocasts
     if _requested("FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate shards on accelerators alone, though PyTorch can on CPUs, and everything behind this switch is the same.
@@ -56,8 +56,8 @@ def _deepspeed_plugin(bf16: bool, accumulate: int, images_per_process: int) -> D
     if plugin.zero_stage not in (1, 2):
         raise LaunchError(
             f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows full weights, which stage 3 keeps in pieces, and "
-            "gathering them in every step costs more than it saves. Use training/accelerate/deepspeed_zero1.yaml or "
-            "deepspeed_zero2.yaml, or fsdp2.yaml, which shards the weights of the teacher alike"
+            "gathering them in every step costs more than it saves. Use --config_file deepspeed_zero1 or "
+            "deepspeed_zero2, or fsdp2, which shards the weights of the teacher alike"
         )
     config = plugin.deepspeed_config
     config["train_micro_batch_size_per_gpu"] = images_per_process

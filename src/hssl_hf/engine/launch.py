@@ -23,7 +23,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def check_launch(accelerator: Accelerator, script: str) -> None:
+def check_launch(accelerator: Accelerator) -> None:
     """Compare the requested processes with those that run and reach each other.
 
     A launcher may quietly start one process only, or several that each believe to be alone.
@@ -39,7 +39,7 @@ def check_launch(accelerator: Accelerator, script: str) -> None:
     raise LaunchError(
         f"{requested} processes were requested, but this one sees {accelerator.num_processes} and {connected} respond "
         f"(mode {accelerator.distributed_type}). Start them with\n"
-        f"    accelerate launch --config_file training/accelerate/{config}.yaml --num_processes {requested} {script}"
+        f"    hssl-hf pretrain --launch '--config_file {config} --num_processes {requested}' ..."
     )
 
 

@@ -11,10 +11,18 @@ from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
 from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
 
+PROTOCOLS = {"knn": "k-NN", "linear": "linear"}  # their names on the screen
+
 
 def evaluate(
-    export: str, protocol: str, settings: list[str], pixels: bool, results: Path | None, subject: str | None, seed: int
-) -> list[str]:
+    export: str,
+    protocol: str,
+    settings: list[str],
+    pixels: bool = False,
+    results: Path | None = None,
+    subject: str | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
     """Evaluate an export by k-NN or a linear probe.
 
     Args:
@@ -26,10 +34,13 @@ def evaluate(
         subject: name of the model in the records; None for the export.
         seed: of its training, for the records.
     Returns:
-        lines for the screen.
+        top1 and top5 in percent, the number n of test images, and for the linear probe `learning_rate` per 256 with its
+        `validation_top1` on held-out training images.
     Raises:
-        UserError: for settings that are not known, and images or models that cannot be read.
+        UserError: for an unknown protocol or setting, and images or models that cannot be read.
     """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"expected a protocol of {list(PROTOCOLS)}, got {protocol!r}")
     tree = {"linear": {}}
     for setting in settings:
         if setting.startswith("linear."):
@@ -37,20 +48,23 @@ def evaluate(
     linear = build(LinearConfig, tree["linear"], "linear.")
     config = _labeled_images([setting for setting in settings if not setting.startswith("linear.")])
     encoder, processor = load_encoder(export)
-    encoder, probe, lines = raw_pixel_encoder if pixels else encoder, Probe(config, processor), []
+    encoder, probe = raw_pixel_encoder if pixels else encoder, Probe(config, processor)
     if protocol == "knn":
         result, used = probe.knn(encoder, "k-NN"), probe.knn_settings()
     else:
         result = probe.linear(encoder, linear, "linear probe")
         used = {**asdict(linear), "learning_rate": result["learning_rate"]}
-        held_out = f"{result['validation_top1']:.2f} % on held-out training images"
-        lines.append(f"learning rate {result['learning_rate']} per 256, {held_out}")
-    for metric in ("top1", "top5"):
-        lines.append(f"{protocol.replace('knn', 'k-NN')} {metric}  {result[metric]:.2f} %  ({result['n']} images)")
-        if results:
-            name = subject or ("raw pixels" if pixels else export)
-            probe.record(f"{protocol}_{metric}", result[metric], result["n"], used, name, seed, results)
-    return lines
+    for metric in ("top1", "top5") if results else ():
+        name = subject or ("raw pixels" if pixels else export)
+        probe.record(f"{protocol}_{metric}", result[metric], result["n"], used, name, seed, results)
+    return result
+
+
+def describe(protocol: str, result: dict[str, float]) -> str:
+    """A result of `evaluate` for the screen."""
+    held_out = "learning rate {learning_rate} per 256, {validation_top1:.2f} % on held-out training images\n"
+    figures = "".join(f"{PROTOCOLS[protocol]} {top}  {{{top}:.2f}} %  ({{n}} images)\n" for top in ("top1", "top5"))
+    return ((held_out if "learning_rate" in result else "") + figures).format(**result).rstrip()
 
 
 def compare(first: str, second: str, settings: list[str], points: int, output: Path, results: Path | None) -> list[str]:

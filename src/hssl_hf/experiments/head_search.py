@@ -92,7 +92,7 @@ def report(folder: Path, recipe: Recipe) -> str:
     winner.save(folder / WINNER)
     lines = ["auxiliary head   discrepancy (nats)"]
     lines += [f"{number}. {c.family:13s} {c.discrepancy:8.4f} ± {c.spread:.4f}" for number, c in enumerate(ranking, 1)]
-    lines += ["", f"curves   {folder / FIGURE}", f"winner   accelerate launch training/pretrain.py {folder / WINNER}"]
+    lines += ["", f"curves   {folder / FIGURE}", f"winner   hssl-hf pretrain {folder / WINNER}"]
     return "\n".join(lines)
 
 

@@ -12,8 +12,6 @@ from tqdm.auto import tqdm
 
 from hssl_hf.experiments.study import Measurement, Study
 
-TRAINING = Path(__file__).resolve().parents[3] / "training"
-
 
 class Runner:
     """Trains runs in separate processes, one per core."""
@@ -50,10 +48,10 @@ class Runner:
         arguments = [str(self.path.parent / self.study.recipe), *self.overrides, *self.study.overrides(variant, seed)]
         arguments += [f"run.output_dir={folder}", "resume_from_checkpoint=auto", "probe.path=null", "run.export=false"]
         if variant not in self.study.searches:
-            return [sys.executable, str(TRAINING / "pretrain.py"), *arguments]
+            return [sys.executable, "-m", "hssl_hf", "pretrain", *arguments]
         arguments += ["--data-fraction", str(self.study.searches[variant])]
         arguments += [word for head in self.study.heads for word in ("--candidates", head)]
-        return [sys.executable, str(TRAINING / "search_heads.py"), *arguments]
+        return [sys.executable, "-m", "hssl_hf", "search", *arguments]
 
     def stop(self) -> None:
         """Stop every run after a checkpoint."""

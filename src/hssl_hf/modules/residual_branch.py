@@ -26,7 +26,7 @@ class CheckpointedBlock(Block):
         return (
             all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2))
             and all(isinstance(module, nn.Identity) for module in between)
-            and block.attn.gate is None
+            and getattr(block.attn, "gate", None) is None  # timm 1.0.28 introduced it
         )
 
     def forward(self, x: Tensor) -> Tensor:

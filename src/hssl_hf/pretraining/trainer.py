@@ -53,7 +53,7 @@ class PreTrainer:
             bf16, recipe.optim.gradient_accumulation_steps, self.images,
             log_with=list(recipe.run.report_to) or None, project_dir=str(folder),
         )  # fmt: skip
-        check_launch(self.accelerator, "training/pretrain.py")
+        check_launch(self.accelerator)
         self.checkpoints = CheckpointManager(folder / "checkpoints", recipe.run.save_total_limit)
         self.checkpoint = setup.open_run_directory(recipe, folder, self.checkpoints, self.accelerator)
         setup.use_all_cores(self.accelerator, bf16)

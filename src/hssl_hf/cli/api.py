@@ -1,0 +1,110 @@
+"""The commands as Python functions, which run the code of the command line in this process."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hssl_hf.cli.programs import read_recipe, search_for, train
+from hssl_hf.experiments import frozen_evaluation, head_search
+from hssl_hf.runs.run_directory import RunDirectory
+
+
+def pretrain(
+    recipe: str | Path = "quickstart",
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Path:
+    """Pre-train a backbone.
+
+    Args:
+        recipe: name of a recipe of the package (`hssl-hf recipes` lists them), or a file.
+        data: folder, Hub dataset or URL of the images to train on instead of the recipe's. The recipe's probe, which classifies
+            other images, is left out then, unless `overrides` sets `probe.path`.
+        output_dir: folder of the run; None for the recipe's own, or runs/<name of the recipe>.
+        overrides: values that replace the recipe's, by their keys: {"optim.epochs": 5}.
+    Returns:
+        folder of the run; its `export` holds the backbone.
+    Raises:
+        UserError: for what the command line refuses.
+        SystemExit: with code 75, after a checkpoint, if a signal stops the training.
+    """
+    loaded, name = read_recipe(_settings(recipe, data, output_dir, overrides))
+    folder = Path(loaded.run.output_dir or f"runs/{name}")
+    _require_completion(train(loaded, folder)[0])
+    return folder
+
+
+def search_heads(
+    recipe: str | Path = "quickstart",
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    candidates: list[str] | None = None,
+    data_fraction: float = 0.1,
+    depth: int = head_search.DEPTH,
+) -> list[head_search.Candidate]:
+    """Search the auxiliary head for a recipe, without labels.
+
+    Args:
+        recipe, data, output_dir, overrides: as in `pretrain`.
+        candidates: families to compare; None for all.
+        data_fraction: of the images, above 0 and up to 1.
+        depth: blocks of every candidate.
+    Returns:
+        the candidates, the most promising one first.
+    """
+    code, folder = search_for(*read_recipe(_settings(recipe, data, output_dir, overrides)), candidates, data_fraction, depth)
+    _require_completion(code)
+    return head_search.rank(folder)
+
+
+def evaluate(
+    export: str | Path,
+    protocol: str = "knn",
+    data: str | Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    results: str | Path | None = None,
+) -> dict[str, float]:
+    """Evaluate a frozen backbone on labeled images.
+
+    Args:
+        export: exported folder or Hub repository.
+        protocol: "knn" or "linear".
+        data: folder, Hub dataset or URL of the images.
+        overrides: further values, as on the command line: {"data.test_split": "validation", "linear.epochs": 50}.
+        results: file of JSON lines to which the records are added.
+    Returns:
+        top1 and top5 in percent, the number n of test images, and for the linear probe the chosen learning rate.
+    """
+    values = ({} if data is None else {"data.path": str(data)}) | dict(overrides or {})
+    results = None if results is None else Path(results)
+    return frozen_evaluation.evaluate(str(export), protocol, _as_settings(values), results=results)
+
+
+def export(
+    run: str | Path,
+    folder: str | Path | None = None,
+    kind: str = "main",
+    network: str | None = None,
+    license: str | None = None,
+    onnx: bool = False,
+) -> Path:
+    """Write the base of a run as a stock model; arguments as of `hssl-hf export`. Returns the folder."""
+    directory = RunDirectory.open(Path(run))
+    return directory.export(Path(folder or directory.folder / "export"), kind, network, license, onnx)
+
+
+def _settings(recipe, data, output_dir, overrides) -> list[str]:
+    values = {} if data is None else {"data.path": str(data), "probe.path": None}
+    values |= {} if output_dir is None else {"run.output_dir": str(output_dir)}
+    return [str(recipe), *_as_settings(values | dict(overrides or {}))]
+
+
+def _as_settings(values: Mapping[str, object]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _require_completion(code: int) -> None:
+    if code:
+        raise SystemExit(code)

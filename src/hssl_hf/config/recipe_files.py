@@ -1,0 +1,40 @@
+"""Recipes of the package by name; they are installed with it, beside the Accelerate configurations and the embedded images."""
+
+import difflib
+from pathlib import Path
+
+from hssl_hf.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+TRAINING = next(folder for folder in (PACKAGE / "training", PACKAGE.parents[1] / "training") if folder.is_dir())
+RECIPES = TRAINING / "recipes"
+
+
+def recipes() -> dict[str, Path]:
+    """Recipes of the package by name."""
+    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe, given by its path or by the name of a recipe of the package.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    path, known = Path(name), recipes()
+    if path.is_file():
+        return path
+    if path.parent == Path() and path.name.removesuffix(".yaml") in known:
+        return known[path.name.removesuffix(".yaml")]
+    near = difflib.get_close_matches(path.stem, known, n=3)
+    raise UserError(
+        f"there is no recipe {str(name)!r}: expected a file, or a name that `hssl-hf recipes` lists."
+        + (f" Did you mean {', '.join(near)}?" if near else "")
+    )
+
+
+def recipe_notes(path: Path) -> list[str]:
+    """What a recipe is for, with its table, the paper's number and its cost: the comments above its first key."""
+    lines = path.read_text().splitlines()
+    comments = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
+    return [line.removeprefix("#").strip() for line in comments if "accelerate launch" not in line]

@@ -1,0 +1,70 @@
+"""The Python functions run the code of the command line."""
+
+import json
+
+import pytest
+
+import hssl_hf
+from hssl_hf.cli import main as cli
+from hssl_hf.errors import UserError
+from tests.conftest import ROOT, SAMPLE
+from tests.launches import TINY, losses, weights
+from tests.processes import Program
+
+SHORT = {"optim.epochs": 0.0064, "run.logging_steps": 1, "data.num_workers": 0}  # 4 steps
+
+
+def test_pretrain_is_the_command(tmp_path):
+    overrides = dict(value.split("=", 1) for value in TINY)
+    values = overrides | SHORT
+    code = "import json, sys, hssl_hf; print(hssl_hf.pretrain(**json.loads(sys.argv[1])))"
+    arguments = {"output_dir": str(tmp_path / "python"), "overrides": values | {"probe.path": None}}
+    arguments["overrides"] |= {key: int(value) for key, value in values.items() if str(value).isdigit()}
+    arguments["overrides"]["model.backbone_kwargs"] = {
+        "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 1, "weight_init": "moco",
+    }  # fmt: skip
+    python = Program("-c", code, json.dumps(arguments))
+    settings = [*TINY, *(f"{key}={value}" for key, value in SHORT.items()), f"run.output_dir={tmp_path / 'command'}"]
+    command = Program(str(ROOT / "training" / "pretrain.py"), *settings)
+    output, errors = python.communicate()
+    command.communicate()
+    assert python.returncode == command.returncode == 0, errors
+    assert output.splitlines()[-1] == str(tmp_path / "python")
+    ours, theirs = (weights(tmp_path / name, step=4) for name in ("python", "command"))
+    assert losses(tmp_path / "python") == losses(tmp_path / "command") and len(losses(tmp_path / "python")) == 4
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_images_of_the_user_replace_those_of_the_recipe_and_leave_its_probe_out(monkeypatch):
+    recipes = []
+    monkeypatch.setattr("hssl_hf.cli.api.train", lambda recipe, folder: recipes.append(recipe) or (0, True))
+    assert str(hssl_hf.pretrain("hssl_dino_cifar10", data="user/photographs")) == "runs/hssl_dino_cifar10"
+    hssl_hf.pretrain(data="user/photographs", overrides={"probe.path": "user/labeled", "optim.base_learning_rate": 1e-5})
+    assert [recipe.data.path for recipe in recipes] == ["user/photographs"] * 2
+    assert [recipe.probe.path for recipe in recipes] == [None, "user/labeled"] and recipes[1].optim.base_learning_rate == 1e-5
+    with pytest.raises(UserError, match="Did you mean quickstart"):
+        hssl_hf.pretrain("quikstart")
+
+
+def test_a_signal_ends_the_program(monkeypatch):
+    monkeypatch.setattr("hssl_hf.cli.api.train", lambda recipe, folder: (75, True))
+    with pytest.raises(SystemExit) as exit:
+        hssl_hf.pretrain()
+    assert exit.value.code == 75
+
+
+def test_evaluate_is_the_command(tmp_path, capsys):
+    from hssl_hf.publish.image_processor import image_processor
+    from hssl_hf.publish.to_transformers import to_transformers
+    from tests.conftest import tiny_model
+
+    to_transformers(tiny_model().teacher.base, 32).save_pretrained(tmp_path)
+    image_processor(32).save_pretrained(tmp_path)
+    images = {"data.train_images": 200, "data.test_images": 50}
+    result = hssl_hf.evaluate(tmp_path, data=SAMPLE, overrides=images, results=tmp_path / "results.jsonl")
+    assert result["n"] == 50 and (tmp_path / "results.jsonl").is_file()
+    settings = [f"data.path={SAMPLE}", *(f"{key}={value}" for key, value in images.items())]
+    assert cli.main(["evaluate", str(tmp_path), "knn", *settings]) == 0
+    assert f"k-NN top1  {result['top1']:.2f} %  (50 images)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="expected a protocol"):
+        hssl_hf.evaluate(tmp_path, "k-NN", data=SAMPLE)
