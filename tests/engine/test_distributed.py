@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from hssl_hf.engine.distributed import Engine, make_accelerator, repeated_blocks
+from hssl_hf.engine.distributed import Engine, make_accelerator
 from hssl_hf.engine.launch import LaunchError
-from tests.conftest import ROOT, tiny_model, tiny_siamese
+from tests.conftest import ROOT
 from training.benchmarks import engine_equivalence as equivalence
 
 CONFIGS = ROOT / "training" / "accelerate"
@@ -58,15 +58,6 @@ def test_deepspeed_does_not_change_its_number_of_processes():
         Engine.check_processes(engine, 4)
     engine.is_deepspeed = False
     Engine.check_processes(engine, 4)
-
-
-def test_blocks_are_the_units_of_sharding():
-    assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["CheckpointedBlock", "ConvNeXtBlock"]
-    assert repeated_blocks(tiny_siamese().student) == ["Block", "CheckpointedBlock"]
-    resnet = tiny_model(
-        backbone="resnet26", backbone_kwargs=None, objective="dino", auxiliary=None, cls_supervision=["base->base"]
-    )
-    assert "Bottleneck" in repeated_blocks(resnet.student)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from hssl_hf import HSSLConfig, HSSLForPreTraining
+from hssl_hf import HSSLConfig, HSSLForPreTraining, HSSLModel
 from hssl_hf.auxiliary import BLOCKS
 from hssl_hf.engine.optim import build_optimizer, clip_per_parameter
 from tests.conftest import tiny_config, tiny_model, tiny_views
@@ -114,7 +114,7 @@ def test_auto_classes_know_the_model(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), HSSLConfig)
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path), HSSLForPreTraining)
-    assert isinstance(AutoModel.from_pretrained(tmp_path), HSSLForPreTraining)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), HSSLModel)
     assert isinstance(AutoModelForPreTraining.from_config(tiny_config()), HSSLForPreTraining)
 
 

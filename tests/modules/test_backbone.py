@@ -3,8 +3,8 @@ import timm
 import torch
 from timm.layers import DropPath
 
-from hssl_hf.modules.backbone import Backbone
-from tests.conftest import TINY_VIT
+from hssl_hf.modules.backbone import Backbone, repeated_blocks
+from tests.conftest import TINY_VIT, tiny_model, tiny_siamese
 
 FAMILIES = {  # name: (arguments, image size, grid at that size)
     "vit_tiny_patch16_224": ({"depth": 2}, 224, 14),
@@ -129,3 +129,12 @@ def test_masks_need_a_transformer_and_a_mask_token():
 def test_arguments_that_timm_cannot_take_are_refused(kwargs):
     with pytest.raises(ValueError, match=r"timm cannot make 'vit_tiny_patch16_224' with backbone_kwargs="):
         Backbone("vit_tiny_patch16_224", 32, {"patch_size": 8, "embed_dim": 32, **kwargs})
+
+
+def test_blocks_are_the_units_of_sharding():
+    assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["CheckpointedBlock", "ConvNeXtBlock"]
+    assert repeated_blocks(tiny_siamese().student) == ["Block", "CheckpointedBlock"]
+    resnet = tiny_model(
+        backbone="resnet26", backbone_kwargs=None, objective="dino", auxiliary=None, cls_supervision=["base->base"]
+    )
+    assert "Bottleneck" in repeated_blocks(resnet.student)

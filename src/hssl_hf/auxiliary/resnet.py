@@ -14,7 +14,10 @@ class ResNetBlock(nn.Module):
     def __init__(self, width: int, *, grid, layer: int, shortcut: bool, drop_path: float, sublayers=SUBLAYERS):
         super().__init__()
         if set(sublayers) != set(SUBLAYERS):
-            raise ValueError("a ResNet block has no token mixer and MLP apart; leave auxiliary_sublayers at ['mixer', 'mlp']")
+            raise ValueError(
+                f"a ResNet block has no token mixer and MLP apart; leave auxiliary_sublayers at {list(SUBLAYERS)}, got "
+                f"{list(sublayers)}"
+            )
         inner = width // 4
         self.layers = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),

@@ -23,7 +23,7 @@ class SwinBlock(MixerBlock):
 
     def build_mixer(self, width: int, grid: tuple[int, int], layer: int) -> None:
         self.heads, self.shift = attention_heads(width), WINDOW // 2 if layer % 2 else 0
-        self.fused = use_fused_attn()
+        self.fused_attn = use_fused_attn()
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
         self.relative_bias = nn.Parameter(torch.zeros(self.heads, 2 * WINDOW - 1, 2 * WINDOW - 1))
@@ -42,7 +42,7 @@ class SwinBlock(MixerBlock):
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         excluded = regions[:, None, :, None] != regions[:, None, None, :]  # (n, 1, wh * ww, wh * ww)
         bias = self._position_bias(window).to(q.dtype).masked_fill(excluded, float("-inf"))
-        if self.fused:
+        if self.fused_attn:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         else:
             out = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias[None], dim=-1).to(v.dtype) @ v

@@ -81,7 +81,6 @@ class Engine:
 
     def __init__(self, accelerator: Accelerator, method: nn.Module, optimizer: torch.optim.Optimizer, bf16: bool):
         self.accelerator, self.method, self.bf16 = accelerator, method, bf16
-        method._no_split_modules = repeated_blocks(method.student)
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=method.has_unused_parameters)
         self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.bad_step = torch.tensor(-1, device=accelerator.device)
@@ -184,10 +183,3 @@ class Engine:
             for group, partition in zip(zero.param_groups, zero.single_partition_of_fp32_groups, strict=True):
                 if group["name"] in frozen:
                     zero.optimizer.state[partition]["step"].zero_()
-
-
-def repeated_blocks(network: nn.Module) -> list[str]:
-    """Classes of the blocks that a network stacks: the units in which an engine shards it."""
-    stacks = [module for module in network.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1]
-    uniform = [stack for stack in stacks if len({type(block) for block in stack}) == 1]
-    return sorted({type(stack[0]).__name__ for stack in uniform if any(stack[0].children())})

@@ -4,8 +4,6 @@ import pkgutil
 from importlib import import_module
 from inspect import isclass
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
-
 from hssl_hf import models
 from hssl_hf.models.configuration_base import PreTrainingConfig
 
@@ -16,12 +14,32 @@ def configuration_classes() -> dict[str, type[PreTrainingConfig]]:
 
 
 def register() -> None:
-    """Make every method known to transformers' Auto classes; safe to call twice."""
-    model_classes = {vars(value).get("config_class"): value for value in classes_in("modeling_").values()}
+    """Make every method known to transformers' Auto classes; safe to call twice.
+
+    `AutoModel` gives the encoder that a method keeps, `AutoModelForPreTraining` the full model.
+    """
+    register_configurations()
+    register_models()
+
+
+def register_configurations() -> None:
+    """Make the configurations known to `AutoConfig`; no model is imported."""
+    from transformers import AutoConfig
+
     for config in configuration_classes().values():
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model_classes[config], exist_ok=True)
-        AutoModelForPreTraining.register(config, model_classes[config], exist_ok=True)
+
+
+def register_models() -> None:
+    """Make the models known to `AutoModel` and `AutoModelForPreTraining`."""
+    from transformers import AutoModel, AutoModelForPreTraining
+
+    from hssl_hf.models.modeling_base import EncoderModel
+
+    for model_class in classes_in("modeling_").values():
+        if config := vars(model_class).get("config_class"):
+            auto = AutoModel if issubclass(model_class, EncoderModel) else AutoModelForPreTraining
+            auto.register(config, model_class, exist_ok=True)
 
 
 def classes_in(prefix: str) -> dict[str, type]:

@@ -1,9 +1,18 @@
 """What the configurations of all methods share: everything that the rest of the package knows of a method by its name."""
 
+import difflib
+import logging
+from dataclasses import fields
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+NOT_FIELDS = {  # further arguments of every transformers configuration
+    "attn_implementation", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
+    "per_layer_config", "torch_dtype",
+}  # fmt: skip
 
 
 @strict
@@ -19,6 +28,8 @@ class PreTrainingConfig(PreTrainedConfig):
         image_size: side of the global views in pixels.
         drop_path_rate: stochastic depth at the last block, rising linearly from 0.
         license: of the weights, where others released them; written into the card of an export.
+    Raises:
+        ValueError: for an argument that is none; in a file (`from_pretrained`, `from_dict`) it is ignored with a warning.
     """
 
     citation: ClassVar[str] = ""
@@ -26,8 +37,40 @@ class PreTrainingConfig(PreTrainedConfig):
     backbone: str = "vit_small_patch16_224"
     backbone_kwargs: dict | None = None
     image_size: int = 224
-    drop_path_rate: float = 0.0
+    drop_path_rate: float | int = 0.0
     license: str | None = None
+
+    def __post_init__(self, **kwargs):
+        for key in self._unknown(kwargs):
+            near = difflib.get_close_matches(key, self.field_names(), n=1)
+            raise ValueError(
+                f"{type(self).__name__} has no argument {key!r}."
+                + (f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(self.field_names())}")
+            )
+        if (model_type := kwargs.pop("model_type", self.model_type)) != self.model_type:
+            raise ValueError(f"expected model_type {self.model_type!r} for {type(self).__name__}, got {model_type!r}")
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; keys that this class does not have are ignored, and changed fields checked with the others."""
+        if unknown := cls._unknown(config_dict):
+            logger.warning("ignoring what %s does not have in a configuration file: %s", cls.__name__, ", ".join(unknown))
+        known = {key: value for key, value in config_dict.items() if key not in (*unknown, "model_type")}
+        changes = {key: kwargs.pop(key) for key in cls.field_names() if key in kwargs}
+        return super().from_dict(known | changes, **kwargs)
+
+    @classmethod
+    def _unknown(cls, arguments: dict) -> list[str]:
+        known = {field.name for field in fields(cls)} | NOT_FIELDS
+        return [key for key in arguments if key not in known and not key.startswith("_")]
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels C of the base's features, from timm's description of the backbone."""
+        from hssl_hf.modules.backbone import feature_width
+
+        return feature_width(self.backbone, self.image_size, self.backbone_kwargs or {})
 
     @classmethod
     def field_names(cls) -> list[str]:

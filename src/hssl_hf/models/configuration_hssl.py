@@ -49,9 +49,9 @@ class HSSLConfig(TwoBranchConfig):
     projection_size: int = 256
     num_prototypes: int = 8192
     norm_last_layer: bool = True
-    student_temperature: float = 0.1
-    center_momentum: float = 0.9
-    contrastive_temperature: float = 0.2
+    student_temperature: float | int = 0.1
+    center_momentum: float | int = 0.9
+    contrastive_temperature: float | int = 0.2
     queue_size: int = 0
 
     def __post_init__(self, **kwargs):

@@ -32,7 +32,7 @@ class HSSLMAEConfig(TwoBranchConfig):
 
     model_type = "hssl_mae"
 
-    drop_path_rate: float = 0.0
+    drop_path_rate: float | int = 0.0
     sincos_position_embeddings: bool = True
     auxiliary_mask_fill: Literal["token", "zero"] = "token"
     norm_pix_loss: bool = True
@@ -41,7 +41,7 @@ class HSSLMAEConfig(TwoBranchConfig):
     decoder_num_attention_heads: int = 16
     representation_decoder_depth: int = 2
     representation_target: Literal["teacher", "student", "decoder"] = "teacher"
-    representation_weight: float = 1.0
+    representation_weight: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

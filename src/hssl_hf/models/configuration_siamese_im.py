@@ -55,7 +55,7 @@ class SiameseIMConfig(PreTrainingConfig):
     level: Literal["dense", "global"] = "dense"
     decoder_norm: Literal["batch", "layer"] = "batch"
     loss_normalization: Literal["layer_norm", "l2"] = "layer_norm"
-    negative_weight: float = 0.02
+    negative_weight: float | int = 0.02
     normalize_prediction: bool = False
     norm_pix_loss: bool = True
     decoder_hidden_size: int | None = None

@@ -41,7 +41,7 @@ class TwoBranchConfig(PreTrainingConfig):
   note    = {arXiv:2310.05108}
 }"""
 
-    drop_path_rate: float = 0.1
+    drop_path_rate: float | int = 0.1
     auxiliary: str | list[str] | tuple[str, ...] | None = "convnext"
     auxiliary_connection: Literal["serial", "parallel"] = "serial"
     auxiliary_depth: int = 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
 from hssl_hf.models.configuration_head_search import HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.models.modeling_hssl import ObjectivePreTrainedModel
+from hssl_hf.models.modeling_hssl import HSSLModel, ObjectivePreTrainedModel
 from hssl_hf.models.modeling_two_branch import build_base
 from hssl_hf.modules.tokens import Branches, Tokens
 from hssl_hf.objectives import OBJECTIVES
@@ -117,6 +117,12 @@ class HeadSearchForPreTraining(ObjectivePreTrainedModel):
             common = self.objectives[COMMON].compare_patches(inputs, *prototypes)
             loss, losses = loss + combine(common, self.config.reduction), losses | common
         return ObjectiveOutput(loss, losses, metrics, discrepancy)
+
+
+class HeadSearchModel(HSSLModel):
+    """The teacher's base after a search, as `HSSLModel`."""
+
+    config_class = HeadSearchConfig
 
 
 def _split_levels(config: HeadSearchConfig) -> tuple[HSSLConfig, HSSLConfig | None]:

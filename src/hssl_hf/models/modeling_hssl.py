@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_hssl import HSSLConfig
+from hssl_hf.models.modeling_base import EncoderModel
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
-from hssl_hf.models.modeling_two_branch import TwoBranchNetwork
+from hssl_hf.models.modeling_two_branch import TwoBranchNetwork, build_base
 from hssl_hf.objectives import OBJECTIVES
 from hssl_hf.objectives.supervision import Objective, ObjectiveInputs, ObjectiveOutput
 
@@ -18,7 +19,7 @@ from hssl_hf.objectives.supervision import Objective, ObjectiveInputs, Objective
 class HSSLForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss: scalar to minimize.
+        loss: scalar to minimize; None with `return_loss=False`.
         losses: its terms, scalars by name (for example "cls_auxiliary_to_base").
         metrics: monitored scalars by name, which are not part of the loss.
         discrepancy: scalar, divergence between the teacher's base and head; None without a head.
@@ -52,6 +53,7 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         mask_indices: Tensor | None = None,
         teacher_temperature: float = 0.07,
+        return_loss: bool = True,
     ) -> HSSLForPreTrainingOutput:
         """
         Args:
@@ -60,6 +62,7 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
             bool_masked_pos: (V, B, h, w) bool over the patches, True = masked in the student's input.
             mask_indices: (M,) positions of the masked patches in the flattened mask; avoids waiting for the device.
             teacher_temperature: tau_t (dino, ibot).
+            return_loss: False leaves the total `loss` out.
         Raises:
             ValueError: if the objective does not take these numbers of views.
         """
@@ -69,7 +72,8 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
         student = self.student(pixel_values, bool_masked_pos)
         local = None if local_pixel_values is None else self.student(local_pixel_values)
         output = self._compare(student, teacher, local, (bool_masked_pos, mask_indices, teacher_temperature))
-        return HSSLForPreTrainingOutput(**vars(output), teacher_pooler_output=teacher.base.cls.flatten(0, 1))
+        values = vars(output) if return_loss else vars(output) | {"loss": None}
+        return HSSLForPreTrainingOutput(**values, teacher_pooler_output=teacher.base.cls.flatten(0, 1))
 
     def _compare(self, student, teacher, local, masks_and_temperature: tuple) -> ObjectiveOutput:
         """The loss between the outputs of both networks, and of the student for the local views."""
@@ -114,3 +118,16 @@ class HSSLForPreTraining(ObjectivePreTrainedModel):
     def _compare(self, student, teacher, local, masks_and_temperature: tuple) -> ObjectiveOutput:
         heads = (self.student.heads, self.teacher.heads)
         return self.objective(ObjectiveInputs(student, teacher, *heads, local, *masks_and_temperature))
+
+
+class HSSLModel(EncoderModel):
+    """The teacher's base, for features or fine-tuning.
+
+    Example:
+        model = HSSLModel.from_pretrained("user/name", revision="training")
+        features = model(pixel_values).pooler_output  # (B, C)
+    """
+
+    config_class = HSSLConfig
+    base_model_prefix = HSSLForPreTraining.default_network
+    build_base = staticmethod(build_base)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_mae import HSSLMAEConfig
+from hssl_hf.models.modeling_base import EncoderModel
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.models.modeling_two_branch import Auxiliary, build_auxiliary, build_base
 from hssl_hf.modules.backbone import Backbone, take
@@ -23,7 +24,7 @@ from hssl_hf.objectives import pixel_targets, reconstruction
 class HSSLMAEForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss: scalar to minimize.
+        loss: scalar to minimize; None with `return_loss=False`.
         losses: its terms by name: "pixels", and "representations" with a head.
         metrics: monitored scalars by name; none here.
         teacher_pooler_output: (B, C) the teacher's class tokens; None without a teacher.
@@ -74,8 +75,7 @@ class MAEStudent(EncoderWithHead):
         seeds = torch.randint(2**62, (4,), device="cpu").tolist()
         with torch.random.fork_rng():
             torch.manual_seed(seeds[0])
-            base = build_base(config, mask_token=False)
-            prepare_base(base, config.backbone)
+            base = build_mae_base(config)
             super().__init__(base, build_auxiliary(config, base, seeds[1]))
             torch.manual_seed(seeds[2])
             height, width = base.model.patch_embed.patch_size
@@ -88,6 +88,13 @@ class MAEStudent(EncoderWithHead):
                 self.representations = MaskedDecoder(base.width, base, config, config.representation_decoder_depth, output)
                 if config.auxiliary_mask_fill == "token":
                     self.filler = nn.Parameter(torch.zeros(1, base.width))
+
+
+def build_mae_base(config: HSSLMAEConfig) -> Backbone:
+    """The base model of a configuration, which encodes visible patches."""
+    base = build_base(config)
+    prepare_base(base, config.backbone)
+    return base
 
 
 class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
@@ -119,13 +126,14 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
         self._finish_init()
 
     def forward(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor, mask_indices: Tensor | None = None
+        self, pixel_values: Tensor, bool_masked_pos: Tensor, mask_indices: Tensor | None = None, return_loss: bool = True
     ) -> HSSLMAEForPreTrainingOutput:
         """
         Args:
             pixel_values: (1, B, 3, H, W) normalized images.
             bool_masked_pos: (1, B, h, w) bool over the patches, True = masked, as many in every image.
             mask_indices: (M,) positions of the masked patches in the flattened mask; avoids waiting for the device.
+            return_loss: False leaves the total `loss` out.
         Raises:
             ValueError: if images have different numbers of masked patches.
         """
@@ -143,7 +151,7 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
             states = student.representations.hidden_states(sequence, visible, masked)
             losses["representations"] = F.mse_loss(student.representations.decoder.prediction(states).float(), target)
             loss = loss + self.config.representation_weight * losses["representations"]
-        return HSSLMAEForPreTrainingOutput(loss, losses, {}, teacher_cls)
+        return HSSLMAEForPreTrainingOutput(loss if return_loss else None, losses, {}, teacher_cls)
 
     def _pixel_decoder_input(self, sequence: Tensor, features: Tensor, visible: Tensor) -> Tensor:
         """(B, 1 + K, C') class token and visible patches of the head, or of the base where there is no head."""
@@ -162,3 +170,11 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
         tokens, patches = (self.student if self.teacher is None else self.teacher)(pixels)
         target = take(patches, masked).float()
         return F.layer_norm(target, target.shape[-1:]), None if self.teacher is None else tokens.cls
+
+
+class HSSLMAEModel(EncoderModel):
+    """The student's base on full images, for features or fine-tuning."""
+
+    config_class = HSSLMAEConfig
+    base_model_prefix = HSSLMAEForPreTraining.default_network
+    build_base = staticmethod(build_mae_base)

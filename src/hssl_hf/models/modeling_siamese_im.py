@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
+from hssl_hf.models.modeling_base import EncoderModel
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.backbone import Backbone, take
 from hssl_hf.modules.decoder import Decoder, Projector
@@ -22,7 +23,7 @@ from hssl_hf.objectives import ObjectiveOutput, normalize_targets, pixel_targets
 class SiameseIMForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss: scalar to minimize.
+        loss: scalar to minimize; None with `return_loss=False`.
         losses: its terms, scalars by name.
         metrics: monitored scalars by name, which are not part of the loss.
         prediction: (B, Q, D) the student's predictions (Q = 1 at the global level).
@@ -48,10 +49,7 @@ class SiameseIMNetwork(nn.Module):
         seeds = torch.randint(2**62, (3,), device="cpu").tolist()
         with torch.random.fork_rng():
             torch.manual_seed(seeds[0])
-            base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, drop_path_rate=config.drop_path_rate)
-            prepare_base(base, config.backbone)
-            if not config.final_norm:
-                base.norm = nn.Identity()
+            base = build_siamese_base(config)
             inner = config.decoder_hidden_size or base.width
             torch.manual_seed(seeds[1])
             projector = Projector(base.width, inner, config.projector_depth, heads, norm)
@@ -65,6 +63,15 @@ class SiameseIMNetwork(nn.Module):
             if decoder.mask_token is not None:
                 nn.init.normal_(decoder.mask_token, std=0.02)
         self.base, self.projector, self.decoder = base, projector, decoder
+
+
+def build_siamese_base(config: SiameseIMConfig) -> Backbone:
+    """The base model of a configuration, without its final norm unless `final_norm`."""
+    base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, drop_path_rate=config.drop_path_rate)
+    prepare_base(base, config.backbone)
+    if not config.final_norm:
+        base.norm = nn.Identity()
+    return base
 
 
 class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
@@ -110,6 +117,7 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         bool_masked_pos: Tensor,
         mask_indices: Tensor | None = None,
         crop_boxes: Tensor | None = None,
+        return_loss: bool = True,
     ) -> SiameseIMForPreTrainingOutput:
         """
         Args:
@@ -117,6 +125,7 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
             bool_masked_pos: (1, B, h, w) bool over the patches of the first view, True = masked, as many in every image.
             mask_indices: (M,) positions of the masked patches in the flattened mask; avoids waiting for the device.
             crop_boxes: (V, B, 5) top, left, height, width and flipped of every view, needed with two (`relative_geometry`).
+            return_loss: False leaves the total `loss` out.
         Raises:
             ValueError: if the number of views is not the method's, or images have different numbers of masked patches.
         """
@@ -132,7 +141,8 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         prediction = self.student.decoder(tokens, visible_indices, masked_indices, geometry)
         target = self._target(pixel_values[-1], None if self.config.views == "different" else masked_indices)
         prediction, output = self._loss(prediction, target)
-        return SiameseIMForPreTrainingOutput(output.loss, output.losses, output.metrics, prediction, target)
+        loss = output.loss if return_loss else None
+        return SiameseIMForPreTrainingOutput(loss, output.losses, output.metrics, prediction, target)
 
     @torch.no_grad()
     def _target(self, pixels: Tensor, masked_indices: Tensor | None) -> Tensor:
@@ -157,3 +167,14 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         if config.loss_normalization == "l2":
             prediction = normalize_targets(prediction, "l2")
         return prediction, unigrad(prediction.flatten(0, 1), target.flatten(0, 1), config.negative_weight)
+
+
+class SiameseIMModel(EncoderModel):
+    """The student's base on full images, for features or fine-tuning.
+
+    Without `final_norm` the features that it was trained for are `hidden_states[-1]`, as in its export.
+    """
+
+    config_class = SiameseIMConfig
+    base_model_prefix = SiameseIMForPreTraining.default_network
+    build_base = staticmethod(build_siamese_base)

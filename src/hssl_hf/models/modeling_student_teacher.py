@@ -2,18 +2,19 @@
 
 from timm.layers import DropPath
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from hssl_hf.modules.ema import copy_to_teacher, update_teacher
+from hssl_hf.models.modeling_base import BackbonePreTrainedModel
+from hssl_hf.modules.ema import update_teacher
 from hssl_hf.modules.tokens import Tokens
 
 
-class StudentTeacherPreTrainedModel(PreTrainedModel):
+class StudentTeacherPreTrainedModel(BackbonePreTrainedModel):
     """Base class of the methods, with what the training loop needs to know of them.
 
     A subclass builds `student` (a module whose `base` is the `Backbone` to be kept) and `teacher` (a copy of it, or None), and
     calls `_finish_init` at the end of its constructor. Its `forward` returns a `ModelOutput` with `loss`, its terms `losses`
-    and the monitored `metrics`; it is given those fields of `Views` and `teacher_temperature` that its signature names.
+    and the monitored `metrics`; it is given those fields of `Views` and `teacher_temperature` that its signature names. With
+    `return_loss=True` in its signature transformers' `Trainer` evaluates it too.
 
     num_views: global views it expects; None for any number.
     masked_views: how many of them are masked, from the first on; None for all, 0 for none.
@@ -26,8 +27,6 @@ class StudentTeacherPreTrainedModel(PreTrainedModel):
     """
 
     base_model_prefix = "student"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
 
     num_views: int | None = 2
     masked_views: int | None = None
@@ -44,7 +43,6 @@ class StudentTeacherPreTrainedModel(PreTrainedModel):
             for module in self.teacher.modules():
                 if isinstance(module, DropPath):
                     module.drop_prob = 0.0
-        self._without_storage = next(self.parameters()).is_meta  # while from_pretrained builds it
         self.freeze()
         self.post_init()
 
@@ -98,9 +96,6 @@ class StudentTeacherPreTrainedModel(PreTrainedModel):
 
         return push_model(self, repo_id, license=license, **kwargs)
 
-    def get_input_embeddings(self) -> None:
-        """None: there is no token embedding that a training engine could treat apart."""
-
     def freeze(self) -> None:
         """Freeze the teacher and fixed parameters; transformers does not restore that when it loads a model."""
         if self.teacher is not None:
@@ -110,30 +105,13 @@ class StudentTeacherPreTrainedModel(PreTrainedModel):
             base.model.pos_embed.requires_grad_(not self.config.sincos_position_embeddings)
             base.model.patch_embed.requires_grad_(not self.config.freeze_patch_embed)
 
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers; the teacher is loaded frozen.
+    def _trained(self) -> nn.Module:
+        return self.student
 
-        Parameters that the checkpoint lacks are initialized as in a new model; without a teacher in it, the teacher becomes a
-        copy of the student.
-        """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        missing = [key for key in info["missing_keys"] if not key.startswith("teacher.")]
-        if missing:
-            fresh = cls(model.config).state_dict()
-            model.load_state_dict({key: fresh[key] for key in missing}, strict=False)
-        if len(missing) < len(info["missing_keys"]):
-            copy_to_teacher(model.student, model.teacher)
-        model.freeze()
-        return (model, info) if output_loading_info else model
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing but non-persistent buffers after loading: modules initialize themselves when they are built."""
-        if self._without_storage and hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
-        self.student.base.model.set_grad_checkpointing(enable)
-        for module in self.student.modules():
-            if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = enable
+    def _restore(self, lost: set[str]) -> None:
+        """What the teacher lacks is copied from the student; the teacher is frozen."""
+        of_teacher = {key for key in lost if key.startswith("teacher.")}
+        super()._restore(lost - of_teacher)
+        student = self.student.state_dict()
+        self.load_state_dict({key: student[key.removeprefix("teacher.")] for key in of_teacher}, strict=False)
+        self.freeze()

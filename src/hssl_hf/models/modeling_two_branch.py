@@ -49,7 +49,7 @@ class TwoBranchNetwork(nn.Module):
         return Branches(tokens, auxiliary).map(lambda x: x.unflatten(0, views))
 
 
-def build_base(config: TwoBranchConfig, mask_token: bool) -> Backbone:
+def build_base(config: TwoBranchConfig, mask_token: bool = False) -> Backbone:
     """The base model of a configuration; its drop path rises over base and head together."""
     following = config.auxiliary_depth if config.families and config.auxiliary_connection == "serial" else 0
     base = Backbone(config.backbone, config.image_size, config.backbone_kwargs, config.drop_path_rate, following, mask_token)
@@ -68,7 +68,7 @@ def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxil
         return None
     if config.auxiliary_connection == "parallel":
         torch.manual_seed(seed)
-        return ParallelNetwork(Backbone(config.auxiliary, config.image_size, drop_path_rate=config.drop_path_rate))
+        return ParallelNetwork(Backbone(config.families[0], config.image_size, drop_path_rate=config.drop_path_rate))
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)

@@ -5,7 +5,10 @@ features in front of it. Vision transformers run block by block, so that patches
 """
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
+from itertools import accumulate
 
 import timm
 import torch
@@ -135,9 +138,18 @@ class Backbone(nn.Module):
 
     def run_blocks(self, patches: Tensor) -> Tensor:
         """Put the class token in front of (B, N, C) patches and run the blocks, without the final norm -> (B, 1 + N, C)."""
+        return run_blocks(self.model.blocks, self._with_class_token(patches), self.model.grad_checkpointing)
+
+    def hidden_states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """(B, 1 + N, C) class token and patches of (B, 3, H, W) images: embedded, then behind every block, without the norm."""
+        patches = self.embed(self.patchify(pixels))
+        hidden = self._with_class_token((patches + self.positions(patches.shape[1:3])).flatten(1, 2))
+        run = partial(run_blocks, checkpointing=self.model.grad_checkpointing)
+        return accumulate(self.model.blocks, lambda hidden, block: run([block], hidden), initial=hidden)
+
+    def _with_class_token(self, patches: Tensor) -> Tensor:
         cls = (self.model.cls_token + self.model.pos_embed[:, :1]).expand(len(patches), -1, -1)
-        hidden = torch.cat([cls.to(patches.dtype), patches], dim=1)
-        return run_blocks(self.model.blocks, hidden, self.model.grad_checkpointing)
+        return torch.cat([cls.to(patches.dtype), patches], dim=1)
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """The weights under timm's own names, without the mask token."""
@@ -195,6 +207,21 @@ def timm_arguments(name: str, image_size: int, kwargs: dict) -> dict:
     return {**kwargs, **sizes, **({"strict_img_size": False} if "swin" in name else {})}
 
 
+def feature_width(name: str, image_size: int, kwargs: dict) -> int:
+    """Channels C of a timm model's features, without memory for its weights; computed once.
+
+    Raises:
+        ValueError: if timm has no such model.
+    """
+    return _feature_width(name, image_size, json.dumps(kwargs, sort_keys=True))
+
+
+@cache
+def _feature_width(name: str, image_size: int, kwargs: str) -> int:
+    with torch.device("meta"), torch.random.fork_rng():
+        return create_timm_model(name, image_size, json.loads(kwargs), 0.0).num_features
+
+
 def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> list[float]:
     """Let the drop path rise linearly from 0 over the model's blocks and the blocks that follow behind it.
 
@@ -216,3 +243,10 @@ def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> lis
 def has_norm(base: Backbone) -> bool:
     """Whether the base ends with a norm."""
     return not isinstance(base.norm, nn.Identity)
+
+
+def repeated_blocks(network: nn.Module) -> list[str]:
+    """Classes of the blocks that a network stacks: the units in which an engine shards it or devices share it."""
+    stacks = [module for module in network.modules() if isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1]
+    uniform = [stack for stack in stacks if len({type(block) for block in stack}) == 1]
+    return sorted({type(stack[0]).__name__ for stack in uniform if any(stack[0].children())})

@@ -110,8 +110,9 @@ class Decoder(nn.Module):
 
     def project_positions(self, geometry: Tensor) -> Tensor:
         """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one component at a time."""
-        components = relative_positions(geometry, self.grid, self.width)
-        weights = self.position_projection.weight.split([component.shape[-1] for component in components], dim=1)
+        weight = self.position_projection.weight
+        components = [component.to(weight.dtype) for component in relative_positions(geometry, self.grid, self.width)]
+        weights = weight.split([component.shape[-1] for component in components], dim=1)
         rows, columns, scale = (nn.functional.linear(component, w) for component, w in zip(components, weights, strict=True))
         scale = scale + self.position_projection.bias
         return (rows[:, :, None] + columns[:, None] + scale[:, None, None]).flatten(1, 2)

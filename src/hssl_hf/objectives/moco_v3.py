@@ -90,7 +90,7 @@ class MoCoV3(Objective):
         queries = F.normalize(queries.float(), dim=1)
         if queue is not None:
             own = (queries * keys).sum(1, keepdim=True)
-            logits = torch.cat([own, queries @ queue.keys.T], dim=1)
+            logits = torch.cat([own, queries @ queue.keys.float().T], dim=1)
             labels = torch.zeros(len(queries), dtype=torch.long, device=logits.device)
         else:
             first = dist.get_rank() * len(keys) if dist.is_initialized() else 0
@@ -119,8 +119,9 @@ class Queue(nn.Module):
         self._collected: list[Tensor] = []
 
     def collect(self, keys: Tensor) -> None:
-        """Add (n, size) keys of one batch."""
-        self._collected.append(keys.detach())
+        """Add (n, size) keys of one batch; nothing in an evaluation."""
+        if self.training:
+            self._collected.append(keys.detach())
 
     @torch.no_grad()
     def update(self) -> None:
@@ -129,7 +130,7 @@ class Queue(nn.Module):
         keys = gather(torch.cat(self._collected))[-len(self.keys) :]
         self._collected = []
         indices = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys.index_copy_(0, indices, keys)
+        self.keys.index_copy_(0, indices, keys.to(self.keys.dtype))
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % len(self.keys))
 
 

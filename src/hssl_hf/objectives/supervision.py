@@ -139,7 +139,9 @@ class Center(nn.Module):
         self._mean, self._batches = None, 0
 
     def collect(self, mean: Tensor) -> None:
-        """Add the mean output (K,) of one batch."""
+        """Add the mean output (K,) of one batch; nothing in an evaluation."""
+        if not self.training:
+            return
         mean = mean.detach().float()
         self._mean = mean if self._mean is None else self._mean + mean
         self._batches += 1
@@ -150,5 +152,5 @@ class Center(nn.Module):
             return
         mean = self._mean / self._batches
         average_over_processes(mean)
-        self.value.lerp_(mean, 1 - self.momentum)
+        self.value.lerp_(mean.to(self.value.dtype), 1 - self.momentum)
         self._mean, self._batches = None, 0
