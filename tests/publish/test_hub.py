@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import threading
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitInfo, HfApi, constants
+from transformers.utils import PushToHubMixin
 
+from hssl_hf import HSSLForPreTraining
 from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
@@ -71,10 +74,31 @@ def test_each_of_three_branches_changes_by_one_commit(hub, staged):
 
 def test_push_to_hub_of_a_model(hub, monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
-    done = tiny_model().push_to_hub("user/name", token=TOKEN, private=True, license="mit", commit_message="mine")
-    assert set(done) == {"main", "timm", "training"} and hub.repository("user/name").private
-    assert b"license: mit" in contents(hub, "main")["README.md"] and b"auxiliary" not in contents(hub, "main")["config.json"]
-    assert {commit.title for commit in hub.repository("user/name").history("timm")} == {"mine", "initial commit"}
+    texts = {"commit_message": "mine", "commit_description": "more about it"}
+    done = tiny_model().push_to_hub("user/name", token=TOKEN, private=True, license="mit", tags=["cells", "sar"], **texts)
+    assert isinstance(done, CommitInfo) and done.repo_url.repo_id == "user/name"
+    repository = hub.repository("user/name")
+    assert done.oid == HfApi(token=TOKEN).model_info("user/name").sha and repository.private
+    card = contents(hub, "main")["README.md"]
+    assert b"license: mit" in card and b"- cells\n- sar\n" in card and b"auxiliary" not in contents(hub, "main")["config.json"]
+    assert {commit.title for commit in repository.history("timm")} == {"mine", "initial commit"}
+    assert (done.commit_message, done.commit_description) == ("mine", "more about it")
+
+
+def test_push_to_hub_takes_the_arguments_of_transformers(hub, monkeypatch, tmp_path):
+    """Each of them, and shards are uploaded and loaded."""
+    monkeypatch.setattr(parity, "compare", lambda *_: {})
+    theirs = signature(PushToHubMixin.push_to_hub).parameters
+    assert set(theirs) <= set(signature(HSSLForPreTraining.push_to_hub).parameters)
+    model = tiny_model()
+    done = model.push_to_hub("user/name", token=TOKEN, revision="v2", create_pr=True, max_shard_size="100KB")
+    assert done.pr_url and done.pr_revision and contents(hub, "main") == {} == contents(hub, "v2")
+    files = contents(hub, done.pr_revision)
+    assert "model.safetensors.index.json" in files and "model.safetensors" not in files
+    for name, content in contents(hub, "refs/pr/1").items():
+        (tmp_path / name).write_bytes(content)
+    loaded = HSSLForPreTraining.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_changes_after_the_scan_are_not_uploaded(hub, staged, tmp_path):
@@ -102,7 +126,7 @@ def test_push_to_another_branch_does_not_change_main(hub, staged):
 
 def test_pull_requests_do_not_change_the_branches(hub, staged):
     done = push(staged, "user/name", token=TOKEN, create_pr=True)
-    assert all("/discussions/" in address for address in done.values()) and contents(hub, "main") == {}
+    assert all("/discussions/" in commit.pr_url for commit in done.values()) and contents(hub, "main") == {}
     assert contents(hub, "refs/pr/3") == expected(staged, "main")
 
 

@@ -148,8 +148,8 @@ def push(
         print(f"{staged} holds what would be uploaded to {repository}")
         return
     options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-    for kind, address in library(staged, repository, **options, commit_message=commit_message).items():
-        print(f"{kind:10s}{address}")
+    for kind, commit in library(staged, repository, **options, commit_message=commit_message).items():
+        print(f"{kind:10s}{commit.pr_url or commit.commit_url}")
 
 
 def convert(

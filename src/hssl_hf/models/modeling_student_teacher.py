@@ -1,11 +1,17 @@
 """What all methods share: a student that is trained, and a teacher that is its moving average."""
 
+from typing import TYPE_CHECKING
+
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from hssl_hf.models.modeling_base import BackbonePreTrainedModel
 from hssl_hf.modules.ema import update_teacher
 from hssl_hf.modules.tokens import Tokens
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import BitImageProcessor
 
 
 class StudentTeacherPreTrainedModel(BackbonePreTrainedModel):
@@ -82,19 +88,41 @@ class StudentTeacherPreTrainedModel(BackbonePreTrainedModel):
         """
         return {"base": [p for p in self.student.base.parameters() if p.requires_grad]}
 
-    def push_to_hub(self, repo_id: str, *, license: str | None = None, **kwargs) -> dict[str, str]:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
+        license: str | None = None,
+        processor: "BitImageProcessor | None" = None,
+    ) -> "CommitInfo":
         """Push to the Hub: the base as a stock transformers model, the same for timm, and the full model to continue training.
 
         Args:
             repo_id: user/name.
+            commit_message, commit_description: of the commits or pull requests, one for each branch.
+            private, token, create_pr, max_shard_size, tags: as in transformers; the tags are added to those of the card.
+            revision: branch of the stock model, after which the others are named; by default main.
             license: of the weights, for the card.
-            kwargs: `private`, `token`, `revision`, `create_pr` and `commit_message`, as in `hssl_hf.publish.hub.push`.
+            processor: saved with the weights; by default one for the model's image size.
         Returns:
-            address of the commit or pull request, by kind of branch (main, timm, training).
+            the commit of the stock model.
+        Raises:
+            PushError, UserError: as `hssl_hf.publish.hub.push`.
         """
         from hssl_hf.publish.hub import push_model
 
-        return push_model(self, repo_id, license=license, **kwargs)
+        about = {"license": license, "tags": [tags] if isinstance(tags, str) else tags, "processor": processor}
+        where = {"private": private, "token": token, "create_pr": create_pr, "revision": revision or "main"}
+        texts = {"commit_message": commit_message or "Upload a pre-trained backbone", "commit_description": commit_description}
+        return push_model(self, repo_id, max_shard_size=max_shard_size, **about, **where, **texts)["main"]
 
     def freeze(self) -> None:
         """Freeze the teacher and fixed parameters; transformers does not restore that when it loads a model."""

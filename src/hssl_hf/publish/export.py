@@ -38,7 +38,7 @@ class CardContext:
     """Content of a model card that does not follow from the weights.
 
     Args:
-        about: `recipe`, `manifest`, `subject`, `license`, `base_model`, as far as they are known (`model_card.facts`).
+        about: `recipe`, `manifest`, `subject`, `license`, `tags`, `base_model`, as far as they are known (`model_card.facts`).
         records: results, `Record`s as dictionaries.
         figures: image files, by their path inside the repository.
         repository, revision: where the model will be published, for the code snippets.
@@ -60,6 +60,7 @@ def export_backbone(
     processor: BitImageProcessor | None = None,
     context: CardContext | None = None,
     onnx: bool = False,
+    max_shard_size: int | str = "50GB",
 ) -> Path:
     """Write the base as a stock model and verify that its outputs are identical.
 
@@ -71,6 +72,7 @@ def export_backbone(
         processor: saved with the weights; by default `image_processor` at the model's image size.
         context: for the model card.
         onnx: also write `onnx/model.onnx`.
+        max_shard_size: of the files of weights, as in `save_pretrained`; timm's own format has one file.
     Returns:
         the folder.
     Raises:
@@ -84,7 +86,7 @@ def export_backbone(
         scripts, sizes = [], [size]
         stock = to_transformers(base, size) if kind == "main" else None
         if stock is not None:
-            stock.save_pretrained(draft)
+            stock.save_pretrained(draft, max_shard_size=max_shard_size)
             sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
         else:
             _save_timm(base, model.config, processor, draft)
@@ -105,6 +107,7 @@ def export_model(
     *,
     processor: BitImageProcessor | None = None,
     context: CardContext | None = None,
+    max_shard_size: int | str = "50GB",
 ) -> Path:
     """Write student, teacher and heads to continue training, and verify them by loading; arguments as in `export_backbone`.
 
@@ -114,7 +117,7 @@ def export_model(
     """
     context = context or CardContext()
     with _draft(Path(folder)) as draft:
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, max_shard_size=max_shard_size)
         loaded = type(model).from_pretrained(draft).state_dict()
         changed = [name for name, value in model.state_dict().items() if not torch.equal(loaded[name], value.cpu())]
         if changed:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
 from huggingface_hub.utils import httpx
 
 from hssl_hf.errors import UserError
@@ -43,22 +43,37 @@ def stage(
     processor=None,
     context: CardContext,
     onnx=False,
+    max_shard_size: int | str = "50GB",
 ) -> Path:
     """Write the three branches into `folder/training`, `folder/timm` and `folder/main`, checked and with their cards."""
-    export_model(model, folder / "training", processor=processor, context=context)
-    shared = {"network": network, "processor": processor, "context": context}
+    shared = {"processor": processor, "context": context, "max_shard_size": max_shard_size}
+    export_model(model, folder / "training", **shared)
+    shared["network"] = network
     export_backbone(model, folder / "timm", kind="timm", **shared)
     export_backbone(model, folder / "main", onnx=onnx, **shared)
     return folder
 
 
 def push_model(
-    model: "StudentTeacherPreTrainedModel", repository: str, *, license: str | None = None, **kwargs
-) -> dict[str, str]:
-    """Stage a model and push it, without information about its training; `kwargs` and errors are those of `push`."""
-    context = CardContext({"license": license}, repository=repository, revision=kwargs.get("revision", "main"))
+    model: "StudentTeacherPreTrainedModel",
+    repository: str,
+    *,
+    license: str | None = None,
+    tags: list[str] | None = None,
+    processor=None,
+    max_shard_size: int | str = "50GB",
+    **kwargs,
+) -> dict[str, CommitInfo]:
+    """Stage a model and push it, without information about its training.
+
+    `license` and `tags` are for the card, `processor` and `max_shard_size` those of `export_backbone`; `kwargs` and errors are
+    those of `push`.
+    """
+    about = {"license": license, "tags": tags}
+    context = CardContext(about, repository=repository, revision=kwargs.get("revision", "main"))
     with tempfile.TemporaryDirectory() as folder:
-        return push(stage(model, Path(folder), context=context), repository, **kwargs)
+        staged = stage(model, Path(folder), processor=processor, context=context, max_shard_size=max_shard_size)
+        return push(staged, repository, **kwargs)
 
 
 def push(
@@ -66,11 +81,12 @@ def push(
     repository: str,
     *,
     private: bool | None = None,
-    token: str | None = None,
+    token: bool | str | None = None,
     revision: str = "main",
     create_pr: bool = False,
     commit_message: str = "Upload a pre-trained backbone",
-) -> dict[str, str]:
+    commit_description: str | None = None,
+) -> dict[str, CommitInfo]:
     """Push staged branches to the Hub.
 
     Files are copied first, so that exactly what was searched for secrets is uploaded.
@@ -79,27 +95,28 @@ def push(
         folder: from `stage`.
         repository: user/name; created if it does not exist.
         private: visibility of a repository that is created.
-        token: by default that of `hf auth login` or HF_TOKEN.
+        token: by default, or if True, that of `hf auth login` or HF_TOKEN.
         revision: branch of the stock model; the others are named after it (`model_card.branch`).
         create_pr: open pull requests instead of committing.
         commit_message: title of the commits or pull requests.
+        commit_description: their description.
     Returns:
-        address of the commit or pull request, by kind of branch.
+        the commit or pull request, by kind of branch.
     Raises:
         PushError: if the Hub refuses, cannot be reached, or receives other pushes all the time.
         UserError: if a file contains what looks like a secret.
     """
-    api = HfApi(token=token)
+    api, message = HfApi(token=token), {"commit_message": commit_message, "commit_description": commit_description}
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as copies:
         files = {kind: _copy_files(folder / kind, Path(copies) / kind) for kind in KINDS}
         for branch_files in files.values():
-            refuse_secrets(branch_files, token)
+            refuse_secrets(branch_files, token if isinstance(token, str) else None)
         try:
             _retry(api.create_repo, repository, private=private, exist_ok=True)
             for _ in range(TRIES):
-                addresses = _push_once(api, repository, files, revision, create_pr, commit_message)
-                if addresses is not None:
-                    return addresses
+                commits = _push_once(api, repository, files, revision, create_pr, message)
+                if commits is not None:
+                    return commits
                 logger.warning("%s was changed by another push; starting over", repository)
         except (httpx.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
             raise PushError(_explain(error, repository)) from error
@@ -121,7 +138,9 @@ def _copy_files(folder: Path, target: Path) -> dict[str, Path]:
     return staged_files(target)
 
 
-def _push_once(api: HfApi, repository: str, files: dict, revision: str, create_pr: bool, message: str) -> dict[str, str] | None:
+def _push_once(
+    api: HfApi, repository: str, files: dict, revision: str, create_pr: bool, message: dict
+) -> dict[str, CommitInfo] | None:
     """One commit per branch; None if another push happened in between."""
     branches = {kind: branch(revision, kind) for kind in KINDS}
     heads = {kind: _head(api, repository, name) for kind, name in branches.items()}
@@ -135,7 +154,7 @@ def _push_once(api: HfApi, repository: str, files: dict, revision: str, create_p
             raise
     if not create_pr and any(_head(api, repository, name) != commits[kind].oid for kind, name in branches.items()):
         return None
-    return {kind: info.pr_url or info.commit_url for kind, info in commits.items()}
+    return commits
 
 
 def _head(api: HfApi, repository: str, name: str) -> str:
@@ -147,15 +166,13 @@ def _head(api: HfApi, repository: str, name: str) -> str:
         return _retry(api.model_info, repository, revision=name).sha
 
 
-def _commit(api: HfApi, repository: str, files: dict[str, Path], name: str, head: str, create_pr: bool, message: str):
+def _commit(api: HfApi, repository: str, files: dict[str, Path], name: str, head: str, create_pr: bool, message: dict):
     existing = _retry(api.list_repo_files, repository, revision=head)
 
     def commit():
         operations = [CommitOperationAdd(path, file) for path, file in files.items()]
         operations += [CommitOperationDelete(path) for path in existing if path not in files and path != ".gitattributes"]
-        return api.create_commit(
-            repository, operations, commit_message=message, revision=name, parent_commit=head, create_pr=create_pr
-        )
+        return api.create_commit(repository, operations, **message, revision=name, parent_commit=head, create_pr=create_pr)
 
     return _retry(commit)
 

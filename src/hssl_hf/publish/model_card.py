@@ -39,7 +39,7 @@ def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **kw
         network: the exported one, "teacher" or "student".
         without_norm: the features are those before the final norm of the transformers model.
         kwargs: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `subject` (model
-            name in the results), `license`, `base_model`.
+            name in the results), `license`, `tags`, `base_model`.
     """
     values = {name: getattr(config, name) for name in config.field_names()}
     unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
@@ -132,7 +132,7 @@ def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> M
         if record["subject"] == subject and record["metric"] in METRICS
     ]
     tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
-    tags = ["self-supervised-learning", "vision", facts["config"]["model_type"].replace("_", "-")]
+    tags = ["self-supervised-learning", "vision", facts["config"]["model_type"].replace("_", "-"), *facts.get("tags", [])]
     return ModelCardData(
         library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
         datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
