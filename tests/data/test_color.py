@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import v2
 
 from hssl_hf.data import color as C
 from hssl_hf.data import color_opencv, color_torch
-from hssl_hf.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
+from hssl_hf.data.augmentation import ViewConfig
 from hssl_hf.data.decode import decode
 from hssl_hf.data.source import Source, load_source
 from tests.conftest import SAMPLE
@@ -115,8 +116,8 @@ def test_every_operation_lands_on_its_own_image(textures):
     expected[3:4] = color_torch.blur(clean[3:4], 1.5 * one, radius=5)
     expected[4] = torch.where(clean[4] >= 0.5, 1 - clean[4], clean[4])
     expected[5:6] = color_torch.contrast(color_torch.hue(clean[5:6], 0.1 * one), 0.7 * one)
-    expected = (expected - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    result = color_torch.apply_color_ops(pixels[None], drawn[None], IMAGENET_MEAN, IMAGENET_STD)[0]
+    expected = (expected - torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1)
+    result = color_torch.apply_color_ops(pixels[None], drawn[None], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)[0]
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
@@ -154,7 +155,7 @@ def test_blur_has_pillows_statistics_on_photographs(images):
 def test_embedded_images_survive_every_operation():
     rows = next(iter(load_source(Source(str(SAMPLE))).iter(batch_size=16)))["image"]
     pixels = torch.stack([decode(row["bytes"]) for row in rows])
-    result = color_torch.apply_color_ops(pixels[None], draw(count=16)[None], IMAGENET_MEAN, IMAGENET_STD)
+    result = color_torch.apply_color_ops(pixels[None], draw(count=16)[None], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert result.shape == (1, 16, 3, 28, 28) and result.isfinite().all()
 
 
@@ -185,7 +186,8 @@ def test_eight_bits_on_a_processor_equal_floating_point_on_a_device(images):
         assert 255 * (ours - theirs).mean().abs() < 0.3 and 255 * (ours - theirs).abs().mean() < 1, name
         assert (alone[..., column] == 0).all() or not torch.equal(ours, pixels.float() / 255), name
     ours, theirs = (
-        module.apply_color_ops(pixels, drawn, IMAGENET_MEAN, IMAGENET_STD) for module in (color_opencv, color_torch)
+        module.apply_color_ops(pixels, drawn, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        for module in (color_opencv, color_torch)
     )
     difference = 255 * 0.225 * (ours - theirs).abs()
     assert difference.mean() < 0.8 and difference.flatten()[::7].quantile(0.999) < 8

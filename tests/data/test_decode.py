@@ -1,7 +1,9 @@
 import io
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hssl_hf.data.decode import CorruptImageError, LazyImage, decode
@@ -58,6 +60,14 @@ def test_turns_images_upright(colors, form, orientation):
     np.testing.assert_allclose(decode(data).int(), expected.astype(int), atol=12)
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_turns_tiffs_upright_once(colors, orientation):
+    data = encoded(colors, "TIFF", tiffinfo={0x0112: orientation})
+    turns = {3: 2, 6: -1, 8: 1}[orientation]
+    np.testing.assert_array_equal(decode(data).permute(1, 2, 0), np.rot90(np.asarray(colors), turns))
+    assert LazyImage(data).size == tuple(decode(data).shape[1:])
+
+
 @pytest.mark.parametrize("data", [b"", b"no image", png(3)[:40], encoded(Image.new("RGB", (64, 64)), "JPEG")[:300]])
 def test_broken_bytes_are_corrupt(data):
     with pytest.raises(CorruptImageError):
@@ -87,3 +97,104 @@ def test_large_jpegs_are_decoded_at_a_fraction(excess, divisor, orientation):
 
 def test_other_formats_are_decoded_at_full_size():
     assert LazyImage(png(3, 40)).decode(excess=100).shape == (3, 40, 40)
+
+
+def tiff_of_unspecified_band(bands: np.ndarray, orientation: int = 1) -> bytes:
+    """RGB and a fourth band without a meaning, as GDAL writes it."""
+    image = Image.frombytes("RGBX", bands.shape[1::-1], bands.tobytes())
+    return encoded(image, "TIFF", tiffinfo={0x0112: orientation})
+
+
+@pytest.fixture
+def bands() -> np.ndarray:
+    """(H, W, 4) of four unrelated bands."""
+    return np.random.default_rng(0).integers(0, 256, (7, 9, 4), dtype=np.uint8)
+
+
+def test_four_bands_are_decoded_as_they_are_stored(bands):
+    """Alpha and black are bands like others: nothing is composed or converted."""
+    images = [encoded(Image.fromarray(bands), form) for form in ("PNG", "TIFF")]
+    images += [encoded(Image.frombytes("CMYK", (9, 7), bands.tobytes()), "TIFF"), tiff_of_unspecified_band(bands)]
+    for data in images:
+        np.testing.assert_array_equal(decode(data, 4).permute(1, 2, 0), bands)
+
+
+def test_two_bands_are_decoded_as_they_are_stored(bands):
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(bands[..., :2]), "PNG"), 2).permute(1, 2, 0), bands[..., :2])
+
+
+def test_bands_are_turned_upright(bands):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (encoded(Image.fromarray(bands), "PNG", exif=exif), tiff_of_unspecified_band(bands, orientation=6)):
+        np.testing.assert_array_equal(decode(data, 4).permute(1, 2, 0), np.rot90(bands, -1))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG", "BMP"])
+def test_one_band_of_8_bits(form):
+    array = np.full((5, 4), 77, np.uint8)
+    array[:, 2:] = 78
+    pixels = decode(encoded(Image.fromarray(array), form), 1)
+    np.testing.assert_allclose(pixels.int(), array[None].astype(int), atol=form == "JPEG")
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_one_band_of_16_bits_keeps_the_upper_8(form):
+    data = encoded(Image.fromarray(np.array([[0, 256, 65535, 32768]], np.uint16)), form)
+    assert decode(data, 1).tolist() == [[[0, 1, 255, 128]]]
+
+
+def test_one_band_of_1_bit_is_black_and_white():
+    assert decode(encoded(Image.fromarray(np.array([[True, False]])), "PNG"), 1).tolist() == [[[255, 0]]]
+
+
+@pytest.mark.parametrize("excess", [1.0, 8.1])
+def test_gray_jpegs_are_decoded_to_one_band(excess):
+    ramp = np.linspace(0, 255, 640).round().astype(np.uint8)
+    image = LazyImage(encoded(Image.fromarray(np.broadcast_to(ramp, (480, 640)).copy()), "JPEG", quality=95))
+    one = image.decode(excess, 1)
+    assert torch.equal(one, image.decode(excess)[:1])
+
+
+def test_arrays_in_a_dataset_keep_their_bands(bands, tmp_path):
+    """`datasets` encodes arrays of one, two and four channels as images of as many bands."""
+    from hssl_hf.data.source import Source, image_bytes, load_source
+
+    for array, channels in ((bands[..., 0], 1), (bands, 4), (bands[..., 0].astype(np.uint16) << 8, 1)):
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": [array]}, features).to_parquet(tmp_path / "train.parquet")
+        (row,) = load_source(Source(str(tmp_path / "train.parquet")))
+        expected = array >> 8 if array.dtype == np.uint16 else array
+        np.testing.assert_array_equal(decode(image_bytes(row["image"]), channels), np.atleast_3d(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "channels", "actual"),
+    [
+        ("RGB", "PNG", 1, r"3 \(RGB\)"),
+        ("RGB", "JPEG", 4, r"3 \(RGB\)"),
+        ("RGBA", "PNG", 1, r"4 \(RGBA\)"),
+        ("LA", "PNG", 1, r"2 \(LA\)"),
+        ("P", "PNG", 1, "a palette of colors"),
+        ("L", "PNG", 4, r"1 \(L\)"),
+        ("L", "JPEG", 2, r"1 \(L\)"),
+    ],
+)
+def test_other_numbers_of_bands_are_refused(colors, mode, form, channels, actual):
+    with pytest.raises(
+        CorruptImageError, match=rf"expected images of {channels} bands, got one of {actual}; convert it, or set"
+    ):
+        decode(encoded(colors.convert(mode), form), channels)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_bands_of_32_bits_are_refused(mode):
+    with pytest.raises(CorruptImageError, match="expected bands of 8 or 16 bits, got 32 bits"):
+        decode(encoded(Image.new(mode, (4, 4)), "TIFF"), 1)
+
+
+@pytest.mark.parametrize("cut", [100, 200])
+def test_broken_files_of_four_bands_are_corrupt(bands, cut):
+    for data in (encoded(Image.fromarray(bands), "PNG"), tiff_of_unspecified_band(bands)):
+        with pytest.raises(CorruptImageError):
+            decode(data[:cut], 4)

@@ -13,6 +13,7 @@ import yaml
 
 from hssl_hf.config.strict_yaml import RecipeError, build, flatten, override, read, unknown
 from hssl_hf.data.augmentation import MaskConfig, ViewConfig
+from hssl_hf.data.channels import views_for_channels
 from hssl_hf.data.loader import DataConfig
 from hssl_hf.evaluation.probe import ProbeConfig
 from hssl_hf.models.auto import configuration_classes
@@ -106,7 +107,8 @@ class Recipe:
         resume_from_checkpoint: "auto" continues from the newest checkpoint of the output folder; "never" refuses a
             folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, one of
-            those in `hssl_hf.models` (hssl, mae, siamese_im, hssl_search).
+            those in `hssl_hf.models` (hssl, mae, siamese_im, hssl_search). `backbone_kwargs: {in_chans: 1}` sets the number of
+            channels, which views, decoding, targets and export follow (`hssl_hf.data.channels`).
     """
 
     seed: int = 0
@@ -119,6 +121,11 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        kwargs = self.model.get("backbone_kwargs")
+        channels = kwargs.get("in_chans", 3) if isinstance(kwargs, dict) else 3
+        object.__setattr__(self, "views", views_for_channels(self.views, channels))
 
     def model_config(self) -> PreTrainingConfig:
         """The model's configuration, at the image size of the global views."""

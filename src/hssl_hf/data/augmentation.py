@@ -13,14 +13,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from hssl_hf.data.color import ColorJitter, draw_colors
 from hssl_hf.data.decode import LazyImage
 from hssl_hf.data.masking import MASKS, draw_ratio
 from hssl_hf.data.stream import EncodedImage
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ViewConfig:
         global_crop_blur, local_crop_blur: chance of a Gaussian blur.
         blur_sigma: range of its standard deviation in pixels.
         global_crop_solarize: chance of inverting all values from one half on.
-        mean, std: normalization of each channel, on values in [0, 1].
+        mean, std: normalization of each channel, on values in [0, 1]; as many values as channels (`views_for_channels`).
     Source: facts of DINO (arXiv 2104.14294) and iBOT (arXiv 2111.07832) code; crops of HSSL, Table 20.
     """
 
@@ -55,8 +54,8 @@ class ViewConfig:
     local_crop_blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     global_crop_solarize: tuple[float, ...] = (0.0, 0.2)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self):
         if len(self.global_crop_blur) != len(self.global_crop_solarize):
@@ -64,6 +63,11 @@ class ViewConfig:
                 f"expected one chance per global view, got {len(self.global_crop_blur)} in views.global_crop_blur and "
                 f"{len(self.global_crop_solarize)} in views.global_crop_solarize"
             )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels C of the images."""
+        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,10 @@ class Augmentation:
         image = LazyImage(encoded.data)
         draws = self.draw(image.size, encoded.epoch, zlib.crc32(encoded.data))
         excess = min(crop[2:4].min() / size for crop, size in zip(draws.crop_boxes, self.sizes, strict=True))
-        return {**self.cut(image.decode(excess), draws), "corrupt": []}
+        return {**self.cut(image.decode(excess, self.config.num_channels), draws), "corrupt": []}
 
     def __call__(self, image: Tensor, epoch: int, identity: int) -> dict[str, Tensor | None]:
-        """The same for an image (3, H, W) uint8; epoch and identity, with the seed, key all randomness."""
+        """The same for an image (C, H, W) uint8; epoch and identity, with the seed, key all randomness."""
         return self.cut(image, self.draw(tuple(image.shape[-2:]), epoch, identity))
 
     def draw(self, size: tuple[int, int], epoch: int, identity: int) -> Draws:
@@ -151,7 +155,7 @@ class Augmentation:
         return Draws(size, crop_boxes, color_ops, np.stack(drawn_masks) if drawn_masks else None)
 
     def cut(self, image: Tensor, draws: Draws) -> dict[str, Tensor | None]:
-        """Crop, resize and flip an image (3, H, W) uint8, which may be smaller than the size that was drawn for.
+        """Crop, resize and flip an image (C, H, W) uint8, which may be smaller than the size that was drawn for.
 
         Flipping a crop is the same as flipping the image first and cropping at the flipped position.
         """
@@ -171,14 +175,14 @@ class Augmentation:
         }
 
     def _view(self, image: Tensor, box: np.ndarray, size: int, flipped: bool) -> Tensor:
-        """(size, size, 3): both libraries are several times faster with channels last in memory, as decoders leave them."""
+        """(size, size, C): both libraries are several times faster with channels last in memory, as decoders leave them."""
         top, left, height, width = box.tolist()
         region = image[None, :, top : top + max(1, height), left : left + max(1, width)].contiguous(
             memory_format=torch.channels_last
         )
         resized = F.interpolate(region, size=[size, size], mode=self.config.interpolation, antialias=True)
         pixels = resized[0].permute(1, 2, 0).contiguous()
-        return torch.from_numpy(cv2.flip(pixels.numpy(), 1)) if flipped else pixels
+        return torch.from_numpy(cv2.flip(pixels.numpy(), 1)).view_as(pixels) if flipped else pixels
 
     def _mask(self, generator: np.random.Generator) -> np.ndarray:
         ratio = draw_ratio(self.masks.ratios, self.masks.ratio_jitter, generator)

@@ -30,7 +30,7 @@ def apply_color_ops(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
 
 
 def operate(image: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Apply the drawn operations (11,) to an image (H, W, 3) uint8."""
+    """Apply the drawn operations (11,) to an image (H, W, C) uint8; OpenCV leaves out an axis of one channel."""
     strengths = drawn[STRENGTHS]
     for operation in drawn[ORDER].astype(int):
         if strengths[operation] != NEUTRAL[operation]:
@@ -51,7 +51,8 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0]
+    rgb = image.ndim == 3 and image.shape[2] == 3
+    mean = cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0] if rgb else image.mean()
     return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor))
 
 

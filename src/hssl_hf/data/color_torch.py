@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale as gray
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from hssl_hf.data.color import GRAY, NEUTRAL, ORDER, SIGMA, SOLARIZE, STRENGTHS
 
@@ -15,20 +15,20 @@ def apply_color_ops(pixels: Tensor, drawn: Tensor, mean, std) -> Tensor:
     """Apply drawn operations to a batch and normalize it.
 
     Args:
-        pixels: (V, B, 3, H, W) uint8.
+        pixels: (V, B, C, H, W) uint8.
         drawn: (V, B, 11) on the host, as `draw_colors` gives them.
-        mean, std: three numbers each, on values in [0, 1].
+        mean, std: C numbers each, on values in [0, 1].
     Returns:
-        (V, B, 3, H, W) float32.
+        (V, B, C, H, W) float32.
     """
-    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
     images = pixels.flatten(0, 1).float().div_(255)
     operate(images, drawn.flatten(0, 1).numpy())
     return images.sub_(mean).div_(std).view(pixels.shape)
 
 
 def operate(images: Tensor, drawn: np.ndarray) -> None:
-    """Apply the drawn operations (N, 11) to images (N, 3, H, W) in [0, 1], in place."""
+    """Apply the drawn operations (N, 11) to images (N, C, H, W) in [0, 1], in place."""
     for position in range(4):
         for operation, jitter in enumerate(JITTERS):
             strengths = drawn[:, STRENGTHS][:, operation]
@@ -46,6 +46,11 @@ def _apply(images: Tensor, chosen: np.ndarray, operation, strengths: np.ndarray)
     strengths = torch.from_numpy(strengths[chosen]).to(images.device, non_blocking=True).view(-1, 1, 1, 1)
     indices = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
     images.index_copy_(0, indices, operation(images.index_select(0, indices), strengths))
+
+
+def gray(images: Tensor) -> Tensor:
+    """(N, 1, H, W): luminance of red, green and blue, the mean of other numbers of channels."""
+    return rgb_to_grayscale(images) if images.shape[1] == 3 else images.mean(1, keepdim=True)
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:

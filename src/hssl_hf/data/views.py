@@ -1,6 +1,6 @@
 """Encoded images -> views: the crops that one step sees.
 
-Legend of all shapes: V global views, L local views, B images, h×w grid of patches.
+Legend of all shapes: V global views, L local views, B images, C channels, h×w grid of patches.
 
 Workers decode, crop and draw (`augmentation.py`); color operations are applied behind the loader (`color.py`).
 """
@@ -28,8 +28,8 @@ class Views:
     """What one step sees.
 
     Args:
-        pixel_values: (V, B, 3, H, W), uint8 from the loader, normalized floats after `augment_and_normalize`.
-        local_pixel_values: (L, B, 3, h, w) in the same form, or None.
+        pixel_values: (V, B, C, H, W), uint8 from the loader, normalized floats after `augment_and_normalize`.
+        local_pixel_values: (L, B, C, h, w) in the same form, or None.
         global_color_ops, local_color_ops: (V or L, B, 11) color operations drawn for each view; None once they are applied.
         bool_masked_pos: (V', B, h, w) bool of the views that are masked, True = masked; None without masks.
         mask_indices: positions of the masked patches in the flattened mask.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, BitImageProcessor
 
 from hssl_hf.errors import UserError
 
@@ -27,6 +27,8 @@ def load_encoder(export: str | Path) -> tuple[Encoder, Callable]:
     try:
         model = AutoModel.from_pretrained(str(export)).eval()
         processor = AutoImageProcessor.from_pretrained(str(export))
+        if hasattr(processor, "data_config") and num_channels(processor) not in (1, 3):
+            processor = BitImageProcessor.from_pretrained(str(export))  # timm's transforms take Pillow images, as RGBA or LA
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(f"{export!r} is neither an exported folder nor a Hub repository: {error}") from error
 
@@ -43,6 +45,12 @@ def load_encoder(export: str | Path) -> tuple[Encoder, Callable]:
     return encode, processor
 
 
+def num_channels(processor: Callable) -> int:
+    """Channels of the images that an image processor of transformers normalizes; 3 if it holds no mean of each."""
+    mean = getattr(processor, "image_mean", None) or getattr(processor, "data_config", {}).get("mean")
+    return len(mean) if isinstance(mean, list | tuple) else 3
+
+
 def _to_map(features: Tensor, width: int) -> Tensor:
     """Last hidden state of any stock model -> (B, h, w, D)."""
     if features.ndim == 3:
@@ -52,6 +60,6 @@ def _to_map(features: Tensor, width: int) -> Tensor:
 
 
 def raw_pixel_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalized pixels themselves, the image as one patch: cls (B, 3HW), patches (B, 1, 1, 3HW)."""
+    """The normalized pixels themselves, the image as one patch: cls (B, CHW), patches (B, 1, 1, CHW)."""
     flat = pixels.flatten(1)
     return flat, flat[:, None, None]

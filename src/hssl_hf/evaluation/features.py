@@ -1,7 +1,6 @@
 """Labeled images -> features."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,13 +23,15 @@ class LabeledImages:
     Args:
         source: where images and labels are.
         limit: use the first images only; None for all.
+        channels: C, as in `LazyImage.decode`.
     """
 
     source: Source
     limit: int | None = None
+    channels: int = 3
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        """(3, H, W) uint8 and label; images that cannot be decoded are left out.
+        """(C, H, W) uint8 and label; images that cannot be decoded are left out.
 
         Raises:
             StreamError: if no image is left.
@@ -39,13 +40,17 @@ class LabeledImages:
         dataset = load_source(self.source, also=[column])
         chosen = resolve_classes(self.source, dataset)
         rows = (row for batch in dataset.iter(batch_size=64) for row in zip(batch["image"], batch[column], strict=True))
-        empty = True
+        empty, reason = True, ""
         for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
-            with suppress(CorruptImageError):
-                yield decode(image_bytes(image)), int(label)
+            try:
+                pixels = decode(image_bytes(image), self.channels)
+            except CorruptImageError as error:
+                reason = f"; the last one cannot be decoded: {error}"
+            else:
+                yield pixels, int(label)
                 empty = False
         if empty:
-            raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on")
+            raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on{reason}")
 
 
 def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
@@ -70,7 +75,7 @@ def extract(
     Args:
         encoder: pixels -> cls, patches.
         processor: an image processor of transformers.
-        images: (3, H, W) and label, such as `LabeledImages`.
+        images: (C, H, W) and label, such as `LabeledImages`.
         kind: of features, `image_features`.
         progress: caption of a progress bar; None for none.
     Returns:

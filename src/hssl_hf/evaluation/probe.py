@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from hssl_hf.data.source import Source
-from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.encoder import Encoder, num_channels
 from hssl_hf.evaluation.features import LabeledImages, extract
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
@@ -98,5 +98,5 @@ class Probe:
         config = self.config
         columns = {"image_column": config.image_column, "label_column": config.label_column}
         train = Source(config.path, config.name, config.train_split, config.revision, classes=config.classes, **columns)
-        test = replace(train, split=config.test_split)
-        return LabeledImages(train, config.train_images), LabeledImages(test, config.test_images)
+        test, channels = replace(train, split=config.test_split), num_channels(self.processor)
+        return LabeledImages(train, config.train_images, channels), LabeledImages(test, config.test_images, channels)

@@ -24,7 +24,8 @@ class PreTrainingConfig(PreTrainedConfig):
 
     Args:
         backbone: name of a timm model.
-        backbone_kwargs: further arguments of that model, such as `embed_dim`, `patch_size` or `num_heads`.
+        backbone_kwargs: further arguments of that model, such as `embed_dim`, `patch_size`, `num_heads`, or `in_chans` for
+            images that are not RGB.
         image_size: side of the global views in pixels.
         drop_path_rate: stochastic depth at the last block, rising linearly from 0.
         license: of the weights, where others released them; written into the card of an export.
@@ -78,6 +79,11 @@ class PreTrainingConfig(PreTrainedConfig):
         ours = [parent for parent in reversed(cls.__mro__) if parent.__module__.startswith("hssl_hf.")]
         names = [name for parent in ours for name in parent.__annotations__ if name != "citation"]
         return list(dict.fromkeys(names))
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image: `in_chans` of `backbone_kwargs`, as timm calls it, 3 where it is not set."""
+        return (self.backbone_kwargs or {}).get("in_chans", 3)
 
     def describe(self) -> tuple[str, str]:
         """A short name of the method, and a phrase for what it consists of with these values."""

@@ -79,8 +79,9 @@ class MAEStudent(EncoderWithHead):
             super().__init__(base, build_auxiliary(config, base, seeds[1]))
             torch.manual_seed(seeds[2])
             height, width = base.model.patch_embed.patch_size
+            outputs = base.num_channels * height * width
             encoded = base.width if self.auxiliary is None else self.auxiliary.width
-            self.pixels = MaskedDecoder(encoded, base, config, config.decoder_num_hidden_layers, 3 * height * width)
+            self.pixels = MaskedDecoder(encoded, base, config, config.decoder_num_hidden_layers, outputs)
             self.representations = self.filler = None
             if self.auxiliary is not None:
                 torch.manual_seed(seeds[3])

@@ -56,7 +56,7 @@ class SiameseIMNetwork(nn.Module):
             init_linear_layers(projector, "xavier")
             torch.manual_seed(seeds[2])
             height, width = base.model.patch_embed.patch_size
-            output = inner if config.target == "feature" else 3 * height * width
+            output = inner if config.target == "feature" else base.num_channels * height * width
             queries = {"relative": config.views == "different", "predict_positions": config.level == "dense"}
             decoder = Decoder(base.grid, inner, depth, heads, norm, output, **queries, final_norm=config.final_norm)
             init_linear_layers(decoder, "xavier")

@@ -68,7 +68,8 @@ def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxil
         return None
     if config.auxiliary_connection == "parallel":
         torch.manual_seed(seed)
-        return ParallelNetwork(Backbone(config.families[0], config.image_size, drop_path_rate=config.drop_path_rate))
+        channels = {"in_chans": config.num_channels}
+        return ParallelNetwork(Backbone(config.families[0], config.image_size, channels, config.drop_path_rate))
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)

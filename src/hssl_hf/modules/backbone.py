@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     Args:
         name: any name that `timm.create_model` knows.
         image_size: side of the global views in pixels; other sizes pass too wherever the architecture allows them.
-        kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, ...).
+        kwargs: further arguments of the timm model (`embed_dim`, `depth`, `patch_size`, `in_chans`, ...).
         drop_path_rate: stochastic depth at the end of the full network, base and auxiliary head together.
         following_blocks: blocks of the auxiliary head, which share the linear rise of the drop path with the base.
         mask_token: whether patches can be masked (vision transformers only).
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.model = create_timm_model(name, image_size, kwargs or {}, drop_path_rate)
-        self.width = self.model.num_features
+        self.width, self.num_channels = self.model.num_features, (kwargs or {}).get("in_chans", 3)
         self.is_transformer = is_plain_vit(self.model)
         self.stride = self.model.feature_info[-1]["reduction"]
         self.grid = (max(1, image_size // self.stride),) * 2
@@ -108,14 +108,14 @@ class Backbone(nn.Module):
         return Tokens(tokens[:, 0], tokens[:, 1:]), hidden[:, 1:]
 
     def patchify(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, h, w, 3 * p * q) pixels of every patch."""
+        """(B, C, H, W) -> (B, h, w, C * p * q) pixels of every patch."""
         self.check_size(*pixels.shape[-2:])
         height, width = self.model.patch_embed.patch_size
         pieces = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))
         return pieces.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
     def embed(self, pieces: Tensor) -> Tensor:
-        """(..., 3 * p * q) pixels of patches -> (..., C) without positions: the patch convolution as one linear layer."""
+        """(..., C * p * q) pixels of patches -> (..., width) without positions: the patch convolution as one linear layer."""
         projection = self.model.patch_embed.proj
         return F.linear(pieces, projection.weight.flatten(1), projection.bias)
 

@@ -10,11 +10,11 @@ def pixel_targets(pixels: Tensor, patch: tuple[int, int], normalize: bool) -> Te
     """Images cut into patches.
 
     Args:
-        pixels: (B, 3, H, W) normalized images.
+        pixels: (B, C, H, W) normalized images.
         patch: (p, q) height and width of a patch in pixels.
         normalize: mean 0 and variance 1 within every patch.
     Returns:
-        (B, N, p * q * 3) in row-major order, channels last, as in MAE.
+        (B, N, p * q * C) in row-major order, channels last, as in MAE.
     Source: MAE, arXiv 2111.06377, section 3; variance unbiased, epsilon 1e-6, as in its code.
     """
     height, width = patch

@@ -215,7 +215,8 @@ def _samples(recipe: Recipe, model: StudentTeacherPreTrainedModel, count: int) -
     """The samples of a loader for random photographs."""
     augmentation = build_augmentation(recipe, model)
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, *PHOTOGRAPH), dtype=torch.uint8, generator=generator) for _ in range(count)]
+    size = (model.config.num_channels, *PHOTOGRAPH)
+    images = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(count)]
     return [{**augmentation(image, 0, number), "corrupt": []} for number, image in enumerate(images)]
 
 

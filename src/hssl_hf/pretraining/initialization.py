@@ -1,8 +1,10 @@
 """Weights to start from: a full model to continue training, or a backbone behind which fresh heads warm up."""
 
+import logging
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from timm.models import adapt_input_conv
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
@@ -12,9 +14,13 @@ from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedMode
 from hssl_hf.modules.ema import copy_to_teacher
 from hssl_hf.publish.to_transformers import from_transformers
 
+logger = logging.getLogger(__name__)
+
 
 def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bool:
     """Give a fresh model the weights of another.
+
+    First convolutions of weights for three channels are adapted to another number by timm's rule.
 
     Args:
         model: as the recipe describes it.
@@ -32,12 +38,14 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
     if full_model:
-        _check(model.state_dict(), source.state_dict(), where, "student, teacher and heads")
-        model.load_state_dict(source.state_dict())
+        state = _adapt_channels(source.state_dict(), model.state_dict(), model.config.num_channels)
+        _check(model.state_dict(), state, where, "student, teacher and heads")
+        model.load_state_dict(state)
         return False
     base = model.student.base
     state = source.timm_model.state_dict() if hasattr(source, "timm_model") else from_transformers(source, base)
     expected = base.timm_state_dict()
+    state = _adapt_channels(state, expected, base.num_channels)
     kept = {name: value for name, value in state.items() if name in expected or not name.startswith(("norm.", "fc_norm."))}
     _check(expected, kept, where, "the base")
     base.model.load_state_dict({name: value for name, value in kept.items() if not name.startswith("norm.")})
@@ -45,6 +53,22 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
     if model.teacher is not None:
         copy_to_teacher(model.student, model.teacher)
     return True
+
+
+def _adapt_channels(state: dict[str, Tensor], expected: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """Weights with convolutions of three channels adapted to the number that is expected there.
+
+    Source: timm: the sum over red, green and blue for one channel, repeated and scaled for others.
+    """
+
+    def reads_rgb(name: str, value: Tensor) -> bool:
+        shape = tuple(expected[name].shape) if name in expected else ()
+        return value.ndim == 4 and value.shape[1] == 3 != channels and shape == (len(value), channels, *value.shape[2:])
+
+    adapted = {name: adapt_input_conv(channels, value) for name, value in state.items() if reads_rgb(name, value)}
+    if adapted:
+        logger.info("adapted from 3 to %d channels: %s", channels, ", ".join(adapted))
+    return {**state, **adapted}
 
 
 def _check(expected: dict[str, Tensor], actual: dict[str, Tensor], where: str, what: str) -> None:

@@ -29,6 +29,8 @@ TRAINING = {
 }
 
 
+IMAGE = {channels: f'Image.open("image.png").convert("{mode}")' for channels, mode in ((1, "L"), (3, "RGB"))}
+BANDS = 'Image.open("image.png")'
 FEATURES_WITHOUT_NORM = """\
 hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm
 features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)  # linear probe, fine-tuning
@@ -51,10 +53,10 @@ they were trained, and `model` itself returns the class token.""",
 }
 
 
-def usage(kind: str, repository: str, branch: str, without_norm: bool, model_class: str) -> str:
+def usage(kind: str, repository: str, branch: str, without_norm: bool, model_class: str, channels: int = 3) -> str:
     """Code that loads a model and computes features; `model_class` is that for pre-training in this package."""
     if kind == "timm":
-        return timm_usage(repository, branch)
+        return timm_usage(repository, branch, channels)
     source = f'"{repository}"' if branch == "main" else f'"{repository}", revision="{branch}"'
     if kind == "training":
         return f"from hssl_hf import {model_class}\n\nmodel = {model_class}.from_pretrained({source})"
@@ -69,20 +71,26 @@ from transformers import AutoImageProcessor, {auto}
 
 processor = AutoImageProcessor.from_pretrained({source})
 model = {auto}.from_pretrained({source}).eval()
-inputs = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")
+inputs = processor({IMAGE.get(channels, BANDS)}, return_tensors="pt")
 {features}"""
     return f"import torch\n{code}" if "torch." in features else code
 
 
-def timm_usage(repository: str, branch: str) -> str:
+def timm_usage(repository: str, branch: str, channels: int = 3) -> str:
     revision = "" if branch == "main" else f"@{branch}"
+    if channels not in IMAGE:
+        return f"""\
+import timm
+
+model = timm.create_model("hf-hub:{repository}{revision}", pretrained=True).eval()
+features = model(pixels)  # (B, {channels}, H, W) normalized; timm's transforms are for RGB and gray images"""
     return f"""\
 import timm
 from PIL import Image
 
 model = timm.create_model("hf-hub:{repository}{revision}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-features = model(transform(Image.open("image.png").convert("RGB"))[None])"""
+features = model(transform({IMAGE[channels]})[None])"""
 
 
 def title(config: "PreTrainingConfig", kind: str) -> str:

@@ -17,6 +17,7 @@ import torch
 import yaml
 from transformers import BitImageProcessor
 
+from hssl_hf.data.channels import default_normalization
 from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
 from hssl_hf.publish import model_card, parity
@@ -69,7 +70,7 @@ def export_backbone(
         folder: to write to; an earlier export there is replaced.
         kind: "main" for transformers, "timm" for timm (which transformers loads too if timm is installed).
         network: "teacher" or "student"; by default `model.default_network`.
-        processor: saved with the weights; by default `image_processor` at the model's image size.
+        processor: saved with the weights; by default `image_processor` at the model's image size, for one or three channels.
         context: for the model card.
         onnx: also write `onnx/model.onnx`.
         max_shard_size: of the files of weights, as in `save_pretrained`; timm's own format has one file.
@@ -81,7 +82,7 @@ def export_backbone(
     """
     network, context = network or model.default_network, context or CardContext()
     base, size = model.get_network(network).base, model.config.image_size
-    processor = processor or image_processor(size)
+    processor = processor or _default_processor(model)
     with _draft(Path(folder)) as draft:
         scripts, sizes = [], [size]
         stock = to_transformers(base, size) if kind == "main" else None
@@ -93,7 +94,7 @@ def export_backbone(
             scripts.append(parity.TIMM)
         processor.save_pretrained(draft)
         if onnx:
-            save_onnx(draft, size)
+            save_onnx(draft, size, base.num_channels)
             scripts.append(parity.ONNX)
         differences = parity.compare(base, draft, sizes, processor, scripts)
         facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=differences, **context.about)
@@ -124,7 +125,7 @@ def export_model(
             raise ExportError(
                 f"saving and loading the model has changed its weights, so nothing was written: {', '.join(changed[:5])}"
             )
-        (processor or image_processor(model.config.image_size)).save_pretrained(draft)
+        (processor or _default_processor(model)).save_pretrained(draft)
         without_norm = not has_norm(model.get_network().base)
         facts = model_card.facts(model.config, model.default_network, without_norm=without_norm, **context.about)
         _write_card(draft, facts, context, "training")
@@ -156,6 +157,11 @@ def _draft(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _default_processor(model: "StudentTeacherPreTrainedModel") -> BitImageProcessor:
+    mean, std = default_normalization(model.config.num_channels)
+    return image_processor(model.config.image_size, mean=mean, std=std)
 
 
 def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Path) -> None:

@@ -66,15 +66,15 @@ def render(
     config, recipe = AutoConfig.for_model(**facts["config"]), facts.get("recipe", {})
     branches = {"timm": branch(revision, "timm"), "training": branch(revision, "training")}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
-    without_norm, full_model = facts["without_norm"], kind == "training"
+    channels, without_norm, full_model = config.num_channels, facts["without_norm"], kind == "training"
     card = ModelCard.from_template(
         _metadata(facts, records, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
         title=card_text.title(config, kind),
         summary=card_text.summary(config, facts["network"], kind),
-        usage=card_text.usage(kind, repository, branches.get(kind, revision), without_norm, model_class),
+        usage=card_text.usage(kind, repository, branches.get(kind, revision), without_norm, model_class, channels),
         about=(card_text.ABOUT | card_text.ABOUT_WITHOUT_NORM if without_norm else card_text.ABOUT)[kind],
-        timm_usage=card_text.timm_usage(repository, branches["timm"]) if kind == "main" else None,
+        timm_usage=card_text.timm_usage(repository, branches["timm"], channels) if kind == "main" else None,
         timm_revision=branches["timm"],
         training_revision=branches["training"] if kind in ("main", "timm") and recipe else None,
         repository=repository,

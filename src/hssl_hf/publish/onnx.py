@@ -22,7 +22,7 @@ class _TwoOutputs(nn.Module):
         return output.last_hidden_state, output.pooler_output
 
 
-def save_onnx(folder: Path, image_size: int) -> None:
+def save_onnx(folder: Path, image_size: int, num_channels: int) -> None:
     """Write the model of a folder as `onnx/model.onnx`, for any batch size, and any image size that the model allows.
 
     Raises:
@@ -40,8 +40,9 @@ def save_onnx(folder: Path, image_size: int) -> None:
     if kind in ("vit", "convnext", "resnet"):
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         size *= 2  # at the training size the traced graph would lack a ViT's interpolation of position embeddings
+    pixels = torch.zeros(2, num_channels, size, size)
     program = torch.onnx.export(
-        model, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
+        model, (pixels,), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
         input_names=["pixel_values"], output_names=["last_hidden_state", "pooler_output"],
     )  # fmt: skip
     (folder / "onnx").mkdir()

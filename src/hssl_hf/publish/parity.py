@@ -1,6 +1,9 @@
 """Parity check: an export has to compute the same outputs as the trained model, in a process that cannot import this package.
 
 That process loads the folder as a user would: with transformers' Auto classes and its pipeline, with timm, or with onnxruntime.
+
+Transformers' pipeline converts every image to RGB and timm's transforms take Pillow images of one or three channels, so these
+are compared for such images only.
 """
 
 import json
@@ -22,7 +25,7 @@ from hssl_hf.modules.backbone import Backbone, has_norm
 TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2e-2  # of normalized pixels, about two gray levels: timm resizes images of 8 bits, and rounds
 TRANSFORMERS = """
-from transformers import AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoModel
 model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
 model.eval()
 kwargs = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
@@ -31,9 +34,15 @@ for name, pixels in images.items():
     outputs[f"{name}/last_hidden_state"] = output.last_hidden_state
     outputs[f"{name}/pooler_output"] = output.pooler_output
     outputs[f"{name}/hidden_states"] = output.hidden_states[-1]
-outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(photo, return_tensors="pt")["pixel_values"]
-outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(photo, pool=True, return_tensors=True)
 report = {key: sorted(map(str, value)) for key, value in info.items() if value}
+"""
+PROCESSOR = """
+from transformers import AutoImageProcessor
+outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(photo, return_tensors="pt")["pixel_values"]
+"""
+PIPELINE = """
+from transformers import pipeline
+outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(photo, pool=True, return_tensors=True)
 """
 TIMM = """
 import timm
@@ -55,7 +64,8 @@ from PIL import Image
 torch.set_grad_enabled(False)
 folder, images_path, outputs_path = sys.argv[1:]
 images, outputs, report = dict(np.load(images_path)), {{}}, {{}}
-photo = Image.fromarray(images.pop("photo"))
+photo = images.pop("photo")
+photo = torch.from_numpy(photo) if len(photo) <= 4 else Image.fromarray(photo)  # two or four bands come first
 {scripts}
 np.savez(outputs_path, **{{name: np.asarray(value) for name, value in outputs.items()}})
 print(json.dumps(report))
@@ -83,14 +93,17 @@ def compare(
     Raises:
         ExportError: if the model does not load cleanly, or a difference exceeds 1e-4; of pixels that timm preprocesses 2e-2.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = {f"size_{size}": torch.randn(2, 3, size, size, generator=generator) for size in sizes}
-    actual = _run(folder, images, scripts)
+    generator, channels = torch.Generator().manual_seed(0), base.num_channels
+    images = {f"size_{size}": torch.randn(2, channels, size, size, generator=generator) for size in sizes}
     wrapped = json.loads((folder / "config.json").read_text())["model_type"] == "timm_wrapper"  # timm's transforms and outputs
+    on_photo = [*([PROCESSOR] if channels in (1, 3) or not wrapped else []), *([PIPELINE] if channels == 3 else [])]
+    photo = _test_image(channels)
+    actual = _run(folder, {"photo": np.asarray(photo), **images}, [TRANSFORMERS, *on_photo, *scripts])
     training = base.training
     base.eval()
-    expected = {"processor": processor(_test_image(), return_tensors="pt")["pixel_values"]}
-    expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
+    expected = {"processor": processor(photo, return_tensors="pt")["pixel_values"]}
+    if "pipeline" in actual:
+        expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
     for name, image in images.items():
         expected |= {f"{name}/{key}": value for key, value in _expected_outputs(base, image, wrapped).items()}
     base.train(training)
@@ -118,19 +131,23 @@ def _expected_outputs(base: Backbone, pixels: Tensor, wrapped: bool) -> dict[str
     return {**outputs, "last_hidden_state": hidden, "pooler_output": hidden[:, 0]}
 
 
-def _test_image() -> Image.Image:
-    """Smooth colors and noise like those of a photograph, wider than high."""
+def _test_image(channels: int) -> Image.Image | Tensor:
+    """Smooth colors and noise like those of a photograph, wider than high; (C, H, W) uint8 for two and four channels."""
     row, column = np.mgrid[0:120, 0:160]
-    waves = np.stack([np.sin(row / 9), np.cos(column / 7), np.sin((row + column) / 11)], axis=-1)
+    waves = [np.sin(row / 9), np.cos(column / 7), np.sin((row + column) / 11), np.cos((row - column) / 13)]
+    waves = np.stack(waves[:channels], axis=-1)
     noise = np.random.default_rng(0).normal(0, 12, waves.shape)
-    return Image.fromarray((128 + 90 * waves + noise).clip(0, 255).astype(np.uint8))
+    pixels = (128 + 90 * waves + noise).clip(0, 255).astype(np.uint8)
+    if channels in (1, 3):
+        return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _run(folder: Path, images: dict[str, Tensor], scripts: Iterable[str]) -> dict[str, np.ndarray]:
+def _run(folder: Path, images: dict[str, Tensor | np.ndarray], scripts: Iterable[str]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
         images_path, outputs_path = Path(scratch) / "images.npz", Path(scratch) / "outputs.npz"
-        np.savez(images_path, photo=np.asarray(_test_image()), **images)
-        program = PROGRAM.format(scripts="".join([TRANSFORMERS, *scripts]))
+        np.savez(images_path, **images)
+        program = PROGRAM.format(scripts="".join(scripts))
         command = [sys.executable, "-c", program, str(folder), str(images_path), str(outputs_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -23,6 +23,7 @@ def save_timm_wrapper(
         processor: image processor, whose size and normalization become those of timm's transforms.
         folder: to write `config.json` and `model.safetensors` to.
     """
+    channels = len(processor.image_mean)
     pretrained, size = timm.get_pretrained_cfg(architecture), processor.crop_size["height"]
     description = {
         "model_type": "timm_wrapper",
@@ -35,12 +36,12 @@ def save_timm_wrapper(
         "pretrained_cfg": {
             "mean": processor.image_mean,
             "std": processor.image_std,
-            "input_size": [3, size, size],
+            "input_size": [channels, size, size],
             "interpolation": "bicubic",
             "crop_pct": size / processor.size["shortest_edge"],
             "fixed_input_size": pretrained.fixed_input_size,
             "num_classes": model.num_classes,
-            "first_conv": pretrained.first_conv,
+            "first_conv": pretrained.first_conv if channels == 3 else None,  # older versions of timm would adapt it again
             "classifier": pretrained.classifier,
         },
     }

@@ -165,7 +165,7 @@ def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _computes_the_same(native: PreTrainedModel, base: Backbone, image_size: int) -> bool:
     """Whether both have the same features (B, C) for two random images, up to 1e-4 of the largest."""
-    pixels = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, base.num_channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     training, device = base.training, next(base.parameters()).device
     expected = base.eval()(pixels.to(device))[0].cls.float().cpu()
     base.train(training)
@@ -186,6 +186,7 @@ def _vit_config(base: Backbone, image_size: int) -> dict:
         layer_norm_eps=blocks[0].norm1.eps,
         image_size=image_size,
         patch_size=base.model.patch_embed.patch_size[0],
+        num_channels=base.num_channels,
         qkv_bias=blocks[0].attn.qkv.bias is not None,
         pooler_act="linear",
         **({} if has_norm(base) else {"features": "hidden_states"}),
@@ -201,6 +202,7 @@ def _convnext_config(base: Backbone, image_size: int) -> dict:
     return dict(
         depths=[len(stage.blocks) for stage in base.model.stages],
         hidden_sizes=[info["num_chs"] for info in base.model.feature_info],
+        num_channels=base.num_channels,
         patch_size=base.model.stem[0].kernel_size[0],
         layer_norm_eps=base.model.stages[0].blocks[0].norm.eps,
         image_size=image_size,
@@ -210,6 +212,7 @@ def _convnext_config(base: Backbone, image_size: int) -> dict:
 def _resnet_config(base: Backbone, _image_size: int) -> dict:
     stages = [getattr(base.model, f"layer{number}") for number in range(1, 5)]
     return dict(
+        num_channels=base.num_channels,
         depths=[len(stage) for stage in stages],
         hidden_sizes=[info["num_chs"] for info in base.model.feature_info[-4:]],
         embedding_size=base.model.conv1.out_channels,
@@ -223,6 +226,7 @@ def _swin_config(base: Backbone, image_size: int) -> dict:
     return dict(
         image_size=image_size,
         patch_size=base.model.patch_embed.patch_size[0],
+        num_channels=base.num_channels,
         embed_dim=base.model.patch_embed.proj.out_channels,
         depths=[len(stage.blocks) for stage in stages],
         num_heads=[stage.blocks[0].attn.num_heads for stage in stages],

@@ -40,7 +40,8 @@ def draw_export(
     shown = list(islice(test, SHOWN))
     config = AutoConfig.from_pretrained(export)
     fixed_size = config.model_type == "swin" or (getattr(config, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
-    pixels = _enlarged(processor, 1 if fixed_size else 2)([image for image, _ in shown], return_tensors="pt")["pixel_values"]
+    sizes = _enlarged(processor, 1 if fixed_size else 2)
+    pixels = processor([image for image, _ in shown], return_tensors="pt", **sizes)["pixel_values"]
     images = _denormalized(pixels, processor.image_mean, processor.image_std)
     _components(encoder, pixels, images, folder / "components.png")
     if config.model_type == "vit":
@@ -105,17 +106,19 @@ def _neighbors(encoder: Encoder, processor: BitImageProcessor, candidates: list,
     _grid({name: _denormalized(value, processor.image_mean, processor.image_std) for name, value in pixels.items()}, path)
 
 
-def _enlarged(processor: BitImageProcessor, factor: int) -> BitImageProcessor:
-    """The same crop with more pixels, so that its patches are finer."""
+def _enlarged(processor: BitImageProcessor, factor: int) -> dict[str, dict[str, int]]:
+    """Sizes of the same crop with more pixels, so that its patches are finer."""
     size = {"shortest_edge": processor.size["shortest_edge"] * factor}
     crop = {side: processor.crop_size[side] * factor for side in ("height", "width")}
-    return type(processor)(size=size, crop_size=crop, image_mean=processor.image_mean, image_std=processor.image_std)
+    return {"size": size, "crop_size": crop}
 
 
 def _denormalized(pixels: Tensor, mean, std) -> np.ndarray:
-    """(B, 3, H, W) normalized -> (B, H, W, 3) in [0, 1]."""
-    mean, std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    return (pixels * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    """(B, C, H, W) normalized -> (B, H, W, 3) in [0, 1]: the first three channels, or the mean of fewer in gray."""
+    mean, std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    values = (pixels * std + mean).clamp(0, 1)
+    shown = values[:, :3] if values.shape[1] >= 3 else values.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return shown.permute(0, 2, 3, 1).numpy()
 
 
 def _grid(rows: dict[str, np.ndarray], path: Path) -> None:
