@@ -6,6 +6,7 @@ import datasets
 import pytest
 
 import hssl_hf
+from hssl_hf.publish.card_text import segmentation_usage
 from model_cards import readme
 from tests.conftest import ROOT, SAMPLE
 
@@ -53,9 +54,10 @@ def test_similar_photographs_in_five_lines(tmp_path, monkeypatch, forked_parity)
 
 
 def test_python_of_the_readme_runs():
-    """The block about training builds models; the block about use names functions that exist."""
+    """The block about training builds models; that about feature maps is the one of the cards, which tests run."""
     blocks = python_blocks()
-    assert len(blocks) == 3 and "AutoModel.from_pretrained" in blocks[1]
+    expected = segmentation_usage({"backbone_class": "Dinov2Backbone"}, "user/name", {"backbone": "backbone"})
+    assert len(blocks) == 4 and "AutoModel.from_pretrained" in blocks[1] and blocks[3].strip() == expected
     scope = {}
     exec(blocks[2].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
     assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"

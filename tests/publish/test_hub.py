@@ -8,32 +8,20 @@ import sys
 import threading
 from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import CommitInfo, HfApi, constants
+from huggingface_hub import CommitInfo, HfApi
 from transformers.utils import PushToHubMixin
 
 from hssl_hf import HSSLForPreTraining
-from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
 from hssl_hf.publish.hub import PushError, push, stage, staged_files
-from hssl_hf.publish.model_card import branch
-from tests.conftest import tiny_model
+from hssl_hf.publish.kinds import KINDS, branch
+from tests.conftest import TINY_VIT, tiny_model
 from tests.hub_server.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
 from tests.hub_server.store import Blob
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.0)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +44,20 @@ def expected(staged: Path, kind: str) -> dict[str, bytes]:
 
 
 def is_complete(server: HubServer, staged: Path, revision: str = "main") -> bool:
-    return all(contents(server, branch(revision, kind)) == expected(staged, kind) for kind in ("main", "timm", "training"))
+    return all(contents(server, branch(revision, kind)) == expected(staged, kind) for kind in KINDS)
 
 
-def test_each_of_three_branches_changes_by_one_commit(hub, staged):
+def test_each_branch_changes_by_one_commit(hub, staged):
     done = push(staged, "user/name", token=TOKEN, private=True)
     assert is_complete(hub, staged) and hub.repository("user/name").private
-    assert set(done) == {"main", "timm", "training"} and all(hub.url in address for address in done.values())
+    assert set(done) == set(KINDS) and all(hub.url in address for address in done.values())
     titles = [commit.title for commit in hub.repository("user/name").history("main")]
     assert titles == ["Upload a pre-trained backbone", "initial commit"]
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "facts.yaml"} == set(
         contents(hub, "main")
     )
     push(staged, "user/name", token=TOKEN)
-    assert len(hub.repository("user/name").commits) == 1 + 3, "an identical push changes nothing"
+    assert len(hub.repository("user/name").commits) == 1 + len(KINDS), "an identical push changes nothing"
 
 
 def test_push_to_hub_of_a_model(hub, monkeypatch):
@@ -108,7 +96,7 @@ def test_changes_after_the_scan_are_not_uploaded(hub, staged, tmp_path):
     before = expected(staged, "main")["README.md"]
 
     def write():
-        for kind in ("main", "timm", "training"):
+        for kind in KINDS:
             (folder / kind / "README.md").write_text(f"token: {TOKEN}")
         return False
 
@@ -118,16 +106,25 @@ def test_changes_after_the_scan_are_not_uploaded(hub, staged, tmp_path):
     assert not [path for path in folder.iterdir() if path.name.startswith(".upload-")]
 
 
+def test_only_architectures_with_feature_maps_in_transformers_have_that_branch(hub, tmp_path, unchecked):
+    """Nor does a folder of an earlier push remain."""
+    model = tiny_model(backbone_kwargs={**TINY_VIT, "reg_tokens": 2}, objective="dino")
+    (tmp_path / "backbone").mkdir()
+    folder = stage(model, tmp_path, context=CardContext(repository="user/name"))
+    assert set(push(folder, "user/name", token=TOKEN)) == set(KINDS) - {"backbone"}
+    assert "backbone" not in hub.repository("user/name").branches
+
+
 def test_push_to_another_branch_does_not_change_main(hub, staged):
     push(staged, "user/name", token=TOKEN, revision="v2")
     assert is_complete(hub, staged, "v2") and contents(hub, "main") == {}
-    assert set(hub.repository("user/name").branches) == {"main", "v2", "v2-timm", "v2-training"}
+    assert set(hub.repository("user/name").branches) == {"main", "v2", "v2-backbone", "v2-timm", "v2-training"}
 
 
 def test_pull_requests_do_not_change_the_branches(hub, staged):
     done = push(staged, "user/name", token=TOKEN, create_pr=True)
     assert all("/discussions/" in commit.pr_url for commit in done.values()) and contents(hub, "main") == {}
-    assert contents(hub, "refs/pr/3") == expected(staged, "main")
+    assert contents(hub, "refs/pr/4") == expected(staged, "main")
 
 
 @pytest.mark.parametrize("act", [429, 500, 503, "drop"])

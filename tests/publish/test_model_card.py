@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from hssl_hf import HSSLMAEConfig
 from hssl_hf.publish import model_card
+from hssl_hf.publish.kinds import HELP, KINDS
 from tests.conftest import ROOT, tiny_config
 from tests.processes import Program
 from tests.runs.test_manifest import MANIFEST
@@ -35,11 +36,23 @@ def test_metadata_is_valid_for_the_hub():
 
 
 def test_kinds_name_their_library_and_their_branch():
-    cases = (("timm", "timm", "hf-hub:user/name@v2-timm"), ("training", "hssl_hf", 'revision="v2-training"'))
-    for kind, library, snippet in cases:
-        content = model_card.render(facts(), [RECORD], kind=kind, revision="v2")
+    cases = {
+        "timm": ("timm", "hf-hub:user/name@v2-timm"),
+        "backbone": ("transformers", 'revision="v2-backbone"'),
+        "training": ("hssl_hf", 'revision="v2-training"'),
+    }
+    assert cases.keys() == set(KINDS) - {"main"} == HELP.keys() - {"main"}
+    for kind, (library, snippet) in cases.items():
+        content = model_card.render(facts(backbone_class="Dinov2Backbone"), [RECORD], kind=kind, revision="v2")
         assert ModelCard(content).data.library_name == library and snippet in content and "61.23" not in content
     assert 'from_pretrained("user/name", revision="v2")' in model_card.render(facts(), revision="v2")
+
+
+def test_card_states_where_feature_maps_are():
+    content = model_card.render(facts(backbone_class="SwinBackbone"), revision="v2")
+    assert 'SwinBackbone.from_pretrained("user/name", revision="v2-backbone")' in content
+    content = model_card.render(facts(), revision="v2")
+    assert "backbone_config" not in content and '"hf-hub:user/name@v2-timm", pretrained=True, features_only=True' in content
 
 
 def test_no_number_without_a_record():

@@ -11,8 +11,8 @@ from typer import Argument, Option
 from hssl_hf.cli.programs import Candidates, DataFraction, Depth, Settings, read_recipe
 from hssl_hf.config.recipe_files import TRAINING, find_recipe, recipe_notes
 from hssl_hf.config.recipe_files import recipes as all_recipes
+from hssl_hf.publish.kinds import HELP, Kind
 
-Kind = Literal["main", "timm", "training"]
 Method = Literal["siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae"]
 Launch = Annotated[
     str,
@@ -109,9 +109,7 @@ def complementarity(
 def export(
     run: Run,
     folder: Annotated[Path | None, Argument(help="Where to write the export (default: RUN/export).")] = None,
-    kind: Annotated[
-        Kind, Option(help="main: transformers; timm: timm's names; training: student, teacher and heads.")
-    ] = "main",
+    kind: Annotated[Kind, Option(help="; ".join(f"{kind}: {text}" for kind, text in HELP.items()) + ".")] = "main",
     network: WhichNetwork = None,
     license: License = None,
     onnx: Onnx = False,
@@ -138,7 +136,7 @@ def push(
 ) -> None:
     """Publish a run on the Hub.
 
-    Pushes the stock model, the timm model, and the full model to continue training.
+    Pushes the stock model, the timm model, feature maps, and the full model to continue training.
     """
     from hssl_hf.publish.hub import push as library
     from hssl_hf.runs.run_directory import RunDirectory

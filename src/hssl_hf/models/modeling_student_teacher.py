@@ -103,7 +103,7 @@ class StudentTeacherPreTrainedModel(BackbonePreTrainedModel):
         license: str | None = None,
         processor: "BitImageProcessor | None" = None,
     ) -> "CommitInfo":
-        """Push to the Hub: the base as a stock transformers model, the same for timm, and the full model to continue training.
+        """Push to the Hub: the base as a stock transformers model, for timm and for feature maps, and the full model.
 
         Args:
             repo_id: user/name.

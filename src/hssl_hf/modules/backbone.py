@@ -89,7 +89,7 @@ class Backbone(nn.Module):
         features = self.model.forward_features(pixels)
         normed = self.norm(features)
         cls = self.model.forward_head(normed, pre_logits=True)
-        return Tokens(cls, self._to_map(normed, pixels)), self._to_map(features, pixels)
+        return Tokens(cls, self.to_map(normed, pixels)), self.to_map(features, pixels)
 
     def encode_visible(self, pixels: Tensor, visible_indices: Tensor) -> tuple[Tokens, Tensor]:
         """Encode the visible patches only; nothing is computed for the others.
@@ -155,7 +155,7 @@ class Backbone(nn.Module):
         """The weights under timm's own names, without the mask token."""
         return {**self.model.state_dict(), **self.norm.state_dict(prefix="norm.")}
 
-    def _to_map(self, features: Tensor, pixels: Tensor) -> Tensor:
+    def to_map(self, features: Tensor, pixels: Tensor) -> Tensor:
         """Features in the layout of their architecture -> (B, h, w, C)."""
         if features.ndim == 3:
             grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
@@ -241,8 +241,8 @@ def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> lis
 
 
 def has_norm(base: Backbone) -> bool:
-    """Whether the base ends with a norm."""
-    return not isinstance(base.norm, nn.Identity)
+    """Whether the base ends as its architecture does; only vision transformers are also trained without the final norm."""
+    return not (base.is_transformer and isinstance(base.norm, nn.Identity))
 
 
 def repeated_blocks(network: nn.Module) -> list[str]:

@@ -35,9 +35,26 @@ FEATURES_WITHOUT_NORM = """\
 hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm
 features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)  # linear probe, fine-tuning
 cls = hidden[:, 0]  # few labels"""
+DETECTOR = """\
+from transformers import DetrConfig, DetrForObjectDetection
+
+detector = DetrForObjectDetection(DetrConfig(backbone_config=backbone.config, num_labels=91))
+detector.model.backbone.model.load_state_dict(backbone.state_dict())"""
+NORMALIZED = "The map of the last stage goes through the trained norm, the maps of the others through one without parameters."
+FEATURE_MAPS = {  # by the class in transformers
+    "Dinov2Backbone": """\
+It is the same ViT, with layer scales of 1 if it was trained without any. All maps have the stride of the patches;
+`out_features` chooses the blocks, `apply_layernorm` whether their maps go through the final norm.""",
+    "ConvNextBackbone": NORMALIZED,
+    "ResNetBackbone": """\
+The maps are those of the four stages. Inside a DETR transformers freezes a ResNet; `detector.model.unfreeze_backbone()` undoes
+it.""",
+    "SwinBackbone": NORMALIZED,
+}
 ABOUT = {
     "main": "`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches.",
     "timm": "",
+    "backbone": "",
     "training": "`model.encode(pixels)` returns the tokens of the base; `hssl-hf export` writes the base as a stock model.",
     "classifier": "It is a timm model in transformers' `TimmWrapperForImageClassification`.",
 }
@@ -50,20 +67,30 @@ norm (few labels).""",
     "timm": """\
 This backbone was trained without a norm after its last block and has none here: `model.forward_features` returns the tokens as
 they were trained, and `model` itself returns the class token.""",
+    "backbone": """\
+This backbone was trained **without a norm after its last block**, so no map goes through a norm (`apply_layernorm=False`).""",
 }
 
 
-def usage(kind: str, repository: str, branch: str, without_norm: bool, model_class: str, channels: int = 3) -> str:
+def about(kind: str, facts: dict) -> str:
+    """What the code of `usage` returns."""
+    text = (ABOUT | ABOUT_WITHOUT_NORM if facts["without_norm"] else ABOUT)[kind]
+    return f"{FEATURE_MAPS[facts['backbone_class']]}\n{text}" if kind == "backbone" else text
+
+
+def usage(kind: str, facts: dict, repository: str, branch: str, model_class: str, channels: int = 3) -> str:
     """Code that loads a model and computes features; `model_class` is that for pre-training in this package."""
     if kind == "timm":
         return timm_usage(repository, branch, channels)
-    source = f'"{repository}"' if branch == "main" else f'"{repository}", revision="{branch}"'
+    source = _source(repository, branch)
     if kind == "training":
         return f"from hssl_hf import {model_class}\n\nmodel = {model_class}.from_pretrained({source})"
     auto, features = "AutoModel", "features = model(**inputs).pooler_output"
     if kind == "classifier":
         auto, features = "AutoModelForImageClassification", "label = model(**inputs).logits.argmax(-1)"
-    elif without_norm:
+    elif kind == "backbone":
+        auto, features = facts["backbone_class"], "maps = model(**inputs).feature_maps"
+    elif facts["without_norm"]:
         features = FEATURES_WITHOUT_NORM
     code = f"""\
 from PIL import Image
@@ -93,9 +120,24 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 features = model(transform({IMAGE[channels]})[None])"""
 
 
+def segmentation_usage(facts: dict, repository: str, branches: dict[str, str]) -> str:
+    """Code that puts the weights into a model for segmentation; the maps alone where transformers has no class for them."""
+    name = facts.get("backbone_class")
+    if name is None:
+        source = f"hf-hub:{repository}@{branches['timm']}"
+        return f'import timm\n\nbackbone = timm.create_model("{source}", pretrained=True, features_only=True)'
+    return f"""\
+from transformers import {name}, UperNetConfig, UperNetForSemanticSegmentation
+
+backbone = {name}.from_pretrained({_source(repository, branches["backbone"])})
+model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone.config, num_labels=150))
+model.backbone.load_state_dict(backbone.state_dict())"""
+
+
 def title(config: "PreTrainingConfig", kind: str) -> str:
-    ending = {"main": "", "timm": ", for timm", "training": ", to continue training", "classifier": ", fine-tuned"}[kind]
-    return f"{config.backbone} by {config.describe()[0]}{ending}"
+    endings = {"timm": ", for timm", "backbone": ", for feature maps", "training": ", to continue training"}
+    endings |= {"main": "", "classifier": ", fine-tuned"}
+    return f"{config.backbone} by {config.describe()[0]}{endings[kind]}"
 
 
 def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
@@ -121,6 +163,10 @@ def training(manifest: dict) -> list[tuple[str, object]]:
 def parity(facts: dict) -> list[tuple[str, str]]:
     """Outputs of the export and their largest differences from those of the model."""
     return [(name, f"{value:.1e}" if value else "0") for name, value in facts.get("parity", {}).items()]
+
+
+def _source(repository: str, branch: str) -> str:
+    return f'"{repository}"' if branch == "main" else f'"{repository}", revision="{branch}"'
 
 
 def _data(data: dict) -> str:

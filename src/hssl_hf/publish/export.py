@@ -1,9 +1,10 @@
 """Export a pre-trained model: its base alone as a stock model, or the full model to continue training.
 
-Three kinds, one per branch of a repository: `main`, a stock transformers model (`ViTModel`, `ConvNextModel`, `ResNetModel`,
-`SwinModel`, and `TimmWrapperModel` for every other architecture); `timm`, the same weights under timm's names; `training`,
-student, teacher and heads. The first two are loaded in a fresh process that cannot import this package, and their outputs are
-compared with those of the trained model.
+Four kinds, one per branch of a repository: `main`, a stock transformers model (`ViTModel`, `ConvNextModel`, `ResNetModel`,
+`SwinModel`, and `TimmWrapperModel` for every other architecture); `timm`, the same weights under timm's names; `backbone`, the
+same weights in the class of transformers that returns feature maps (`Dinov2Backbone` for a ViT, `ConvNextBackbone`,
+`ResNetBackbone`, `SwinBackbone`; no other architecture has one); `training`, student, teacher and heads. All but the last are
+loaded in a fresh process that cannot import this package, and their outputs are compared with those of the trained model.
 """
 
 import shutil
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import yaml
-from transformers import BitImageProcessor
+from transformers import BitImageProcessor, PreTrainedModel
 
 from hssl_hf.data.channels import default_normalization
 from hssl_hf.errors import UserError
@@ -25,12 +26,12 @@ from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.onnx import save_onnx
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
+from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
 
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
-KINDS = ("training", "timm", "main")
 FACTS = "facts.yaml"
 
 
@@ -68,24 +69,27 @@ def export_backbone(
     Args:
         model: the pre-trained model.
         folder: to write to; an earlier export there is replaced.
-        kind: "main" for transformers, "timm" for timm (which transformers loads too if timm is installed).
+        kind: "main" for transformers, "timm" for timm (which transformers loads too if timm is installed), "backbone" for
+            feature maps in transformers.
         network: "teacher" or "student"; by default `model.default_network`.
         processor: saved with the weights; by default `image_processor` at the model's image size, for one or three channels.
         context: for the model card.
-        onnx: also write `onnx/model.onnx`.
+        onnx: also write `onnx/model.onnx`; not for the kind "backbone".
         max_shard_size: of the files of weights, as in `save_pretrained`; timm's own format has one file.
     Returns:
         the folder.
     Raises:
         ExportError: if the exported model does not load cleanly or its outputs differ.
-        UserError: if the folder contains anything but a model.
+        UserError: if the folder contains anything but a model, or the kind "backbone" does not exist for this architecture.
     """
     network, context = network or model.default_network, context or CardContext()
     base, size = model.get_network(network).base, model.config.image_size
-    processor = processor or _default_processor(model)
+    processor, backbone = processor or _default_processor(model), to_backbone(base, size)
+    if kind == "backbone":
+        _require_backbone(backbone, model.config.backbone, onnx)
+    stock = backbone if kind == "backbone" else to_transformers(base, size) if kind == "main" else None
     with _draft(Path(folder)) as draft:
-        scripts, sizes = [], [size]
-        stock = to_transformers(base, size) if kind == "main" else None
+        scripts, sizes = [parity.BACKBONE if kind == "backbone" else parity.TRANSFORMERS], [size]
         if stock is not None:
             stock.save_pretrained(draft, max_shard_size=max_shard_size)
             sizes += [size + 2 * base.stride] if stock.config.model_type != "swin" else []
@@ -97,7 +101,8 @@ def export_backbone(
             save_onnx(draft, size, base.num_channels)
             scripts.append(parity.ONNX)
         differences = parity.compare(base, draft, sizes, processor, scripts)
-        facts = model_card.facts(model.config, network, without_norm=not has_norm(base), parity=differences, **context.about)
+        computed = {"parity": differences, "backbone_class": type(backbone).__name__ if backbone is not None else None}
+        facts = model_card.facts(model.config, network, without_norm=not has_norm(base), **computed, **context.about)
         _write_card(draft, facts, context, kind)
     return Path(folder)
 
@@ -162,6 +167,16 @@ def _draft(folder: Path) -> Iterator[Path]:
 def _default_processor(model: "StudentTeacherPreTrainedModel") -> BitImageProcessor:
     mean, std = default_normalization(model.config.num_channels)
     return image_processor(model.config.image_size, mean=mean, std=std)
+
+
+def _require_backbone(backbone: PreTrainedModel | None, architecture: str, onnx: bool) -> None:
+    if backbone is None:
+        raise UserError(
+            f"expected a ViT, ConvNeXt, ResNet or Swin with a backbone class in transformers, got {architecture}; choose the "
+            "kind timm, whose feature maps timm.create_model(..., features_only=True) returns"
+        )
+    if onnx:
+        raise UserError("expected the kind main or timm for an ONNX file, got backbone; choose main")
 
 
 def _save_timm(base: Backbone, config, processor: BitImageProcessor, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One repository, three branches: staged in a folder, checked, and pushed to the Hub so that no push is visible in part.
+"""One repository, a branch per kind of export: staged in a folder, checked, and pushed so that no push is visible in part.
 
 Every branch changes by one commit, made when all of its files are uploaded; `main` comes last. Files that an earlier try has
 uploaded are not sent again. If another push happens meanwhile, this one starts over; it ends when all branches are its own.
@@ -15,9 +15,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import httpx
 
 from hssl_hf.errors import UserError
-from hssl_hf.publish.export import KINDS, CardContext, export_backbone, export_model
-from hssl_hf.publish.model_card import branch
+from hssl_hf.publish.export import CardContext, export_backbone, export_model
+from hssl_hf.publish.kinds import KINDS, branch
 from hssl_hf.publish.secret_scan import refuse_secrets
+from hssl_hf.publish.to_backbone import to_backbone
 
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
@@ -45,11 +46,15 @@ def stage(
     onnx=False,
     max_shard_size: int | str = "50GB",
 ) -> Path:
-    """Write the three branches into `folder/training`, `folder/timm` and `folder/main`, checked and with their cards."""
+    """Write every kind of export into a folder of its name, checked and with its card; `backbone` only where it exists."""
     shared = {"processor": processor, "context": context, "max_shard_size": max_shard_size}
     export_model(model, folder / "training", **shared)
     shared["network"] = network
     export_backbone(model, folder / "timm", kind="timm", **shared)
+    if to_backbone(model.get_network(network).base, model.config.image_size) is not None:
+        export_backbone(model, folder / "backbone", kind="backbone", **shared)
+    else:  # none from an earlier call either
+        shutil.rmtree(folder / "backbone", ignore_errors=True)
     export_backbone(model, folder / "main", onnx=onnx, **shared)
     return folder
 
@@ -96,7 +101,7 @@ def push(
         repository: user/name; created if it does not exist.
         private: visibility of a repository that is created.
         token: by default, or if True, that of `hf auth login` or HF_TOKEN.
-        revision: branch of the stock model; the others are named after it (`model_card.branch`).
+        revision: branch of the stock model; the others are named after it (`kinds.branch`).
         create_pr: open pull requests instead of committing.
         commit_message: title of the commits or pull requests.
         commit_description: their description.
@@ -108,7 +113,7 @@ def push(
     """
     api, message = HfApi(token=token), {"commit_message": commit_message, "commit_description": commit_description}
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as copies:
-        files = {kind: _copy_files(folder / kind, Path(copies) / kind) for kind in KINDS}
+        files = {kind: _copy_files(folder / kind, Path(copies) / kind) for kind in KINDS if (folder / kind).is_dir()}
         for branch_files in files.values():
             refuse_secrets(branch_files, token if isinstance(token, str) else None)
         try:
@@ -142,7 +147,7 @@ def _push_once(
     api: HfApi, repository: str, files: dict, revision: str, create_pr: bool, message: dict
 ) -> dict[str, CommitInfo] | None:
     """One commit per branch; None if another push happened in between."""
-    branches = {kind: branch(revision, kind) for kind in KINDS}
+    branches = {kind: branch(revision, kind) for kind in files}
     heads = {kind: _head(api, repository, name) for kind, name in branches.items()}
     commits = {}
     for kind, name in branches.items():

@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
 import hssl_hf
 from hssl_hf.publish import card_text
+from hssl_hf.publish.kinds import KINDS, branch
 from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.publish.redaction import is_hub_id
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from hssl_hf.models.configuration_base import PreTrainingConfig
 
 TEMPLATES = (Path(__file__).with_name("card_template.md"), Path(__file__).parents[3] / "model_cards" / "template.md")
-LIBRARY = {"main": "transformers", "timm": "timm", "training": "hssl_hf", "classifier": "transformers"}
+LIBRARY = {"timm": "timm", "training": "hssl_hf"}  # of all other kinds transformers
 METRICS = {
     "knn_top1": "k-NN top-1",
     "knn_top5": "k-NN top-5",
@@ -38,8 +39,9 @@ def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **kw
         config: of the model that was trained.
         network: the exported one, "teacher" or "student".
         without_norm: the features are those before the final norm of the transformers model.
-        kwargs: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `subject` (model
-            name in the results), `license`, `tags`, `base_model`.
+        kwargs: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `backbone_class`
+            (class in transformers of the kind "backbone"), `subject` (model name in the results), `license`, `tags`,
+            `base_model`.
     """
     values = {name: getattr(config, name) for name in config.field_names()}
     unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
@@ -57,26 +59,29 @@ def render(
     Args:
         facts: from `facts`.
         records: `Record`s as dictionaries.
-        kind: "main", "timm" or "training" (see `export`), or "classifier".
+        kind: one of `KINDS`, or "classifier".
         repository: id on the Hub, for the code snippets.
-        revision: branch of the stock model, from which the names of the other two are derived.
+        revision: branch of the stock model, from which the names of the others are derived.
         figures: paths of images inside the repository; only those in `card_text.FIGURES` are shown.
     """
     hssl_hf.register()
     config, recipe = AutoConfig.for_model(**facts["config"]), facts.get("recipe", {})
-    branches = {"timm": branch(revision, "timm"), "training": branch(revision, "training")}
+    branches = {name: branch(revision, name) for name in KINDS}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
-    channels, without_norm, full_model = config.num_channels, facts["without_norm"], kind == "training"
+    channels, full_model = config.num_channels, kind == "training"
     card = ModelCard.from_template(
         _metadata(facts, records, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
         title=card_text.title(config, kind),
         summary=card_text.summary(config, facts["network"], kind),
-        usage=card_text.usage(kind, repository, branches.get(kind, revision), without_norm, model_class, channels),
-        about=(card_text.ABOUT | card_text.ABOUT_WITHOUT_NORM if without_norm else card_text.ABOUT)[kind],
+        usage=card_text.usage(kind, facts, repository, branches.get(kind, revision), model_class, channels),
+        about=card_text.about(kind, facts),
         timm_usage=card_text.timm_usage(repository, branches["timm"], channels) if kind == "main" else None,
         timm_revision=branches["timm"],
-        training_revision=branches["training"] if kind in ("main", "timm") and recipe else None,
+        segmentation_usage=card_text.segmentation_usage(facts, repository, branches) if kind in ("main", "backbone") else None,
+        detection_usage=card_text.DETECTOR if kind == "backbone" else None,
+        backbone_revision=branches["backbone"] if facts.get("backbone_class") else None,
+        training_revision=branches["training"] if recipe and not full_model else None,
         repository=repository,
         license=_license(facts), converted="license" in facts["config"],
         results=_tables(records) if kind == "main" else [],
@@ -110,11 +115,6 @@ def eval_results(facts: dict, records: list[dict]) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else None
 
 
-def branch(revision: str, kind: str) -> str:
-    """Name of the branch for one of the three kinds of export."""
-    return revision if kind == "main" else kind if revision == "main" else f"{revision}-{kind}"
-
-
 def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> ModelCardData:
     data, subject = _data_path(facts), facts.get("subject", SUBJECT)
     evaluations = [
@@ -134,7 +134,7 @@ def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> M
     tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
     tags = ["self-supervised-learning", "vision", facts["config"]["model_type"].replace("_", "-"), *facts.get("tags", [])]
     return ModelCardData(
-        library_name=LIBRARY[kind], pipeline_tag=tag, license=_license(facts), tags=tags,
+        library_name=LIBRARY.get(kind, "transformers"), pipeline_tag=tag, license=_license(facts), tags=tags,
         datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
         **({"model_name": repository.split("/")[-1], "eval_results": evaluations} if evaluations and kind == "main" else {}),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Parity check: an export has to compute the same outputs as the trained model, in a process that cannot import this package.
 
-That process loads the folder as a user would: with transformers' Auto classes and its pipeline, with timm, or with onnxruntime.
+That process loads the folder as a user would: with transformers' Auto classes and its pipeline, with a backbone class of
+transformers, with timm, or with onnxruntime.
 
 Transformers' pipeline converts every image to RGB and timm's transforms take Pillow images of one or three channels, so these
 are compared for such images only.
@@ -21,6 +22,7 @@ from transformers import BitImageProcessor
 
 from hssl_hf.errors import UserError
 from hssl_hf.modules.backbone import Backbone, has_norm
+from hssl_hf.publish.to_backbone import feature_maps
 
 TOLERANCE = 1e-4
 PIXEL_TOLERANCE = 2e-2  # of normalized pixels, about two gray levels: timm resizes images of 8 bits, and rounds
@@ -43,6 +45,16 @@ outputs["processor"] = AutoImageProcessor.from_pretrained(folder)(photo, return_
 PIPELINE = """
 from transformers import pipeline
 outputs["pipeline"] = pipeline("image-feature-extraction", model=folder)(photo, pool=True, return_tensors=True)
+"""
+BACKBONE = """
+import transformers
+name, = transformers.AutoConfig.from_pretrained(folder).architectures
+model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+model.eval()
+for name, pixels in images.items():
+    maps = model(torch.from_numpy(pixels)).feature_maps
+    outputs |= {f"{name}/{stage}": value for stage, value in zip(model.out_features, maps, strict=True)}
+report = {key: sorted(map(str, value)) for key, value in info.items() if value}
 """
 TIMM = """
 import timm
@@ -78,7 +90,7 @@ class ExportError(UserError):
 
 @torch.no_grad()
 def compare(
-    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, scripts: Iterable[str] = ()
+    base: Backbone, folder: Path, sizes: list[int], processor: BitImageProcessor, scripts: Iterable[str] = (TRANSFORMERS,)
 ) -> dict[str, float]:
     """Load the folder in a fresh process without this package and compare its outputs with those of the base on fixed images.
 
@@ -87,7 +99,7 @@ def compare(
         folder: the export.
         sizes: sides of the images in pixels.
         processor: the image processor that was saved with the weights.
-        scripts: TIMM or ONNX, to compare what those libraries load too.
+        scripts: TRANSFORMERS or BACKBONE, and TIMM or ONNX to compare what those libraries load too.
     Returns:
         largest difference of every output, as a fraction of the largest value.
     Raises:
@@ -96,16 +108,18 @@ def compare(
     generator, channels = torch.Generator().manual_seed(0), base.num_channels
     images = {f"size_{size}": torch.randn(2, channels, size, size, generator=generator) for size in sizes}
     wrapped = json.loads((folder / "config.json").read_text())["model_type"] == "timm_wrapper"  # timm's transforms and outputs
-    on_photo = [*([PROCESSOR] if channels in (1, 3) or not wrapped else []), *([PIPELINE] if channels == 3 else [])]
+    on_photo = [PROCESSOR] if channels in (1, 3) or not wrapped else []
+    on_photo += [PIPELINE] if channels == 3 and BACKBONE not in scripts else []
     photo = _test_image(channels)
-    actual = _run(folder, {"photo": np.asarray(photo), **images}, [TRANSFORMERS, *on_photo, *scripts])
+    actual = _run(folder, {"photo": np.asarray(photo), **images}, [*scripts, *on_photo])
     training = base.training
     base.eval()
     expected = {"processor": processor(photo, return_tensors="pt")["pixel_values"]}
     if "pipeline" in actual:
         expected["pipeline"] = _expected_outputs(base, torch.from_numpy(actual["processor"]), wrapped)["pooler_output"]
     for name, image in images.items():
-        expected |= {f"{name}/{key}": value for key, value in _expected_outputs(base, image, wrapped).items()}
+        outputs = feature_maps(base, image) if BACKBONE in scripts else _expected_outputs(base, image, wrapped)
+        expected |= {f"{name}/{key}": value for key, value in outputs.items()}
     base.train(training)
     differences = {}
     for name in sorted(actual):

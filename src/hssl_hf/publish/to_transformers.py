@@ -82,18 +82,31 @@ def to_transformers(base: Backbone, image_size: int) -> PreTrainedModel | None:
     The pooler of a `ViTModel` is the identity, so that `pooler_output` is the normalized class token. A ViT without a final
     norm gets one with scale 1 and shift 0, and `features: hidden_states` in its configuration.
     """
+    native = convert(base, image_size, ARCHITECTURES)
+    return native if native is not None and _computes_the_same(native, base, image_size) else None
+
+
+@torch.no_grad()
+def convert(base: Backbone, image_size: int, architectures: "dict[str, Architecture]") -> PreTrainedModel | None:
+    """The base as the class that a table has for it, in eval mode and not compared yet; None if there is none for its weights.
+
+    Args:
+        base: the network to convert.
+        image_size: side in pixels.
+        architectures: by timm's class.
+    """
     try:
-        architecture = ARCHITECTURES[type(base.model).__name__]
+        architecture = architectures[type(base.model).__name__]
         weights = _split_qkv(base.timm_state_dict())
         names = map_names(weights, architecture.names)
         config = architecture.model_class.config_class(**architecture.config(base, image_size))
         native = architecture.model_class(config).eval()
         shapes = {name: value.shape for name, value in native.state_dict().items()}
         state = {names[name]: value.reshape(shapes[names[name]]) for name, value in weights.items()}
-        native.load_state_dict({**architecture.constants(base.width), **state})
+        native.load_state_dict({**architecture.constants(base), **state})
     except (AttributeError, KeyError, RuntimeError, ValueError):  # transformers has no such class or not this variant of it
         return None
-    return native if _computes_the_same(native, base, image_size) else None
+    return native
 
 
 def from_transformers(native: PreTrainedModel, base: Backbone) -> dict[str, Tensor]:
@@ -176,7 +189,7 @@ def _computes_the_same(native: PreTrainedModel, base: Backbone, image_size: int)
     return actual.shape == expected.shape and bool((actual - expected).abs().max() <= tolerance)
 
 
-def _vit_config(base: Backbone, image_size: int) -> dict:
+def vit_config(base: Backbone, image_size: int) -> dict:
     blocks = base.model.blocks
     return dict(
         hidden_size=base.width,
@@ -193,12 +206,17 @@ def _vit_config(base: Backbone, image_size: int) -> dict:
     )
 
 
-def _vit_constants(width: int) -> dict[str, Tensor]:
-    pooler = {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
-    return {**pooler, "layernorm.weight": torch.ones(width), "layernorm.bias": torch.zeros(width)}
+def _vit_constants(base: Backbone) -> dict[str, Tensor]:
+    pooler = {"pooler.dense.weight": torch.eye(base.width), "pooler.dense.bias": torch.zeros(base.width)}
+    return pooler | identity_norm("layernorm", base.width)
 
 
-def _convnext_config(base: Backbone, image_size: int) -> dict:
+def identity_norm(name: str, width: int) -> dict[str, Tensor]:
+    """Weights of a layer norm with scale 1 and shift 0, by their names."""
+    return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
+
+
+def convnext_config(base: Backbone, image_size: int) -> dict:
     return dict(
         depths=[len(stage.blocks) for stage in base.model.stages],
         hidden_sizes=[info["num_chs"] for info in base.model.feature_info],
@@ -209,7 +227,7 @@ def _convnext_config(base: Backbone, image_size: int) -> dict:
     )
 
 
-def _resnet_config(base: Backbone, _image_size: int) -> dict:
+def resnet_config(base: Backbone, _image_size: int) -> dict:
     stages = [getattr(base.model, f"layer{number}") for number in range(1, 5)]
     return dict(
         num_channels=base.num_channels,
@@ -220,7 +238,7 @@ def _resnet_config(base: Backbone, _image_size: int) -> dict:
     )
 
 
-def _swin_config(base: Backbone, image_size: int) -> dict:
+def swin_config(base: Backbone, image_size: int) -> dict:
     stages = base.model.layers
     mlp = stages[0].blocks[0].mlp
     return dict(
@@ -244,18 +262,18 @@ class Architecture:
         model_class: in transformers.
         config: (base, image size in pixels) -> arguments of the model's configuration.
         names: table of parameter names, timm -> transformers.
-        constants: width -> weights that transformers' model has and the base may lack.
+        constants: weights that transformers' model has and the base may lack.
     """
 
     model_class: type[PreTrainedModel]
     config: Callable[[Backbone, int], dict]
     names: dict[str, str]
-    constants: Callable[[int], dict[str, Tensor]] = lambda width: {}
+    constants: Callable[[Backbone], dict[str, Tensor]] = lambda base: {}
 
 
 ARCHITECTURES = {  # by timm's class
-    "VisionTransformer": Architecture(ViTModel, _vit_config, VIT, _vit_constants),
-    "ConvNeXt": Architecture(ConvNextModel, _convnext_config, CONVNEXT),
-    "ResNet": Architecture(ResNetModel, _resnet_config, RESNET),
-    "SwinTransformer": Architecture(SwinModel, _swin_config, SWIN),
+    "VisionTransformer": Architecture(ViTModel, vit_config, VIT, _vit_constants),
+    "ConvNeXt": Architecture(ConvNextModel, convnext_config, CONVNEXT),
+    "ResNet": Architecture(ResNetModel, resnet_config, RESNET),
+    "SwinTransformer": Architecture(SwinModel, swin_config, SWIN),
 }
