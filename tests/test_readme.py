@@ -54,13 +54,15 @@ def test_similar_photographs_in_five_lines(tmp_path, monkeypatch, forked_parity)
 
 
 def test_python_of_the_readme_runs():
-    """The block about training builds models; that about feature maps is the one of the cards, which tests run."""
+    """The blocks about training build what they name; that about feature maps is the one of the cards, which tests run."""
     blocks = python_blocks()
     expected = segmentation_usage({"backbone_class": "Dinov2Backbone"}, "user/name", {"backbone": "backbone"})
-    assert len(blocks) == 4 and "AutoModel.from_pretrained" in blocks[1] and blocks[3].strip() == expected
+    assert len(blocks) == 5 and "AutoModel.from_pretrained" in blocks[1] and blocks[4].strip() == expected
     scope = {}
     exec(blocks[2].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
     assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"
+    exec(blocks[3].partition("Trainer(model")[0], scope)
+    assert scope["callbacks"][0].momentum == (0.996, 1.0) and callable(scope["collate_views"])
 
 
 def test_every_folder_is_linked():

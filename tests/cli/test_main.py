@@ -27,11 +27,6 @@ AutoConfig.for_model("hssl")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_naming_the_package_after_transformers_registers_at_once():
-    code = "from transformers import AutoConfig; import hssl_hf; AutoConfig.for_model('hssl')"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_evaluate(tmp_path, capsys):
     from hssl_hf.publish.image_processor import image_processor
     from hssl_hf.publish.to_transformers import to_transformers

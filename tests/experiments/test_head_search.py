@@ -68,12 +68,12 @@ def test_through_the_command_line_on_a_fraction_of_the_images(tmp_path, monkeypa
     command = []
     monkeypatch.setattr(os, "execv", lambda _, arguments: command.extend(arguments))
     main(["search", *settings, "--candidates", "vit", "--candidates", "resmlp"])
-    script = command.index(str(ROOT / "training" / "search_heads.py"))
     assert command[1:4] == ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    program = Program(*command[script:])
+    assert command[6:9] == ["-m", "hssl_hf", "search"]
+    program = Program(str(ROOT / "training" / "search_heads.py"), *command[9:])
     output, errors = program.communicate()
     assert program.returncode == 0, errors[-3000:]
-    assert "auxiliary head" in output and "winner   accelerate launch training/pretrain.py" in output
+    assert "auxiliary head" in output and "winner   hssl-hf pretrain" in output
     ranking = json.loads((tmp_path / "search" / "ranking.json").read_text())
     assert {candidate["family"] for candidate in ranking} == {"vit", "resmlp"} and ranking[0]["discrepancy"] > 0
     manifest = json.loads((tmp_path / "search" / "manifest.json").read_text())

@@ -10,8 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForPreTraining
 
 from hssl_hf import HeadSearchConfig, HeadSearchForPreTraining, HSSLMAEConfig, HSSLMAEForPreTraining, HSSLModel
+from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.modules.backbone import repeated_blocks
 from hssl_hf.publish.export import export_backbone
+from hssl_hf.publish.image_processor import image_processor
 from tests.conftest import TINY_VIT, siamese_views, tiny_config, tiny_model, tiny_siamese, tiny_views
 
 
@@ -67,6 +69,7 @@ def test_an_encoder_is_the_exported_model(tmp_path, unchecked, name):
     """Loaded from a full checkpoint with an empty report, it has the outputs of the stock model, and keeps them when saved."""
     model = moved((MODELS | BASES)[name]())
     model.save_pretrained(tmp_path / "full")
+    image_processor(model.config.image_size).save_pretrained(tmp_path / "full")
     encoder, info = AutoModel.from_pretrained(tmp_path / "full", output_loading_info=True)
     assert not any(info.values()) and type(encoder).__name__ == (name if name in MODELS else "HSSLModel")
     stock = AutoModel.from_pretrained(export_backbone(model, tmp_path / "stock"))
@@ -77,6 +80,8 @@ def test_an_encoder_is_the_exported_model(tmp_path, unchecked, name):
     torch.testing.assert_close(actual.pooler_output, expected.pooler_output.flatten(1), atol=1e-4, rtol=1e-4)
     assert actual.pooler_output.shape == (2, model.config.hidden_size)
     if name in MODELS:
+        encode, theirs = (load_encoder(tmp_path / folder)[0] for folder in ("full", "stock"))
+        torch.testing.assert_close(encode(pixels), theirs(pixels), atol=1e-4, rtol=1e-4)
         for ours, theirs in zip(actual.hidden_states, expected.hidden_states, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     encoder.save_pretrained(tmp_path / "encoder")

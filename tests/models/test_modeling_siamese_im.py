@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining
+from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining, SiameseIMModel
 from hssl_hf.modules.position_embeddings import sincos_position_embedding
 from tests.conftest import MAE, siamese_views, tiny_siamese
 
@@ -73,7 +73,7 @@ def test_auto_classes_know_the_model(tmp_path):
     tiny_siamese().save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SiameseIMConfig)
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path), SiameseIMForPreTraining)
-    assert isinstance(AutoModel.from_pretrained(tmp_path), SiameseIMForPreTraining)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), SiameseIMModel)
 
 
 def test_hidden_patches_never_enter_the_student():

@@ -87,7 +87,7 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
 def test_launch_that_would_run_one_process_is_refused(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     done = subprocess.run([*command, str(SCRIPT), *TINY, f"run.output_dir={tmp_path}/run"], capture_output=True, text=True)
-    assert done.returncode != 0 and "accelerate/cpu.yaml --num_processes 2 training/pretrain.py" in done.stderr
+    assert done.returncode != 0 and "--config_file cpu --num_processes 2" in done.stderr
 
 
 def test_dead_worker_is_reported(tmp_path):

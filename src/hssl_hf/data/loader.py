@@ -1,5 +1,6 @@
 """The loader of a run: stream, views and batches of this process, and how it is resumed."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ def worker_errors_as_stream_errors():
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        received = any(name.endswith("torch/multiprocessing/reductions.py") for name in files)  # a tensor, while it was sent
+        if not received and "DataLoader worker" not in str(error):
             raise
         raise StreamError(
             f"a data loader worker died, mostly for lack of memory: {error}\nStart again with resume_from_checkpoint=auto, "

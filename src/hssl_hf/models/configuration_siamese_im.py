@@ -77,6 +77,11 @@ class SiameseIMConfig(PreTrainingConfig):
         """Positions are sines and cosines in every variant."""
         return True
 
+    @property
+    def features(self) -> str:
+        """The output of the encoder that it is trained for, as in the configuration of an export without a final norm."""
+        return "last_hidden_state" if self.final_norm else "hidden_states"
+
     def describe(self) -> tuple[str, str]:
         variant = self.target, self.views, self.level
         if variant[:2] == ("pixel", "same"):
