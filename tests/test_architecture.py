@@ -178,7 +178,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "convert/state_dict.py": "convert/test_siamese_im.py",
     "data/color_opencv.py": "data/test_color.py",
     "data/color_torch.py": "data/test_color.py",
-    "data/loader.py": "pretraining/test_trainer.py",
     "cli/console.py": "cli/test_main.py",
     "engine/signals.py": "pretraining/test_interruptions.py",
     "errors.py": "cli/test_main.py",
