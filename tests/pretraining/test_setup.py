@@ -14,6 +14,7 @@ def machine(monkeypatch):
     def pretend(bf16: bool, accelerator: bool = False) -> None:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
 
     return pretend
 

@@ -137,7 +137,7 @@ def empty(folder):
         (["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"], "this method takes 2 global views, got 1"),
         (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
         (["other.yaml", "another.yaml"], "expected one recipe"),
-        (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["nowhere.yaml"], "there is no recipe 'nowhere.yaml'"),
     ],
 )
 def test_bad_input_ends_in_one_clear_line(pretrain, tmp_path, capsys, arguments, message):

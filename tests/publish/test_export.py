@@ -280,9 +280,9 @@ def test_earlier_export_survives_a_failed_one(trained, tmp_path, monkeypatch, un
 def test_full_model_whose_weights_change_on_saving_is_refused(trained, tmp_path, monkeypatch):
     save = type(trained).save_pretrained
 
-    def save_damaged(self, folder):
+    def save_damaged(self, folder, **kwargs):
         self.objective.cls_centers["auxiliary"].value.add_(1.0)
-        save(self, folder)
+        save(self, folder, **kwargs)
         self.objective.cls_centers["auxiliary"].value.sub_(1.0)
 
     monkeypatch.setattr(type(trained), "save_pretrained", save_damaged)
