@@ -249,8 +249,10 @@ def test_checkpointing_changes_no_gradient_of_an_encoder():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # read by torch._dynamo
 @pytest.mark.parametrize("name", [*MODELS, "encoder"])
 def test_compiled_models_compute_the_same(name):
+    """The encoder by the default compiler; models with a teacher, whose compilation takes minutes, as traced graphs."""
     if name == "encoder":
         model, arguments = HSSLModel(tiny_config()).eval(), {"pixel_values": tiny_views()["pixel_values"][0]}
         expected = model(**arguments).pooler_output
@@ -259,6 +261,6 @@ def test_compiled_models_compute_the_same(name):
     model = MODELS[name](drop_path_rate=0.0)
     arguments = arguments_for(model, name)
     expected = copy.deepcopy(model)(**arguments).loss
-    loss = torch.compile(model)(**arguments).loss
+    loss = torch.compile(model, backend="aot_eager")(**arguments).loss
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
