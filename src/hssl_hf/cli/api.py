@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hssl_hf.cli.programs import read_recipe, search_for, train
+from hssl_hf.cli.programs import pretrain_with, read_recipe, search_with
 from hssl_hf.experiments import frozen_evaluation, head_search
 from hssl_hf.runs.run_directory import RunDirectory
 
@@ -29,9 +29,8 @@ def pretrain(
         UserError: for what the command line refuses.
         SystemExit: with code 75, after a checkpoint, if a signal stops the training.
     """
-    loaded, name = read_recipe(_settings(recipe, data, output_dir, overrides))
-    folder = Path(loaded.run.output_dir or f"runs/{name}")
-    _require_completion(train(loaded, folder)[0])
+    code, folder = pretrain_with(*read_recipe(_settings(recipe, data, output_dir, overrides)))
+    _require_completion(code)
     return folder
 
 
@@ -54,7 +53,8 @@ def search_heads(
     Returns:
         the candidates, the most promising one first.
     """
-    code, folder = search_for(*read_recipe(_settings(recipe, data, output_dir, overrides)), candidates, data_fraction, depth)
+    loaded, name = read_recipe(_settings(recipe, data, output_dir, overrides))
+    code, folder = search_with(loaded, name, candidates, data_fraction, depth)
     _require_completion(code)
     return head_search.rank(folder)
 

@@ -24,8 +24,7 @@ def pretrain(settings: Settings = None) -> int:
     The folder of the run holds the resolved recipe, the log, its curves, the checkpoints, the exported backbone and the
     records of its evaluation.
     """
-    recipe, name = read_recipe(settings)
-    return train(recipe, Path(recipe.run.output_dir or f"runs/{name}"))[0]
+    return pretrain_with(*read_recipe(settings))[0]
 
 
 def search(
@@ -36,10 +35,16 @@ def search(
     The folder of the search holds their ranking, its figure, and the recipe with the winner. Interrupted searches continue with
     resume_from_checkpoint=auto, as trainings do.
     """
-    return search_for(*read_recipe(settings), candidates, data_fraction, depth)[0]
+    return search_with(*read_recipe(settings), candidates, data_fraction, depth)[0]
 
 
-def search_for(recipe, name: str, candidates: list[str] | None, data_fraction: float, depth: int) -> tuple[int, Path]:
+def pretrain_with(recipe, name: str) -> tuple[int, Path]:
+    """Pre-train by a recipe of this name; returns the exit code and the folder of the run."""
+    folder = Path(recipe.run.output_dir or f"runs/{name}")
+    return train(recipe, folder)[0], folder
+
+
+def search_with(recipe, name: str, candidates: list[str] | None, data_fraction: float, depth: int) -> tuple[int, Path]:
     """Search the head of a recipe and report the ranking; returns the exit code and the folder of the search."""
     from hssl_hf.experiments.head_search import report, search_recipe
 

@@ -139,7 +139,7 @@ class Engine:
         """
         if not self.accelerator.sync_gradients:
             return
-        freezable = self.method.freezable_parameters()
+        freezable = self.method.freezable_parameters() if frozen else {}
         frozen_parameters = [p for name, parameters in freezable.items() if name in frozen for p in parameters]
         if self.is_deepspeed:
             by_parameter = self._full_gradients(frozen_parameters)

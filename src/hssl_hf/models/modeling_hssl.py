@@ -39,7 +39,8 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
     def _finish_init(self) -> None:
         """Adopt what the objective and the arrows require of the training loop, and freeze what is not trained."""
         self.teacher.base.mask_token = None
-        objective = next(module for module in self.modules() if isinstance(module, Objective))
+        self._objectives = [module for module in self.modules() if isinstance(module, Objective)]
+        objective = self._objectives[0]
         self.num_views, self.supports_local_views = objective.num_views, objective.supports_local_views
         self.in_batch_negatives = objective.in_batch_negatives
         self.masked_views = None if self.config.patch_supervision else 0
@@ -82,9 +83,8 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
     def update_teacher(self, momentum: float) -> None:
         """After the optimizer step: move the teacher towards the student and the centers towards the last batch."""
         super().update_teacher(momentum)
-        for module in self.modules():
-            if isinstance(module, Objective):
-                module.update()
+        for objective in self._objectives:
+            objective.update()
 
     def freezable_parameters(self) -> dict[str, list[nn.Parameter]]:
         prototypes = [p for name, p in self.student.heads.named_parameters() if "prototypes" in name]
