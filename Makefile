@@ -9,11 +9,14 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/installed
 	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume_from_checkpoint=auto
 
+# A process per core of a small machine; a file stays in one process, whose fixtures its tests share.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: .venv/installed-test check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/installed-test check
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
@@ -43,6 +46,6 @@ clean:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/installed
 
-.PHONY: readme
-readme: .venv/installed
-	$(BIN)/python model_cards/readme.py
+.PHONY: pages
+pages: .venv/installed
+	$(BIN)/python model_cards/pages.py

@@ -7,21 +7,28 @@ import pytest
 
 import hssl_hf
 from hssl_hf.publish.card_text import segmentation_usage
-from model_cards import readme
+from model_cards import pages
 from tests.conftest import ROOT, SAMPLE
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_generated_parts_are_up_to_date():
-    """If this fails: python model_cards/readme.py."""
-    assert readme.render(README) == README
-    assert "equations 1 and 2 add the terms" in README, "differences are collected"
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda path: path.name)
+def test_generated_parts_are_up_to_date(page):
+    """If this fails: python model_cards/pages.py."""
+    assert pages.render(page.read_text()) == page.read_text()
 
 
-def test_links_resolve():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
-    assert len(links) > 15 and all((ROOT / link).exists() for link in links)
+def test_differences_and_results_are_collected():
+    differences, results = (path.read_text() for path in pages.PAGES[:0:-1])
+    assert "equations 1 and 2 add the terms" in differences
+    assert "| with a poolformer head | 41.40 | +3.60 ± 0.30 | 3 |" in README and "| poolformer | 41.40 |" in results
+
+
+@pytest.mark.parametrize("page", [*pages.PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_resolve(page):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text()) if not link.startswith(("http", "#"))]
+    assert links and all((page.parent / link).exists() for link in links)
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test"])
@@ -65,6 +72,6 @@ def test_python_of_the_readme_runs():
     assert scope["callbacks"][0].momentum == (0.996, 1.0) and callable(scope["collate_views"])
 
 
-def test_every_folder_is_linked():
+def test_every_folder_is_explained():
     folders = {path.parent.name for path in (ROOT / "src" / "hssl_hf").glob("*/__init__.py")}
-    assert all(f"[{name}](src/hssl_hf/{name}/__init__.py)" in README for name in folders)
+    assert all(f"| `{name}/` |" in (ROOT / "CONTRIBUTING.md").read_text() for name in folders)

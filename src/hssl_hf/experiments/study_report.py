@@ -73,6 +73,18 @@ def table(findings: Findings) -> list[str]:
     return lines
 
 
+def summary(findings: Findings) -> list[str]:
+    """Lines of Markdown: accuracies of references, baseline and single heads, with the gains of the heads."""
+    study = findings.study
+    lines = [f"| | k-NN (%) | gain over {study.baseline}, paired | seeds |", "|---|---|---|---|"]
+    for subject in (PIXELS, UNTRAINED, study.baseline, *study.heads):
+        accuracies = findings.of("knn_top1", subject)
+        gain = _mean(findings.gains(subject), "+.2f", spread=True) if subject in study.heads else "–"
+        label = f"with a {subject} head" if subject in study.heads else subject
+        lines.append(f"| {label} | {_mean(accuracies, '.2f')} | {gain} | {len(accuracies)} |")
+    return lines
+
+
 def rank_table(findings: Findings) -> list[str]:
     """Lines of Markdown: what discrepancies of single runs and of searches predict; none without records."""
     single = findings.by_head("discrepancy")

@@ -1,6 +1,6 @@
-"""Fill the generated parts of README.md: results from records, differences from docstrings.
+"""Fill the generated parts of README.md, results.md and differences.md: figures from records, differences from docstrings.
 
-    python model_cards/readme.py
+    python model_cards/pages.py
 
 Only records in model_cards/results appear, and no number is entered by hand.
 """
@@ -17,14 +17,22 @@ from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.runs.run_directory import read_lines
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "model_cards" / "results.md", ROOT / "model_cards" / "differences.md"]
+HEADLINE = "cifar10"  # study whose summary opens the README
 
 
-def render(readme: str) -> str:
-    """The README with its generated parts rendered again."""
-    for name, lines in (("results", results()), ("study", study()), ("differences", difference_lines())):
-        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- /{name} -->"
-        readme = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, readme, flags=re.DOTALL)
-    return readme
+def render(page: str) -> str:
+    """A page with its generated parts rendered again."""
+    parts = {"headline": headline, "results": results, "study": study, "differences": difference_lines}
+    for name, lines in parts.items():
+        if f"<!-- {name} -->" in page:
+            block = f"<!-- {name} -->\n" + "\n".join(lines()) + f"\n<!-- /{name} -->"
+            page = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, block=block: block, page, flags=re.DOTALL)
+    return page
+
+
+def headline() -> list[str]:
+    return ["", *study_report.summary(studies()[HEADLINE]), ""]
 
 
 def results() -> list[str]:
@@ -44,7 +52,7 @@ def study() -> list[str]:
     lines = []
     for name, findings in studies().items():
         lines += ["", *study_report.table(findings), "", *study_report.rank_table(findings), ""]
-        lines.append(f"![gains and discrepancies](model_cards/rendered/study_{name}.png)")
+        lines.append(f"![gains and discrepancies](rendered/study_{name}.png)")
     return [*lines, ""]
 
 
@@ -79,11 +87,11 @@ def table(title: str, records: list[dict]) -> list[str]:
 
 def difference_lines() -> list[str]:
     lines = ["", "| where | difference |", "|---|---|"]
-    lines += [f"| [{name}](src/hssl_hf/{file}) | {text} |" for file, name, text in paper_differences()]
+    lines += [f"| [{name}](../src/hssl_hf/{file}) | {text} |" for file, name, text in paper_differences()]
     return [*lines, ""]
 
 
 if __name__ == "__main__":
-    target = ROOT / "README.md"
-    target.write_text(render(target.read_text()))
+    for target in PAGES:
+        target.write_text(render(target.read_text()))
     draw_studies()
