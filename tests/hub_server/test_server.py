@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import (
@@ -13,6 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hssl_hf.publish.hub import httpx
 from tests.hub_server.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
 
 LARGE = bytes(range(256)) * 12_000  # three parts
@@ -96,6 +96,6 @@ def test_access_rights(api, hub):
 def test_faults_happen_once_by_default(api, hub, act):
     api.create_repo("user/name")
     hub.faults.append(Fault("GET", "/api/models/user/name", act))
-    with pytest.raises((HfHubHTTPError, httpx2.TransportError)):
+    with pytest.raises((HfHubHTTPError, httpx.TransportError)):
         HfApi(endpoint=hub.url, token=TOKEN).model_info("user/name", timeout=5)
     assert api.model_info("user/name").id == "user/name"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
-from huggingface_hub.utils import httpx
 
 from hssl_hf.errors import UserError
 from hssl_hf.publish.export import CardContext, export_backbone, export_model
@@ -22,6 +21,11 @@ from hssl_hf.publish.to_backbone import to_backbone
 
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
+
+try:
+    from huggingface_hub.utils import httpx
+except ImportError:  # huggingface-hub 1
+    import httpx
 
 logger = logging.getLogger(__name__)
 ALLOWED = (
