@@ -48,6 +48,12 @@ def photographs() -> Path:
 TINY_VIT = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
 
+def checkpointing(model, action: str):
+    """A method or property of activation checkpointing ("is", "enable", "disable"), which used to be named after gradients."""
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    return getattr(model, f"is_{word}_checkpointing" if action == "is" else f"{word}_checkpointing_{action}")
+
+
 def tiny_config(**changes):
     from hssl_hf import HSSLConfig
 

@@ -23,7 +23,7 @@ def head(family: str, depth: int = 2, grid=(14, 14), rates=(), **fields) -> Auxi
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (6, 6), (8, 12), (3, 3)])
 def test_keeps_the_grid_and_moves_every_parameter(family, depth, grid):
     network = head(family, depth)
-    tokens = network(torch.randn(2, *grid, WIDTH, requires_grad=True))  # as behind a base that learns
+    tokens = network(torch.randn(2, *grid, WIDTH))
     assert tokens.cls.shape == (2, WIDTH) and tokens.patches.shape == (2, *grid, WIDTH)
     (tokens.cls.square().sum() + (tokens.patches**3).sum()).backward()
     missing = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]

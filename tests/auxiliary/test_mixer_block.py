@@ -53,3 +53,12 @@ def test_pooled_outputs_are_the_mean_of_all(family, sublayers):
 def test_a_bottleneck_has_no_sublayers():
     with pytest.raises(ValueError, match="no token mixer and MLP apart"):
         head("resnet", sublayers=("mlp",))
+
+
+def test_the_norm_of_poolformer_is_a_group_norm_of_one_group():
+    norm = BLOCKS["poolformer"].make_norm(WIDTH)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 5, 4, WIDTH) * 3 + 1
+    expected = torch.nn.functional.group_norm(x.permute(0, 3, 1, 2).contiguous(), 1, norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(norm(x), expected.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)

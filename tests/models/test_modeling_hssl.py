@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 from hssl_hf import HSSLConfig, HSSLForPreTraining, HSSLModel
 from hssl_hf.auxiliary import BLOCKS
 from hssl_hf.engine.optim import build_optimizer, clip_per_parameter
-from tests.conftest import tiny_config, tiny_model, tiny_views
+from tests.conftest import checkpointing, tiny_config, tiny_model, tiny_views
 
 
 def step(model, views, **arguments):
@@ -156,7 +156,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     for enabled in (False, True):
         model = tiny_model(drop_path_rate=0.2).train()
         if enabled:
-            model.activation_checkpointing_enable()
+            checkpointing(model, "enable")()
             assert model.student.base.model.grad_checkpointing and model.student.auxiliary.grad_checkpointing
         torch.manual_seed(0)
         model(**tiny_views()).loss.backward()

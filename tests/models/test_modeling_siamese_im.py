@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf import SiameseIMConfig, SiameseIMForPreTraining, SiameseIMModel
 from hssl_hf.modules.position_embeddings import sincos_position_embedding
-from tests.conftest import MAE, siamese_views, tiny_siamese
+from tests.conftest import MAE, checkpointing, siamese_views, tiny_siamese
 
 VARIANTS = {
     "siamese_im": {},
@@ -254,7 +254,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     for enabled in (False, True):
         model = tiny_siamese(drop_path_rate=0.2).train()
         if enabled:
-            model.activation_checkpointing_enable()
+            checkpointing(model, "enable")()
             assert model.student.decoder.grad_checkpointing and model.student.projector.grad_checkpointing
         torch.manual_seed(0)
         model(**siamese_views()).loss.backward()

@@ -3,6 +3,7 @@
 from timm.layers import GroupNorm1
 from timm.models.metaformer import Pooling
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from hssl_hf.auxiliary.mixer_block import MixerBlock
 
@@ -11,7 +12,8 @@ class MapNorm(GroupNorm1):
     """Group norm with one group of a map (B, h, w, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # torch's group norm crashes on channels-last maps that need no gradient, up to torch 2.11.
+        return layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
 
 
 class PoolFormerBlock(MixerBlock):

@@ -81,7 +81,8 @@ def build_model(recipe: Recipe) -> StudentTeacherPreTrainedModel:
     hssl_hf.register()
     model = as_recipe_error(lambda: AutoModelForPreTraining.from_config(recipe.model_config()))
     if recipe.run.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None)  # "gradient_" before transformers 5.22
+        (enable or model.gradient_checkpointing_enable)()
     return model
 
 
