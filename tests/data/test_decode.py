@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import datasets
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from hssl_hf.data.decode import CorruptImageError, LazyImage, decode
 from tests.data.test_stream import png
+from tests.faults import refused
 
 
 def encoded(image: Image.Image, form: str, **options) -> bytes:
@@ -158,14 +160,18 @@ def test_gray_jpegs_are_decoded_to_one_band(excess):
 
 def test_arrays_in_a_dataset_keep_their_bands(bands, tmp_path):
     """`datasets` encodes arrays of one, two and four channels as images of as many bands."""
-    from hssl_hf.data.source import Source, image_bytes, load_source
+    from hssl_hf.data.image_cells import image_bytes
+    from hssl_hf.data.source import Source, load_source
 
     for array, channels in ((bands[..., 0], 1), (bands, 4), (bands[..., 0].astype(np.uint16) << 8, 1)):
         features = datasets.Features({"image": datasets.Image()})
         datasets.Dataset.from_dict({"image": [array]}, features).to_parquet(tmp_path / "train.parquet")
-        (row,) = load_source(Source(str(tmp_path / "train.parquet")))
+        source = Source(str(tmp_path / "train.parquet"))
+        (row,) = load_source(source)
         expected = array >> 8 if array.dtype == np.uint16 else array
-        np.testing.assert_array_equal(decode(image_bytes(row["image"]), channels), np.atleast_3d(expected).transpose(2, 0, 1))
+        np.testing.assert_array_equal(
+            decode(image_bytes(row["image"], source), channels), np.atleast_3d(expected).transpose(2, 0, 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -198,3 +204,93 @@ def test_broken_files_of_four_bands_are_corrupt(bands, cut):
     for data in (encoded(Image.fromarray(bands), "PNG"), tiff_of_unspecified_band(bands)):
         with pytest.raises(CorruptImageError):
             decode(data[:cut], 4)
+
+
+def tiff(values: np.ndarray, **tags) -> bytes:
+    return encoded(Image.fromarray(values), "TIFF", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("values", "tags", "expected"),
+    [
+        ([0, 2048, 4095], {}, [0, 127, 255]),  # 12 bits in 16
+        ([0, 300, 900], {}, [0, 18, 56]),  # a dark image of the same camera
+        ([0, 4096, 65535], {}, [0, 16, 255]),
+        ([0, 512, 1023], {"_281": 1023}, [0, 127, 255]),  # MaxSampleValue
+        ([0, 300, 900], {"_281": 65535}, [0, 1, 3]),
+        ([0, 0, 0], {}, [0, 0, 0]),
+        ([0, 2048, 4095], {"_262": 0}, [255, 128, 0]),  # white is zero
+    ],
+)
+def test_gray_tiffs_of_16_bits_are_scaled_by_their_range(values, tags, expected, channels):
+    pixels = decode(tiff(np.array([values], np.uint16), **tags), channels)
+    assert pixels.shape == (channels, 1, 3) and (pixels == torch.tensor(expected)).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_color_tiffs_of_16_bits_are_scaled_by_their_range(largest, channels):
+    """As microscopes and cameras write them; Pillow alone keeps the upper 8 of 16 bits, which leaves 12 bits black."""
+    values = np.linspace(0, largest, 5 * 7 * channels).reshape(5, 7, channels).astype(np.uint16)
+    _, data = cv2.imencode(".tiff", values[..., [2, 1, 0, 3][:channels]])
+    expected = values.astype(np.uint32) * 255 // largest if largest < 65535 else values >> 8
+    np.testing.assert_array_equal(decode(data.tobytes(), channels).permute(1, 2, 0), expected)
+
+
+def test_pngs_of_16_bits_use_their_full_range_as_the_format_demands():
+    assert decode(encoded(Image.fromarray(np.array([[0, 300, 4095]], np.uint16)), "PNG"))[0].tolist() == [[0, 1, 15]]
+
+
+def test_pnms_are_scaled_by_the_range_that_they_declare():
+    data = b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes()
+    for channels in (1, 3):
+        assert (decode(data, channels) == torch.tensor([0, 128, 255])).all()
+
+
+@pytest.mark.fault("images")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "values",
+    [np.float32([[0.1, 0.9]]), np.float32([[0, 1e9]]), np.int32([[0, 70000]]), np.float32([[np.nan, 1]])],
+    ids=["unit", "large", "integers", "nan"],
+)
+def test_tiffs_of_32_bits_are_refused(values, channels):
+    with refused("32 bits", "scale the values"):
+        decode(encoded(Image.fromarray(values), "TIFF"), channels)
+
+
+@pytest.mark.fault("images")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.7\n",
+        b"<svg/>",
+        b"\0\0\0\x18ftypheic",
+        b"II*\0\xff\xff\xff\xff",
+        *(encoded(Image.new("RGB", (4, 4)), form) for form in ("TGA", "ICO", "PCX", "EPS", "SGI", "PDF")),
+    ],
+    ids=["ps", "pdf", "svg", "heic", "damaged tiff", "TGA", "ICO", "PCX", "EPS", "SGI", "PDF"],
+)
+def test_other_formats_are_refused_whatever_they_are_called(data, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be started
+    monkeypatch.setattr("subprocess.check_call", None)
+    with refused("no image of a format that is read", "PNG"):
+        decode(data)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiffs_of_every_orientation_are_upright_once(orientation, bits):
+    from PIL import ImageOps
+
+    values = np.random.default_rng(0).integers(0, 2**bits, (5, 7)).astype(f"uint{bits}")
+    values[0, 0] = 2**bits - 1
+    plain = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(plain, "PNG", exif=exif))))
+    data = tiff(values, _274=orientation)
+    np.testing.assert_array_equal(decode(data)[0], expected)
+    assert LazyImage(data).size == tuple(decode(data).shape[1:])

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hssl_hf.data.source import Source, StreamError, expand_braces
+from hssl_hf.data.remote import expand_braces
+from hssl_hf.data.source import Source, StreamError
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.evaluation.encoder import load_encoder
 from tests.data.test_stream import png, write_parquet
@@ -21,7 +22,7 @@ RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_"
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr("hssl_hf.data.source.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("hssl_hf.data.remote.STALL_SECONDS", 0.5)
     monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
     for name in RETRIES:
         monkeypatch.setattr(datasets.config, name, 0)

@@ -48,6 +48,7 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logger, handler = logging.getLogger("hssl_hf"), ConsoleHandler()
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         app(arguments)

@@ -21,6 +21,7 @@ from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 
 WITHOUT_EFFECT = ("probe", "run", "resume_from_checkpoint")  # sections that may change when a run is resumed
+WITHOUT_EFFECT += ("data.num_workers", "data.max_corrupt_fraction")
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def recipe_diff(before: dict, after: dict) -> list[str]:
     return [
         f"{key}: {flat_before.get(key, unset)} -> {flat_after.get(key, unset)}"
         for key in sorted({*flat_before, *flat_after})
-        if key.split(".")[0] not in WITHOUT_EFFECT and flat_before.get(key, unset) != flat_after.get(key, unset)
+        if not {key, key.split(".")[0]} & set(WITHOUT_EFFECT) and flat_before.get(key, unset) != flat_after.get(key, unset)
     ]
 
 

@@ -1,5 +1,7 @@
 """The loader of a run: stream, views and batches of this process, and how it is resumed."""
 
+import logging
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +11,13 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hssl_hf.data.augmentation import Augmentation
-from hssl_hf.data.source import Source, StreamError, count_images
+from hssl_hf.data.errors import StreamError
+from hssl_hf.data.local_dataset import LocalDataset
+from hssl_hf.data.source import Source, count_images
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.data.views import ViewStream, collate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,19 @@ def epoch_length(data: DataConfig) -> int:
     Raises:
         StreamError: if the source cannot be opened, is empty, or does not hold its length.
     """
-    next(iter(ImageStream(data, shuffle_buffer_size=1)))  # a missing column or an empty stream shows here, not in a worker
-    return round(data.fraction * (data.images_per_epoch or count_images(data)))
+    images = ImageStream(data, shuffle_buffer_size=1)
+    next(iter(images))  # a missing column or an empty stream shows here, not in a worker
+    length = data.images_per_epoch or count_images(data, images.dataset)
+    is_local = isinstance(images.dataset, LocalDataset)
+    if os.environ.get("RANK", "0") == "0":
+        logger.info("data: %s", images.dataset.summary() if is_local else f"{length} images per epoch")
+    lost = images.dataset.lost_images() if is_local else 0
+    if lost and lost > data.max_corrupt_fraction * (lost + len(images.dataset)):
+        raise StreamError(
+            f"data.path={data.path!r}: about {lost} images are lost in damaged files, more than data.max_corrupt_fraction="
+            f"{data.max_corrupt_fraction}: {images.dataset.summary()}\nRepair or remove the files, or allow a larger fraction."
+        )
+    return round(data.fraction * length)
 
 
 def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
@@ -90,16 +107,25 @@ def worker_errors_as_stream_errors():
 
 
 def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], rank: int, world_size: int) -> None:
-    """Continue where the loaders of a checkpoint stopped: in the same order if their number is the same, else without it.
+    """Continue where the loaders of a checkpoint stopped, in the same order if processes and workers are as many.
+
+    Otherwise the order is another; no image is lost or repeated in either case.
 
     Args:
         positions: `state_dict` of the loader of every process.
         rank, world_size: this process among those of now.
     """
-    if len(positions) == world_size:
+    states = [_worker_states(position) for position in positions]
+    workers = {
+        len(of_process) if "_snapshot" in position else 0 for position, of_process in zip(positions, states, strict=True)
+    }
+    if len(positions) == world_size and workers == {loader.num_workers}:
         loader.load_state_dict(positions[rank])
-    else:
-        loader.dataset.reshard_from([state for position in positions for state in _worker_states(position)])
+        return
+    if rank == 0 and len(positions) == world_size:
+        before = " or ".join(map(str, sorted(workers)))
+        logger.warning("resuming with %d workers a run of %s: the order of images changes", loader.num_workers, before)
+    loader.dataset.reshard_from([state for of_process in states for state in of_process])
 
 
 def _worker_states(position: Mapping) -> list[dict]:

@@ -1,28 +1,24 @@
 """Where images come from: Hub repositories, folders of images, parquet files and tar shards, opened lazily."""
 
 import difflib
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import datasets
-import fsspec
 from timm.data import ImageNetInfo
 
-from hssl_hf.errors import UserError
+from hssl_hf.data.errors import StreamError
+from hssl_hf.data.local_dataset import LocalDataset, fingerprint_of_files
+from hssl_hf.data.local_source import EXPECTED, TABLES, TAR, open_local, table_files
+from hssl_hf.data.plain_paths import ODD, plain_path
+from hssl_hf.data.remote import expand_braces, web_options
+from hssl_hf.data.tar_shards import TarShards
 
 MAP_STYLE_SHARDS = 128
-STALL_SECONDS = 60  # without a byte, after which a web server is tried again; ours: minutes are the libraries' own
-EDGE = 2**16
-SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
-
-
-class StreamError(UserError):
-    """The data cannot be used as configured; the message holds what was expected, what came and what to do."""
+ENCODED = ("string", "large_string", "binary", "large_binary")  # columns of these may hold paths or bytes of images
+Dataset = datasets.IterableDataset | LocalDataset
 
 
 @dataclass(frozen=True)
@@ -30,46 +26,46 @@ class Source:
     """Where the images are.
 
     Args:
-        path: Hub dataset id, folder (of images, parquet files or tar shards), a single parquet or tar file, or the URL of
-            such files, with a range such as https://host/train-{000..127}.tar for many.
+        path: Hub dataset id, folder (of images, parquet files or tar shards, or written by `save_to_disk`), a single parquet,
+            tar, csv or jsonl file, or the URL of parquet or tar files, with a range such as
+            https://host/train-{000..127}.tar for many.
         name: configuration of a Hub dataset.
-        split: split to read.
+        split: split to read; "all" for all images of a folder. None for train, and for all images of a folder that has no
+            splits: names of folders are splits if all names at its top are, such as train, val2017 and train-semi.
         revision: revision of a Hub dataset.
-        image_column: column with the images; None takes the only column of type `Image` (of a tar shard: its image file).
+        image_column: column with the images, or with their paths below the dataset; None takes the only column of type `Image`.
+            Of tar shards: the end of the names of their images, such as jpg; None takes all images.
         streaming: read while training (True) or fetch everything to the local cache first (False).
         classes: file of class names; images of other classes are passed over. None for all.
         label_column: where the classes are.
+        allow_remote_paths: open URLs that the dataset's own columns name.
     """
 
     path: str
     name: str | None = None
-    split: str = "train"
+    split: str | None = None
     revision: str | None = None
     image_column: str | None = None
     streaming: bool = True
     classes: str | None = None
     label_column: str = "label"
+    allow_remote_paths: bool = False
 
 
-def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDataset:
+def load_source(source: Source, also: Sequence[str] = ()) -> Dataset:
     """Open a source lazily, keep only its column of images (renamed to `image`) and leave the images encoded.
 
     Args:
         source: where the images are.
-        also: further columns to keep, such as labels.
+        also: a further column to keep, such as labels.
     Raises:
         StreamError: if there is no such dataset, split or column.
     """
-    try:
-        dataset = datasets.load_dataset(
-            **_location(source), name=source.name, split=source.split, revision=source.revision, streaming=source.streaming
-        )
-    except (OSError, ValueError) as error:
-        raise StreamError(
-            f"cannot open data.path={source.path!r} (split {source.split!r}, configuration {source.name!r}): {error}\n"
-            "Expected a Hub dataset id, a folder of images, parquet or tar files, or one such file."
-        ) from error
-    if not source.streaming:
+    opened = _open_here(source, next(iter(also), None))
+    if isinstance(opened, LocalDataset):
+        return opened
+    dataset = opened if opened is not None else _load_dataset(source)
+    if isinstance(dataset, datasets.Dataset):
         dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MAP_STYLE_SHARDS, len(dataset))))
     column = _image_column(dataset, source)
     features = datasets.Features({**(dataset.features or {}), column: datasets.Image(decode=False)})
@@ -81,38 +77,58 @@ def load_source(source: Source, also: Sequence[str] = ()) -> datasets.IterableDa
     return dataset if column == "image" else dataset.rename_column(column, "image")
 
 
+def _open_here(source: Source, label_column: str | None = None) -> LocalDataset | datasets.Dataset | None:
+    """What is read by this package or from a saved dataset; None for what `load_dataset` opens."""
+    if "://" not in source.path:
+        return open_local(source, label_column)
+    is_tar = Path(source.path).suffix == TAR
+    return TarShards(_tar_urls(source), source.image_column, label_column) if is_tar else None
+
+
+def _load_dataset(source: Source) -> Dataset | datasets.Dataset:
+    split = source.split or "train"
+    try:
+        return datasets.load_dataset(
+            **_location(source), name=source.name, split=split, revision=source.revision, streaming=source.streaming
+        )
+    except Exception as error:  # of pandas, pyarrow, web clients and others that read what others have written
+        raise StreamError(
+            f"cannot open data.path={source.path!r} (split {split!r}, configuration {source.name!r}): {_text(error)}\n"
+            f"Expected {EXPECTED}"
+        ) from error
+
+
+def _text(error: Exception, limit: int = 1000) -> str:
+    text = str(error) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def _location(source: Source) -> dict:
+    """Arguments of `load_dataset` for what it opens: Hub datasets and tables."""
+    split = source.split or "train"
     if "://" in source.path:
         suffix = Path(source.path).suffix
-        if suffix not in SUFFIXES:
+        if suffix != ".parquet":
             raise StreamError(f"data.path={source.path!r}: expected a URL of parquet files or tar shards (.parquet, .tar)")
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-        options = {protocol: {"client_kwargs": {"timeout": patience}} for protocol in ("http", "https")}
-        files = {source.split: expand_braces(source.path)}
-        return {"path": SUFFIXES[suffix], "data_files": files, "storage_options": options}
+        return {"path": "parquet", "data_files": {split: expand_braces(source.path)}, "storage_options": web_options()}
     path = Path(source.path).expanduser()
-    if path.is_file() and path.suffix in SUFFIXES:
-        return {"path": SUFFIXES[path.suffix], "data_files": {source.split: str(path)}}
-    if path.is_dir():
-        if any(path.rglob("*.tar")):
-            pattern = f"**/{source.split}*.tar" if any(path.rglob(f"{source.split}*.tar")) else "**/*.tar"
-            return {"path": "webdataset", "data_files": {source.split: str(path / pattern)}}
-        if not any(path.rglob("*.parquet")):
-            return {"path": "imagefolder", "data_dir": str(path), "drop_labels": False}
-        return {"path": str(path)}
-    if path.is_absolute() or source.path.startswith("."):
-        raise StreamError(f"data.path={source.path!r} does not exist. Expected a folder, a parquet file or a tar file.")
-    return {"path": source.path}
+    if path.is_file():
+        return {"path": TABLES[path.suffix.lower()], "data_files": {split: plain_path(str(path))}}
+    if path.is_dir() and ODD.search(str(path.absolute())):
+        files = table_files(str(path), source.split)
+        return {"path": TABLES[Path(files[0]).suffix.lower()], "data_files": {split: [plain_path(file) for file in files]}}
+    return {"path": str(path) if path.is_dir() else source.path}
 
 
-def expand_braces(url: str) -> list[str]:
-    """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits."""
-    head, *numbers_and_tail = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
-    if not numbers_and_tail:
-        return [url]
-    first, last, tail = numbers_and_tail
-    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return [head + number + rest for number in numbers for rest in expand_braces(tail)]
+def _tar_urls(source: Source) -> list[str]:
+    urls = expand_braces(source.path)
+    if source.streaming:
+        return urls
+    try:
+        options = datasets.DownloadConfig(storage_options=web_options())
+        return datasets.DownloadManager(download_config=options).download(urls)
+    except (OSError, ValueError) as error:
+        raise StreamError(f"cannot download data.path={source.path!r}: {error}") from error
 
 
 def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
@@ -131,28 +147,39 @@ def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
             f"{source.path!r} has no column {source.image_column!r}; it has {sorted(features)}."
             + (f" Did you mean data.image_column={near[0]}?" if near else "")
         )
+    if source.image_column not in images and getattr(features.get(source.image_column), "dtype", "string") not in ENCODED:
+        raise StreamError(
+            f"the column {source.image_column!r} of {source.path!r} holds {features[source.image_column]}; expected images, "
+            f"their bytes or their paths{f' as in {images}' if images else ''}"
+        )
     return source.image_column
 
 
-def count_images(source: Source) -> int:
+def count_images(source: Source, dataset: Dataset | None = None) -> int:
     """Number of images in a source: from its metadata, else by one pass over local files.
 
+    Args:
+        dataset: the opened source, if it is open already.
     Raises:
         StreamError: if the metadata does not hold it and the files are not on this machine.
     """
-    dataset = load_source(source, also=[source.label_column] if source.classes else [])
-    splits, chosen = dataset.info.splits or {}, resolve_classes(source, dataset)
-    if chosen is None and source.split in splits and splits[source.split].num_examples:
-        return splits[source.split].num_examples
-    if not Path(source.path).expanduser().exists() and source.streaming:
+    if dataset is None:
+        dataset = load_source(source, also=[source.label_column] if source.classes else [])
+    chosen, is_local = resolve_classes(source, dataset), Path(source.path).expanduser().exists()
+    if chosen is None and not isinstance(dataset, LocalDataset):
+        splits, split = dataset.info.splits or {}, source.split or "train"
+        if split in splits and splits[split].num_examples:
+            return splits[split].num_examples
+    if not is_local and source.streaming:
         raise StreamError(f"{source.path!r} does not hold how many images it has; set it with data.images_per_epoch=...")
-    rows = dataset.iter(batch_size=1024)
     if chosen is None:
-        return sum(len(batch["image"]) for batch in rows)
-    return sum(label in chosen for batch in rows for label in batch[source.label_column])
+        return (
+            len(dataset) if isinstance(dataset, LocalDataset) else sum(len(b["image"]) for b in dataset.iter(batch_size=1024))
+        )
+    return sum(label in chosen for batch in dataset.iter(batch_size=1024) for label in batch[source.label_column])
 
 
-def resolve_classes(source: Source, dataset: datasets.IterableDataset) -> set[int] | None:
+def resolve_classes(source: Source, dataset: Dataset) -> set[int] | None:
     """Labels of the classes that a source is limited to; None for no limit.
 
     Classes are matched by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand
@@ -181,39 +208,28 @@ def resolve_classes(source: Source, dataset: datasets.IterableDataset) -> set[in
 def dataset_fingerprint(source: Source) -> dict[str, str | None]:
     """Which data these are: the Hub's commit, and a fingerprint of the files.
 
-    The fingerprint is over their names, and for files on this machine over sizes and the first and last `EDGE` bytes, so that
-    another version of the data has another one and no terabyte is read.
+    The fingerprint is over their names, and for files on this machine over sizes and the first and last bytes, so that another
+    version of the data has another one, a moved folder has the same, and no terabyte is read.
 
     Raises:
         StreamError: if the source cannot be opened.
     """
+    opened = _open_here(source)
+    if isinstance(opened, LocalDataset):
+        return {"revision": None, "fingerprint": opened.fingerprint()}
+    if opened is not None:
+        names = sorted(file["filename"] for file in opened.cache_files)
+        return {"revision": None, "fingerprint": _fingerprint(names)}
     try:
         builder = datasets.load_dataset_builder(**_location(source), name=source.name, revision=source.revision)
-    except (OSError, ValueError) as error:
-        raise StreamError(f"cannot open {source.path!r}: {error}") from error
-    files = builder.config.data_files or {}
-    chosen = [files[source.split]] if source.split in files else files.values()
+    except Exception as error:  # as above
+        raise StreamError(f"cannot open {source.path!r}: {_text(error)}") from error
+    files, split = builder.config.data_files or {}, source.split or "train"
+    chosen = [files[split]] if split in files else files.values()
     names = sorted(str(name) for split in chosen for name in split)
-    digest = hashlib.sha256()
-    for name in names:
-        path = Path(name)
-        digest.update(path.name.encode())
-        if path.is_file():
-            size = path.stat().st_size
-            digest.update(str(size).encode())
-            if len(names) < 10_000:
-                with path.open("rb") as file:
-                    digest.update(file.read(EDGE))
-                    file.seek(max(0, size - EDGE))
-                    digest.update(file.read(EDGE))
     revision = re.search(r"^hf://datasets/[^@]+@([0-9a-f]{40})", names[0]) if names else None
-    return {"revision": revision and revision.group(1), "fingerprint": digest.hexdigest()[:16]}
+    return {"revision": revision and revision.group(1), "fingerprint": _fingerprint(names)}
 
 
-def image_bytes(image: Mapping | None) -> bytes:
-    """Bytes of a cell of type `Image(decode=False)`; empty for an empty cell or a missing file, which decoders reject."""
-    image = image or {}
-    if image.get("bytes") is None and image.get("path") is not None:
-        with suppress(FileNotFoundError), fsspec.open(image["path"], "rb") as file:
-            return file.read()
-    return image.get("bytes") or b""
+def _fingerprint(paths: Sequence[str]) -> str:
+    return fingerprint_of_files(((Path(path).name, path) for path in paths), len(paths))

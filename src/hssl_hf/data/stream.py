@@ -15,12 +15,14 @@ from pathlib import Path
 from time import sleep
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, resolve_classes
+from hssl_hf.data.errors import StreamError
+from hssl_hf.data.image_cells import image_bytes
+from hssl_hf.data.local_dataset import LocalDataset
+from hssl_hf.data.source import Dataset, Source, load_source, resolve_classes
 
 READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
 REOPEN_ATTEMPTS = 5
@@ -129,12 +131,20 @@ class ImageStream(torch.utils.data.IterableDataset):
                     self._taken += 1
                     yield window[index][0]
                 self._start, self._taken = replace(window[-1][1], window=self._start.window + 1), 0
+            if not self._start.seen and self.minimum:
+                raise StreamError(self._no_images(worker, workers))
             if self._start.seen < self.minimum:
                 raise StreamError(
                     f"{self.source.path!r} has only {self._start.seen} images in a pass for worker {worker + 1} of {workers}, "
                     f"but a batch needs {self.minimum}. Use a smaller batch, fewer processes or workers, or more images."
                 )
             self._start = Position(self._start.epoch + 1, window=self._start.window)
+
+    def _no_images(self, worker: int, workers: int) -> str:
+        source, of_classes = self.source, f" of data.classes={self.source.classes!r}" if self.source.classes else ""
+        described = f": {self.dataset.summary()}" if isinstance(self.dataset, LocalDataset) else ""
+        where = f"for worker {worker + 1} of {workers}; use fewer processes or workers" if workers > 1 else "in it"
+        return f"data.path={source.path!r} (split {source.split or 'train'!r}) has no images{of_classes} {where}{described}"
 
     def _remaining(self, worker: int, workers: int) -> Iterator[EncodedImage]:
         """This worker's unread images of others: all of some workers, or every n-th image of one."""
@@ -163,7 +173,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                 if image is not SKIPPED and row % stride == offset:
                     seen += 1
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
-                    encoded = EncodedImage(image_bytes(image), name, start.epoch)
+                    encoded = EncodedImage(image_bytes(image, self.source), name, start.epoch)
                     yield encoded, Position(start.epoch, position, row + 1, seen)
 
     def _of_chosen_classes(self, batch: dict) -> list:
@@ -173,7 +183,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         labels = batch[self.source.label_column]
         return [image if label in self.chosen else SKIPPED for image, label in zip(batch["image"], labels, strict=True)]
 
-    def _read(self, dataset: datasets.IterableDataset, number: int, row: int) -> Iterator[tuple[int, dict]]:
+    def _read(self, dataset: Dataset, number: int, row: int) -> Iterator[tuple[int, dict]]:
         """Rows of one shard from `row` on; a broken connection is reopened at the same row."""
         shard, attempts = dataset.shard(num_shards=dataset.num_shards, index=number), 0
         while True:
@@ -191,5 +201,5 @@ class ImageStream(torch.utils.data.IterableDataset):
                     ) from error
                 warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
                 sleep(BACKOFF_SECONDS * 2 ** (attempts - 1))
-            except (ValueError, RuntimeError) as error:
+            except Exception as error:  # of pandas, pyarrow and others that read what others have written
                 raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error

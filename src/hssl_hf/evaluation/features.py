@@ -10,7 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hssl_hf.data.decode import CorruptImageError, decode
-from hssl_hf.data.source import Source, StreamError, image_bytes, load_source, resolve_classes
+from hssl_hf.data.errors import StreamError
+from hssl_hf.data.image_cells import image_bytes
+from hssl_hf.data.source import Source, load_source, resolve_classes
 from hssl_hf.evaluation.encoder import Encoder
 
 BATCH_SIZE = 256
@@ -43,7 +45,7 @@ class LabeledImages:
         empty, reason = True, ""
         for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
             try:
-                pixels = decode(image_bytes(image), self.channels)
+                pixels = decode(image_bytes(image, self.source), self.channels)
             except CorruptImageError as error:
                 reason = f"; the last one cannot be decoded: {error}"
             else:

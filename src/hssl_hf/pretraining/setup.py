@@ -1,8 +1,10 @@
 """The components of a pre-training run: its directory, model, engine and augmentation, checked for consistency."""
 
+import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -17,8 +19,9 @@ from transformers import AutoModelForPreTraining
 import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
 from hssl_hf.data.augmentation import Augmentation
+from hssl_hf.data.source import StreamError, dataset_fingerprint
 from hssl_hf.data.views import Views
-from hssl_hf.engine.checkpoint import CheckpointManager
+from hssl_hf.engine.checkpoint import STATE, CheckpointManager
 from hssl_hf.engine.distributed import Engine
 from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.optim import build_optimizer
@@ -55,7 +58,7 @@ def open_run_directory(recipe: Recipe, folder: Path, checkpoints: CheckpointMana
     checkpoint = checkpoints.newest_everywhere(accelerator, quarantine=resume)
     if checkpoint and not resume:
         raise RecipeError(f"{folder} already holds a run; continue it with resume_from_checkpoint=auto, or set run.output_dir")
-    if checkpoint and (changed := recipe_diff(load_recipe(saved).to_dict(), recipe.to_dict())):
+    if checkpoint and (changed := _changes(load_recipe(saved), recipe, checkpoint)):
         raise RecipeError(
             f"the run in {folder} was started with another recipe:\n  " + "\n  ".join(changed)
             + "\nResume with the old values, or start a new run with run.output_dir=..."
@@ -67,6 +70,20 @@ def open_run_directory(recipe: Recipe, folder: Path, checkpoints: CheckpointMana
     except OSError as error:
         raise RecipeError(f"cannot write to run.output_dir={folder}: {error}") from error
     return checkpoint
+
+
+def _changes(before: Recipe, after: Recipe, checkpoint: Path) -> list[str]:
+    """What has changed since the run began; its data may have moved."""
+    began, now = json.loads((checkpoint / STATE).read_text()).get("data_fingerprint"), None
+    with suppress(StreamError):
+        now = dataset_fingerprint(after.data)["fingerprint"]
+    if before.data.path == after.data.path and now and began and now != began:
+        logger.warning(
+            "the images of data.path have changed since the run began: in this epoch some can come twice or not at all"
+        )
+    if now and now == began:
+        before = replace(before, data=replace(before.data, path=after.data.path))
+    return recipe_diff(before.to_dict(), after.to_dict())
 
 
 def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:

@@ -162,6 +162,7 @@ class PreTrainer:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
         state = {"processes": self.accelerator.num_processes, "seconds": self.artifacts.seconds}
         state["frozen_steps"] = self.schedule.frozen_steps
+        state["data_fingerprint"] = self.artifacts.manifest["data"]["fingerprint"]
         self.checkpoints.save(self.accelerator, done, position, state, self.engine.unsharded_model)
 
     def _restore(self) -> tuple[int, float]:

@@ -31,7 +31,7 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
     data = recipe.data
     return {
         "data": {
-            "path": public_path(data.path), "name": data.name, "split": data.split,
+            "path": public_path(data.path), "name": data.name, "split": data.split or "train",
             "revision": identity.get("revision") or data.revision, "fingerprint": identity.get("fingerprint"),
             "images_per_epoch": images_per_epoch,
         },
