@@ -1,5 +1,7 @@
 """Which files and URLs a dataset may name."""
 
+import io
+
 import datasets
 import pytest
 
@@ -98,16 +100,20 @@ def test_urls_are_refused_and_never_opened(folder, form, path):
         list(zip(ImageStream(source, shuffle_buffer_size=1), range(2), strict=False))
 
 
-@pytest.mark.parametrize("path", ["memory://x.png"])
-def test_urls_are_opened_where_that_is_allowed(folder, path):
-    import fsspec
+def test_urls_are_opened_where_that_is_allowed(folder, monkeypatch):
+    monkeypatch.setattr("hssl_hf.data.image_cells.xopen", lambda path, *_, **__: io.BytesIO(path.encode()))
+    allowed = Source(str(folder), allow_remote_paths=True)
+    for path in ("https://host/x.png", "zip://x.png::s3://bucket/a.zip"):
+        assert image_bytes({"bytes": None, "path": path}, allowed) == path.encode()
+        with refused("data.allow_remote_paths"):
+            image_bytes({"bytes": None, "path": path}, Source(str(folder)))
 
-    with fsspec.open(path, "wb") as file:
-        file.write(png(5))
-    cell = {"bytes": None, "path": path}
-    assert image_bytes(cell, Source(str(folder), allow_remote_paths=True)) == png(5)
-    with refused("data.allow_remote_paths"):
-        image_bytes(cell, Source(str(folder)))
+
+@pytest.mark.fault("paths in a dataset")
+@pytest.mark.parametrize("path", ["local:///etc/passwd", "zip://x::/etc/x.zip", "memory://x", "simplecache::https://host/x"])
+def test_files_of_this_machine_stay_closed_where_urls_are_allowed(folder, path):
+    with refused("URL", "https"):
+        image_bytes({"bytes": None, "path": path}, Source(str(folder), allow_remote_paths=True))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,7 @@ def test_urls_are_opened_where_that_is_allowed(folder, path):
         ("https://host/a/train.parquet", "https://host/a/x.png", True),
         ("https://host/a/train.parquet", "https://host/b/x.png", False),
         ("https://host/a/train.parquet", "https://host/a/../b/x.png", False),
+        ("https://host/a/train.parquet", "https://host/a/%2e%2e/b/x.png", False),
         ("https://host/a/train.parquet", "/etc/passwd", False),
     ],
 )

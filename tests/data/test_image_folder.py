@@ -143,6 +143,11 @@ def test_links_to_images_are_images(tmp_path):
     assert count_images(Source(str(tmp_path))) == 3
 
 
+def test_what_git_keeps_is_no_second_copy_of_the_images(tmp_path):
+    fill(tmp_path, "a/1.png", ".git/lfs/objects/1")
+    assert "1 images in 1 folders, 1 left out: 1 folders of git (.git)" in load_source(Source(str(tmp_path))).summary()
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     fill(tmp_path, *in_each("a", "secret"))
     scandir = os.scandir

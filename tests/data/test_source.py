@@ -15,6 +15,7 @@ from hssl_hf.data.source import Source, StreamError
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.evaluation.encoder import load_encoder
 from tests.data.test_stream import png, write_parquet
+from tests.faults import refused
 from tests.http_server import FaultyServer
 
 RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_") and name.endswith("INTERVAL")]
@@ -73,6 +74,13 @@ def test_a_server_that_fails_for_a_while_loses_nothing(server, form, fault):
 def test_ranges_of_urls(first, count, digits):
     urls = expand_braces(f"https://host/a-{{{first:0{digits}d}..{first + count:0{digits}d}}}.tar")
     assert urls == [f"https://host/a-{number:0{digits}d}.tar" for number in range(first, first + count + 1)]
+
+
+@pytest.mark.fault("urls")
+@pytest.mark.parametrize("numbers", ["0..99999999", "0..100000", "1..1" + "0" * 30])
+def test_endless_ranges_of_urls_are_refused(numbers):
+    with refused("data.path", "100000 URLs", numbers[-9:]):
+        expand_braces(f"https://host/{{{numbers}}}.tar")
 
 
 def test_urls_of_something_else_are_refused(server):

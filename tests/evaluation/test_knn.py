@@ -11,7 +11,7 @@ from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
 from tests.conftest import SAMPLE
-from tests.data.test_stream import write_parquet
+from tests.data.test_stream import png, write_parquet
 
 
 @pytest.mark.parametrize("num_neighbors", [10, 20, 100])
@@ -70,3 +70,12 @@ def test_missing_labels_and_empty_splits_are_refused(tmp_path):
         list(LabeledImages(Source(path, label_column="klass")))
     with pytest.raises(StreamError, match="no images to evaluate on"):
         extract(raw_pixel_encoder, processor(4), LabeledImages(Source(path), limit=0))
+
+
+def test_images_that_cannot_be_decoded_are_left_out_by_name(tmp_path, caplog):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "good.png").write_bytes(png(1))
+    (tmp_path / "b" / "broken.png").write_bytes(b"no image")
+    assert sorted(label for _, label in LabeledImages(Source(str(tmp_path)))) == [0, 1]
+    assert "1 that cannot be decoded" in caplog.text and "b/broken.png" in caplog.text

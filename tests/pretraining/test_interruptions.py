@@ -6,11 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from subprocess import CompletedProcess
 
 import psutil
 import pytest
 import torch
 
+from tests.data.test_stream import png
+from tests.faults import ends_well
 from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_step, weights
 
 
@@ -102,6 +105,33 @@ def test_dead_worker_is_reported(tmp_path):
     resumed = start(folder, "data.num_workers=1", "resume_from_checkpoint=auto", "run.export=false")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0 and len(losses(folder)) == 24, errors
+
+
+@pytest.mark.fault("resuming")
+def test_a_run_is_resumed_where_its_images_have_moved_and_with_other_workers(tmp_path):
+    """From a folder of another name with the same images; one with other images is refused."""
+    for number in range(96):
+        (tmp_path / "photos" / f"class {number % 3}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / f"class {number % 3}" / f"{number}.png").write_bytes(png(number, 28))
+    settings = ["optim.epochs=2", "optim.warmup_epochs=0", "run.export=false", "data.num_workers=0"]
+    folder = tmp_path / "run"
+    first = start(folder, *settings, f"data.path={tmp_path}/photos")
+    wait_for_step(first, 6)
+    first.send_signal(signal.SIGTERM)
+    _, errors = first.communicate()
+    assert first.returncode == 75, errors
+    moved = (tmp_path / "photos").rename(tmp_path / "moved photos [1]::2")
+    shutil.copytree(moved, tmp_path / "others")
+    (tmp_path / "others" / "class 0" / "0.png").write_bytes(png(999, 28))
+    settings += ["resume_from_checkpoint=auto", "data.num_workers=1"]
+    refused = start(folder, *settings, f"data.path={tmp_path}/others")
+    _, errors = refused.communicate()
+    ends_well(CompletedProcess([], refused.returncode, "", errors), "data.path", "photos ->", "resume")
+    resumed = start(folder, *settings, f"data.path={moved}")
+    _, errors = resumed.communicate()
+    assert resumed.returncode == 0 and "resuming with 1 workers a run of 0" in errors, errors
+    assert "96 images in 3 folders, 0 left out" in errors
+    assert len(losses(folder)) == 12
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):

@@ -1,11 +1,12 @@
 """A cell of a column of images -> its bytes, with limits to the files that a dataset may name.
 
-A dataset is written by others: a path in it could name any file of this machine, and pictures of a run show what was read.
+A dataset is written by others: a path in it could name any file of this machine, and the figures of a run show what was read.
 """
 
 from pathlib import Path
-from posixpath import abspath, join, normpath
+from posixpath import abspath, dirname, exists, expanduser, isdir, join, normpath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import datasets
 from datasets.utils.file_utils import xopen
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hssl_hf.data.source import Source
 
+SERVERS = ("http", "https", "hf", "s3", "gs")  # protocols that do not lead to files of this machine
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")  # through which a path may lead into a file of the dataset
 
 
@@ -53,11 +55,12 @@ def image_bytes(image: "Mapping | None", source: "Source") -> bytes:
 
 def _read_remote(path: str, source: "Source") -> bytes:
     *hops, last = path.split("::")
-    below = last.startswith(_remote_roots(source)) and ".." not in last.split("/")
-    if not (source.allow_remote_paths or (below and all(hop.split("://")[0] in ARCHIVES for hop in hops))):
+    below = last.startswith(_remote_roots(source)) and ".." not in unquote(last).split("/")
+    is_remote = source.allow_remote_paths and last.split("://")[0] in SERVERS
+    if not (below or is_remote) or any(hop.split("://")[0] not in ARCHIVES for hop in hops):
         raise StreamError(
-            f"{source.path!r} names the URL {printable(path, 300)!r}, which is outside of it. Such URLs are opened only with "
-            "data.allow_remote_paths=true, which shows their servers when and from where you read them"
+            f"{source.path!r} names the URL {printable(path, 300)!r}, which is outside of it. URLs are opened only with "
+            f"data.allow_remote_paths=true, which shows their servers who reads them, and only by {', '.join(SERVERS)}"
         )
     try:
         with xopen(path, "rb", download_config=datasets.DownloadConfig(storage_options=web_options())) as file:
@@ -70,10 +73,10 @@ def _read_remote(path: str, source: "Source") -> bytes:
 
 def _local_root(source: "Source") -> str | None:
     """The folder of a dataset on this machine; None for others."""
-    path = Path(source.path).expanduser()
-    if "://" in source.path or not path.exists():
-        return None
-    return abspath(path if path.is_dir() else path.parent)
+    path = expanduser(source.path)
+    if isdir(path):
+        return abspath(path)
+    return abspath(dirname(path)) if exists(path) else None
 
 
 def _remote_roots(source: "Source") -> tuple[str, ...]:

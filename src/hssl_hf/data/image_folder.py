@@ -20,6 +20,7 @@ from hssl_hf.data.splits import select_split
 
 SHARDS = 128
 APPLE_DOUBLE = "._"  # macOS keeps attributes of x.jpg in ._x.jpg on other file systems
+VERSION_CONTROL = ".git"  # which may hold every image a second time
 METADATA = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}  # and their builders in `datasets`
 OTHER_SUFFIXES = frozenset(  # of files that are no images, which need not be opened to know it
     [
@@ -153,7 +154,9 @@ def _list_folder(listing: Listing, name: str) -> tuple[list[str], list[str]]:
     try:
         with os.scandir(join(listing.root, name)) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if entry.name == VERSION_CONTROL:
+                    listing.left_out.add("folders of git", join(name, entry.name))
+                elif entry.is_dir():
                     (links if entry.is_symlink() else folders).append(join(name, entry.name))
                 elif entry.is_file():
                     files.append(entry.name)
@@ -255,10 +258,10 @@ class ImageFolder(LocalDataset):
                 return labels, datasets.Value("int64")
             names = sorted({label for label in values.values() if isinstance(label, str)})
             numbers = {name: number for number, name in enumerate(names)}
-            return np.array([numbers[label] for label in labels]), datasets.ClassLabel(names=names)
+            return [numbers[label] for label in labels], datasets.ClassLabel(names=names)
         return self._labels_from_folders()
 
-    def _labels_from_folders(self) -> tuple[np.ndarray, datasets.ClassLabel]:
+    def _labels_from_folders(self) -> tuple[list[int], datasets.ClassLabel]:
         """The class of an image is the name of the folder that holds it; of all splits, so that they agree on the numbers."""
         for folder in self.folders:
             if not folder.name or folder.name.count("/") < self._depth:
@@ -269,7 +272,7 @@ class ImageFolder(LocalDataset):
         names = sorted({basename(folder.name) for folder in self.listing.folders})
         numbers = {name: number for number, name in enumerate(names)}
         labels = [numbers[basename(folder.name)] for folder in self.folders]
-        return np.repeat(labels, list(map(len, self.folders))), datasets.ClassLabel(names=names)
+        return np.repeat(labels, list(map(len, self.folders))).tolist(), datasets.ClassLabel(names=names)
 
     def _read_metadata(self, column: str) -> dict[str, object]:
         """Values of a column of the folder's metadata, by path below the root; empty where there are none."""

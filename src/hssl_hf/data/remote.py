@@ -4,6 +4,9 @@ import re
 
 import aiohttp
 
+from hssl_hf.data.errors import StreamError
+
+MAX_URLS = 100_000
 STALL_SECONDS = 60  # without a byte, after which a web server is tried again; ours: minutes are the libraries' own
 
 
@@ -14,10 +17,16 @@ def web_options() -> dict:
 
 
 def expand_braces(url: str) -> list[str]:
-    """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits."""
+    """A URL with a range such as train-{000..127}.tar -> one URL per number, with as many digits.
+
+    Raises:
+        StreamError: for ranges of more than `MAX_URLS` numbers.
+    """
     head, *numbers_and_tail = re.split(r"\{(\d+)\.\.(\d+)\}", url, maxsplit=1)
     if not numbers_and_tail:
         return [url]
     first, last, tail = numbers_and_tail
+    if int(last) - int(first) >= MAX_URLS:
+        raise StreamError(f"data.path={url[:200]!r}: expected at most {MAX_URLS} URLs, got a range of {first} to {last}")
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return [head + number + rest for number in numbers for rest in expand_braces(tail)]

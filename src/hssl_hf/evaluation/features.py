@@ -1,5 +1,6 @@
 """Labeled images -> features."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,10 +13,12 @@ from tqdm.auto import tqdm
 from hssl_hf.data.decode import CorruptImageError, decode
 from hssl_hf.data.errors import StreamError
 from hssl_hf.data.image_cells import image_bytes
+from hssl_hf.data.local_dataset import LeftOut
 from hssl_hf.data.source import Source, load_source, resolve_classes
 from hssl_hf.evaluation.encoder import Encoder
 
 BATCH_SIZE = 256
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class LabeledImages:
     channels: int = 3
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        """(C, H, W) uint8 and label; images that cannot be decoded are left out.
+        """(C, H, W) uint8 and label; images that cannot be decoded are left out, with a warning that names them.
 
         Raises:
             StreamError: if no image is left.
@@ -42,17 +45,20 @@ class LabeledImages:
         dataset = load_source(self.source, also=[column])
         chosen = resolve_classes(self.source, dataset)
         rows = (row for batch in dataset.iter(batch_size=64) for row in zip(batch["image"], batch[column], strict=True))
-        empty, reason = True, ""
+        empty, reason, left_out = True, "", LeftOut()
         for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
             try:
                 pixels = decode(image_bytes(image, self.source), self.channels)
             except CorruptImageError as error:
                 reason = f"; the last one cannot be decoded: {error}"
+                left_out.add("that cannot be decoded", (image or {}).get("path") or "without a name")
             else:
                 yield pixels, int(label)
                 empty = False
         if empty:
             raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on{reason}")
+        if left_out:
+            logger.warning("split %r of %r: left out are %s images", self.source.split, self.source.path, left_out)
 
 
 def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:

@@ -21,7 +21,7 @@ class ProbeConfig:
     """Labeled images on which a k-NN classifier is evaluated periodically; it never influences the training.
 
     Args:
-        path, name, revision, image_column: as in data; path None for no probe.
+        path, name, revision, image_column, allow_remote_paths: as in data; path None for no probe.
         label_column: integer labels.
         classes: as in data.
         train_split, test_split: images of the second are classified by their nearest neighbors in the first.
@@ -36,6 +36,7 @@ class ProbeConfig:
     name: str | None = None
     revision: str | None = None
     image_column: str | None = None
+    allow_remote_paths: bool = False
     label_column: str = "label"
     classes: str | None = None
     train_split: str = "train"
@@ -96,7 +97,8 @@ class Probe:
     def splits(self) -> tuple[LabeledImages, LabeledImages]:
         """Training and test images."""
         config = self.config
-        columns = {"image_column": config.image_column, "label_column": config.label_column}
-        train = Source(config.path, config.name, config.train_split, config.revision, classes=config.classes, **columns)
+        names = ("image_column", "label_column", "classes", "allow_remote_paths")
+        same = {name: getattr(config, name) for name in names}
+        train = Source(config.path, config.name, config.train_split, config.revision, **same)
         test, channels = replace(train, split=config.test_split), num_channels(self.processor)
         return LabeledImages(train, config.train_images, channels), LabeledImages(test, config.test_images, channels)
