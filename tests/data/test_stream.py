@@ -5,7 +5,6 @@ from itertools import islice, takewhile
 
 import datasets
 import numpy as np
-import pyarrow.parquet as parquet_file
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +196,7 @@ def test_missing_path_and_split_are_refused(parquet, tmp_path):
 
 def test_empty_stream_and_too_large_a_batch_are_refused(tmp_path, parquet):
     features = datasets.Features({"image": datasets.Image()})
-    parquet_file.write_table(features.arrow_schema.empty_table(), tmp_path / "train.parquet")
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(tmp_path / "train.parquet", batch_size=1)
     with pytest.raises(StreamError, match="has no images in it"):
         next(iter(ImageStream(Source(str(tmp_path)))))
     with pytest.raises(StreamError, match="only 50 images in a pass for worker 1 of 1, but a batch needs 64"):
