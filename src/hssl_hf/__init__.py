@@ -7,7 +7,7 @@ Public names are imported on first use, so that the command line starts at once.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hssl_hf import import_hook
+from hssl_hf.models import import_hook
 
 __version__ = "0.1.0"
 

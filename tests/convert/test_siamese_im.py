@@ -220,6 +220,25 @@ def test_fine_tuned_classifier_is_on_the_norm_of_the_mean(state, tmp_path):
     assert classifier_from_siamese_im(Checkpoint(tuned), HEADS).state_dict().keys() == tuned.keys()
 
 
+def test_the_method_of_a_fine_tuned_checkpoint_is_that_of_its_positions(state, tmp_path, capsys):
+    """MAE's and SiameseIM's files have the same names; their fixed positions, which fine-tuning changes little, are swapped."""
+    tuned = fine_tuned(state)
+    drift = 0.05 * torch.randn_like(tuned["pos_embed"])
+    swapped = {**tuned, "pos_embed": tuned["pos_embed"].roll(8, -1) + drift}
+    for name, content in (("siamese_im", {**tuned, "pos_embed": tuned["pos_embed"] + drift}), ("mae", swapped)):
+        torch.save({"model": content}, tmp_path / f"{name}.pth")
+        assert main(["convert", str(tmp_path / f"{name}.pth"), str(tmp_path / name), *FLAGS]) == 0
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in ("siamese_im", "mae")}
+    assert "SiameseIM" in cards["siamese_im"] and "tao2023siamese" in cards["siamese_im"]
+    assert "masked autoencoding (MAE, arXiv 2111.06377)" in cards["mae"] and "by SiameseIM" not in cards["mae"]
+    torch.save({"model": {**tuned, "pos_embed": torch.randn_like(drift)}}, tmp_path / "unknown.pth")
+    assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "x"), *FLAGS]) == 2
+    assert "set --method siamese_im or mae" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "x"), *FLAGS, "--method", "mae"]) == 0
+    assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "y"), *FLAGS, "--method", "dino"]) == 2
+    assert "are read of siamese_im and mae, got the method 'dino'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["fc_norm.weight", "head.bias", "blocks.0.attn.qkv.weight"])
 def test_incomplete_fine_tuned_checkpoints_are_refused(state, missing):
     tuned = fine_tuned(state)

@@ -5,11 +5,13 @@ import os
 
 import pytest
 import yaml
+from transformers import AutoModelForPreTraining
 
+from hssl_hf import HeadSearchConfig
 from hssl_hf.cli.main import main
 from hssl_hf.config.recipe import RecipeError, load_recipe
 from hssl_hf.experiments.head_search import rank, report, search_recipe
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import ROOT, SAMPLE, tiny_config
 from tests.launches import TINY
 from tests.processes import Program
 
@@ -59,6 +61,47 @@ def test_the_most_different_head_wins(tmp_path):
     with pytest.raises(ValueError, match="holds no search"):
         (tmp_path / "log.jsonl").write_text("")
         rank(tmp_path)
+
+
+CURVES = {  # discrepancies of vit, swin and resmlp over twenty lines -> the words on the screen
+    "far apart": (lambda step: (3.0, 2.0, 1.0), "settled: vit leads throughout the second half"),
+    "two steps": (lambda step: (3.0, 2.0, 1.0) if step < 2 else None, "not settled: the log has too few lines"),
+    "crossing": (lambda step: (step, 15.0, 1.0), "not settled: curves cross: vit is ahead of swin in 2 of 5 parts"),
+    "approaching": (lambda step: (20.0, step * 0.9, 1.0), "not settled: swin is catching up with vit"),
+    "noisy": (lambda step: (3.0 + step % 2, 2.9 + step % 2, 1.0), "not settled: vit is ahead of swin by less than both vary"),
+    "the third catches up": (lambda step: (20.0, 18.9, step * 0.9), "not settled: resmlp is catching up with vit"),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_the_screen_shows_whether_the_ranking_has_settled(tmp_path, name):
+    curve, message = CURVES[name]
+    lines = [
+        {"step": step, **dict(zip(("discrepancy_vit", "discrepancy_swin", "discrepancy_resmlp"), values, strict=True))}
+        for step in range(20)
+        if (values := curve(step)) is not None
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = report(tmp_path, load_recipe(QUICKSTART))
+    assert message in table and table.splitlines()[1].split()[1] == "vit"
+    offers = "Search again on more images (--data-fraction), or among fewer heads (--candidates vit --candidates "
+    assert (offers in table) == ("not settled" in message)
+
+
+@pytest.mark.fault("widths of heads")
+@pytest.mark.parametrize(
+    ("family", "width", "words"), [("vit", 40, "64 or 32 divides"), ("swin", 40, "64 or 32"), ("resnet", 3, "at least 4")]
+)
+def test_a_width_that_a_family_cannot_take_names_the_family(family, width, words):
+    changes = {"auxiliary": family, "auxiliary_hidden_size": width, "auxiliary_depth": 1}
+    for config in (tiny_config(**changes), HeadSearchConfig(**search_arguments(family, width))):
+        with pytest.raises(ValueError, match=f"the auxiliary head '{family}' cannot be built: .*{words}"):
+            AutoModelForPreTraining.from_config(config)
+
+
+def search_arguments(family: str, width: int) -> dict:
+    values = {name: getattr(tiny_config(), name) for name in ("backbone", "backbone_kwargs", "image_size", "num_prototypes")}
+    return {**values, "candidates": ["convnext", family], "auxiliary_hidden_size": width}
 
 
 def test_through_the_command_line_on_a_fraction_of_the_images(tmp_path, monkeypatch):

@@ -11,12 +11,9 @@ from hssl_hf.models.configuration_two_branch import FAMILIES
 from tests.conftest import SAMPLE
 
 CONFIGURATION = """
-from huggingface_hub.dataclasses import strict
-
 from hssl_hf.models.configuration_base import PreTrainingConfig
 
 
-@strict
 class RotationConfig(PreTrainingConfig):
     model_type = "rotation"
     citation = "@inproceedings{gidaris2018rotation}"
@@ -103,7 +100,7 @@ def test_every_method_has_what_cards_and_reports_need():
     for name, config in configuration_classes().items():
         values = config()
         assert values.citation.startswith("@") and len(values.describe()) == 2 and values.described_in(), name
-        assert {"backbone", "image_size", "license"} <= set(config.field_names())
+        assert {"backbone", "image_size", "license"} <= set(config.declarations())
 
 
 def test_families_of_heads_are_those_that_exist():

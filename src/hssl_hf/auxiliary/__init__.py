@@ -21,4 +21,16 @@ BLOCKS = {
     "vit": ViTBlock,
 }
 
-__all__ = ["BLOCKS", "AuxiliaryHead", "CombinedHead", "ParallelNetwork"]
+__all__ = ["BLOCKS", "AuxiliaryHead", "CombinedHead", "ParallelNetwork", "build_head"]
+
+
+def build_head(family: str, *arguments) -> AuxiliaryHead:
+    """A head of a family; further arguments as those of `AuxiliaryHead`.
+
+    Raises:
+        ValueError: if the family cannot take a value, such as the width.
+    """
+    try:
+        return AuxiliaryHead(BLOCKS[family], *arguments)
+    except ValueError as error:
+        raise ValueError(f"the auxiliary head {family!r} cannot be built: {error}") from error

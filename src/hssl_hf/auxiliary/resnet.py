@@ -18,6 +18,8 @@ class ResNetBlock(nn.Module):
                 f"a ResNet block has no token mixer and MLP apart; leave auxiliary_sublayers at {list(SUBLAYERS)}, got "
                 f"{list(sublayers)}"
             )
+        if width < 4:
+            raise ValueError(f"its bottleneck needs a width of at least 4, got {width}; set auxiliary_hidden_size")
         inner = width // 4
         self.layers = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),

@@ -102,7 +102,7 @@ def _settings(recipe, data, output_dir, overrides) -> list[str]:
 
 
 def _as_settings(values: Mapping[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def _require_completion(code: int) -> None:

@@ -1,31 +1,45 @@
 """Recipes: one YAML file per experiment, holding only what differs from the defaults, plus `a.b=c` from the command line.
 
 Sections that change the result: seed, model, views, masks, data, optim. Sections that do not: probe, run. A recipe is strict:
-an unknown key or a value of the wrong type is refused, with the nearest name.
+every key declares its type and range (`hssl_hf.fields`), and anything else is refused, with the nearest name.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import yaml
-
-from hssl_hf.config.strict_yaml import RecipeError, build, flatten, override, read, unknown
+from hssl_hf.config.strict_yaml import RecipeError, build, dump, flatten, override, parse, read
 from hssl_hf.data.augmentation import MaskConfig, ViewConfig
 from hssl_hf.data.channels import views_for_channels
 from hssl_hf.data.loader import DataConfig
 from hssl_hf.evaluation.probe import ProbeConfig
+from hssl_hf.fields import (
+    BatchSize,
+    Distinct,
+    Epochs,
+    FieldError,
+    Fraction,
+    Length,
+    Range,
+    Section,
+    Seed,
+    Steps,
+    Temperature,
+    check,
+)
 from hssl_hf.models.auto import configuration_classes
 from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 
+WeightDecay = Annotated[float, Range(0, 10)]
+Beta = Annotated[float, Range(0, below=1)]
 WITHOUT_EFFECT = ("probe", "run", "resume_from_checkpoint")  # sections that may change when a run is resumed
 WITHOUT_EFFECT += ("data.num_workers", "data.max_corrupt_fraction")
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """Optimization. Pairs are values at the start and at the end of a cosine.
 
     Args:
@@ -52,28 +66,45 @@ class OptimConfig:
     Source: DINO and iBOT code for the defaults.
     """
 
-    epochs: float = 100
-    batch_size: int = 256
-    gradient_accumulation_steps: int = 1
-    base_learning_rate: float = 5e-4
-    base_batch_size: int = 256
-    min_learning_rate: float = 1e-6
-    warmup_epochs: float = 10
+    epochs: Annotated[float, Range(above=0, most=1_000_000)] = 100.0
+    batch_size: BatchSize = 256
+    gradient_accumulation_steps: BatchSize = 1
+    base_learning_rate: Annotated[float, Range(above=0)] = 5e-4
+    base_batch_size: BatchSize = 256
+    min_learning_rate: Annotated[float, Range(0)] = 1e-6
+    warmup_epochs: Epochs = 10.0
     warmup_rule: Literal["dino", "mae"] = "dino"
-    weight_decay: tuple[float, float] = (0.04, 0.4)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float | None = 3.0
+    weight_decay: tuple[WeightDecay, WeightDecay] = (0.04, 0.4)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Range(above=0)] | None = 3.0
     grad_clip: Literal["per_parameter", "global"] = "per_parameter"
-    freeze_last_layer_epochs: float = 1
-    freeze_backbone_epochs: float | None = None
-    teacher_momentum: tuple[float, float] = (0.996, 1.0)
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
-    warmup_teacher_temperature_epochs: int = 30
+    freeze_last_layer_epochs: Epochs = 1.0
+    freeze_backbone_epochs: Epochs | None = None
+    teacher_momentum: tuple[Fraction, Fraction] = (0.996, 1.0)
+    teacher_temperature: tuple[Temperature, Temperature] = (0.04, 0.07)
+    warmup_teacher_temperature_epochs: Annotated[int, Range(0, 1_000_000)] = 30
     mixed_precision: Literal["no", "bf16"] = "bf16"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_epochs > self.epochs:
+            raise FieldError(
+                f"warmup_epochs: expected at most the {self.epochs} epochs of the training, got {self.warmup_epochs}; set both"
+            )
+        if self.min_learning_rate > self.peak_learning_rate:
+            raise FieldError(
+                f"min_learning_rate: expected at most the peak, base_learning_rate * batch_size / base_batch_size = "
+                f"{self.peak_learning_rate:.3g}, got {self.min_learning_rate}"
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of the warm-up."""
+        return self.base_learning_rate * self.batch_size / self.base_batch_size
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """Where results go and how often something is written.
 
     Args:
@@ -88,17 +119,17 @@ class RunConfig:
     """
 
     output_dir: str | None = None
-    logging_steps: int = 10
-    save_steps: int = 1000
-    save_total_limit: int = 2
-    report_to: tuple[str, ...] = ()
+    logging_steps: Steps = 10
+    save_steps: Steps = 1000
+    save_total_limit: Steps = 2
+    report_to: Annotated[tuple[str, ...], Length(0, 16), Distinct()] = ()
     activation_checkpointing: bool = False
     export: bool = True
     export_network: Literal["teacher", "student"] | None = None
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Section):
     """One experiment.
 
     Args:
@@ -112,26 +143,41 @@ class Recipe:
             channels, which views, decoding, targets and export follow (`hssl_hf.data.channels`).
     """
 
-    seed: int = 0
+    seed: Seed = 0
     init_from: str | None = None
     resume_from_checkpoint: Literal["auto", "never"] = "never"
-    model: dict = field(default_factory=dict)
+    model: dict[str, object] = field(default_factory=dict)
     views: ViewConfig = field(default_factory=ViewConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
-    data: DataConfig = field(default_factory=lambda: DataConfig(path="ILSVRC/imagenet-1k"))
+    data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
-        kwargs = self.model.get("backbone_kwargs")
-        channels = kwargs.get("in_chans", 3) if isinstance(kwargs, dict) else 3
-        object.__setattr__(self, "views", views_for_channels(self.views, channels))
+        super().__post_init__()
+        config = self.model_config()
+        object.__setattr__(self, "views", views_for_channels(self.views, config.num_channels))
 
     def model_config(self) -> PreTrainingConfig:
-        """The model's configuration, at the image size of the global views."""
+        """The model's configuration, at the image size of the global views.
+
+        Raises:
+            FieldError: for an unknown method, unknown keys, and values that the method's configuration does not allow.
+        """
+        methods = configuration_classes()
+        check(Literal[tuple(sorted(methods))], self.model_type(), "model.model_type")
+        method = methods[self.model_type()]
+        for key in self.model.keys() - {"model_type"}:
+            if key == "image_size":
+                raise FieldError("model.image_size: follows from views.global_crop_size; set that instead")
+            if key not in method.declarations():
+                raise FieldError(f"model.{key[:100]}: unknown key. {method.nearest(key)}")
         arguments = {key: value for key, value in self.model.items() if key != "model_type"}
-        return _config_class(self)(**arguments, image_size=self.views.global_crop_size)
+        try:
+            return method(**arguments, image_size=self.views.global_crop_size)
+        except FieldError as error:
+            raise error.below("model") from None
 
     def model_type(self) -> str:
         """The method, by the `model_type` of its configuration class."""
@@ -153,10 +199,10 @@ class Recipe:
 
     def to_dict(self) -> dict:
         """The tree of the recipe's file, with lists for tuples."""
-        return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+        return parse(dump(dataclasses.asdict(self)), "recipe")
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        path.write_text(dump(self.to_dict()))
 
 
 def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
@@ -171,14 +217,7 @@ def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:
     tree = {} if path is None else read(path)
     for text in overrides:
         override(tree, text)
-    recipe = build(Recipe, tree, "")
-    known = {*_config_class(recipe).field_names(), "model_type"} - {"image_size"}
-    for key in recipe.model:
-        if key == "image_size":
-            raise RecipeError("model.image_size follows from views.global_crop_size; set that instead")
-        if key not in known:
-            raise unknown(f"model.{key}", key, known)
-    return recipe
+    return build(Recipe, tree)
 
 
 def recipe_diff(before: dict, after: dict) -> list[str]:
@@ -189,10 +228,3 @@ def recipe_diff(before: dict, after: dict) -> list[str]:
         for key in sorted({*flat_before, *flat_after})
         if not {key, key.split(".")[0]} & set(WITHOUT_EFFECT) and flat_before.get(key, unset) != flat_after.get(key, unset)
     ]
-
-
-def _config_class(recipe: Recipe) -> type[PreTrainingConfig]:
-    name, known = recipe.model_type(), configuration_classes()
-    if name not in known:
-        raise RecipeError(f"model.model_type: expected one of {sorted(known)}, got {name!r}")
-    return known[name]

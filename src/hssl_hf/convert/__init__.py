@@ -1,5 +1,7 @@
 """Convert official checkpoints of SiameseIM, HSSL, iBOT, DINO, MoCo v3 and MAE to our classes and to stock models."""
 
+import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +19,11 @@ from hssl_hf.convert.siamese_im import (
     from_siamese_im,
     to_siamese_im,
 )
-from hssl_hf.convert.state_dict import base_config
+from hssl_hf.convert.state_dict import base_config, require_tensor
+from hssl_hf.models.configuration_mae import HSSLMAEConfig
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
+from hssl_hf.modules.position_embeddings import sincos_position_embedding
 from hssl_hf.publish import model_card
 from hssl_hf.publish.export import export_backbone, export_model, require_replaceable
 from hssl_hf.publish.image_processor import image_processor
@@ -31,6 +35,7 @@ __all__ = [
     "base_to_siamese_im", "classifier_from_siamese_im", "convert_checkpoint", "from_distillation", "from_mae", "from_moco_v3",
     "from_siamese_im", "read_checkpoint", "to_siamese_im",
 ]  # fmt: skip
+CLASSIFIERS = {"siamese_im": SiameseIMConfig, "mae": partial(HSSLMAEConfig, auxiliary=None)}
 METHODS = ("siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae")
 
 
@@ -43,7 +48,7 @@ def convert_checkpoint(
         path: the checkpoint.
         folder: to write to; a stock backbone, or an image classifier from a fine-tuned checkpoint.
         method: one of `METHODS`; None to detect it from the names of tensors, which is possible unless the file contains a
-            backbone only.
+            backbone only, or of a fine-tuned file from its position embeddings.
         for_pretraining: write the full model to continue training, with teacher and heads or decoder.
         overrides: values that do not follow from shapes: `decoder_num_attention_heads` and, in `backbone_kwargs`, `num_heads`.
     Returns:
@@ -58,7 +63,7 @@ def convert_checkpoint(
     if "head.weight" in checkpoint.state:  # fine-tuned
         if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
-        _write_classifier(checkpoint, folder, num_heads)
+        _write_classifier(checkpoint, folder, method or method_of_classifier(checkpoint), num_heads)
         return folder
     model = _convert(checkpoint, method or detect_method(checkpoint), for_pretraining, num_heads, overrides)
     return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
@@ -87,6 +92,29 @@ def detect_method(checkpoint: Checkpoint) -> str:
     return "siamese_im"
 
 
+def method_of_classifier(checkpoint: Checkpoint) -> str:
+    """Detect the method of a fine-tuned checkpoint: SiameseIM and MAE have the same names, but swapped position embeddings.
+
+    Fine-tuning changes the fixed embeddings from which it starts only little.
+
+    Raises:
+        ConversionError: if the positions resemble neither.
+    """
+    positions = require_tensor(checkpoint.state, "pos_embed", 3)[0, 1:].float()
+    side, width = math.isqrt(len(positions)), positions.shape[1]
+    if side**2 == len(positions) and width % 4 == 0:
+        table = sincos_position_embedding((side, side), width)
+        tables = {"siamese_im": table.flatten(0, 1), "mae": table.roll(width // 2, -1).flatten(0, 1)}
+        likeness = {name: torch.cosine_similarity(positions, value).mean() for name, value in tables.items()}
+        method = max(likeness, key=likeness.get)
+        if likeness[method] > 0.9:
+            return method
+    raise ConversionError(
+        "this file contains a fine-tuned classifier, which has the same names for SiameseIM and MAE, and its position "
+        "embeddings resemble neither; set --method siamese_im or mae, since the card cites the method"
+    )
+
+
 def _convert(
     checkpoint: Checkpoint, method: str, for_pretraining: bool, num_heads: int | None, overrides: dict
 ) -> StudentTeacherPreTrainedModel:
@@ -107,8 +135,10 @@ def _convert(
     return base_from_distillation(checkpoint, method, num_heads)
 
 
-def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | None) -> None:
+def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_heads: int | None) -> None:
     """Write a fine-tuned checkpoint as a stock classifier, and verify the logits of what transformers loads."""
+    if method not in CLASSIFIERS:
+        raise ConversionError(f"fine-tuned checkpoints are read of {' and '.join(CLASSIFIERS)}, got the method {method!r}")
     model = classifier_from_siamese_im(checkpoint, num_heads)
     config = base_config(checkpoint.state, num_heads)
     size = config["image_size"]
@@ -117,7 +147,7 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, num_heads: int | Non
     arguments = {"img_size": size, "global_pool": "avg", **config["backbone_kwargs"]}
     save_timm_wrapper(model, model.state_dict(), config["backbone"], arguments, processor, folder)
     processor.save_pretrained(folder)
-    facts = model_card.facts(SiameseIMConfig(image_size=size, license=LICENSE), "classifier", without_norm=False)
+    facts = model_card.facts(CLASSIFIERS[method](image_size=size, license=LICENSE), "classifier", without_norm=False)
     (folder / "README.md").write_text(model_card.render(facts, kind="classifier"))
     loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ before the image is decoded, so that a photograph much larger than its crops nee
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,14 +16,20 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from hssl_hf.data.channels import MAX_CHANNELS
 from hssl_hf.data.color import ColorJitter, draw_colors
 from hssl_hf.data.decode import LazyImage
 from hssl_hf.data.masking import MASKS, draw_ratio
 from hssl_hf.data.stream import EncodedImage
+from hssl_hf.fields import Ascending, FieldError, Fraction, Length, Pixels, PositiveFraction, Range, Section
+
+Scale = Annotated[tuple[PositiveFraction, PositiveFraction], Ascending()]
+Sigma = Annotated[float, Range(above=0, most=32)]
+Chances = Annotated[tuple[Fraction, ...], Length(1, 16)]  # one for each global view
 
 
 @dataclass(frozen=True)
-class ViewConfig:
+class ViewConfig(Section):
     """How an image becomes views. The defaults are those of DINO and iBOT; lists hold one value per global view.
 
     Args:
@@ -41,27 +47,28 @@ class ViewConfig:
     Source: facts of DINO (arXiv 2104.14294) and iBOT (arXiv 2111.07832) code; crops of HSSL, Table 20.
     """
 
-    global_crop_size: int = 224
-    global_crop_scale: tuple[float, float] = (0.25, 1.0)
-    num_local_crops: int = 10
-    local_crop_size: int = 96
-    local_crop_scale: tuple[float, float] = (0.05, 0.25)
+    global_crop_size: Pixels = 224
+    global_crop_scale: Scale = (0.25, 1.0)
+    num_local_crops: Annotated[int, Range(0, 64)] = 10
+    local_crop_size: Pixels = 96
+    local_crop_scale: Scale = (0.05, 0.25)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    flip_probability: float = 0.5
+    flip_probability: Fraction = 0.5
     jitter: ColorJitter = field(default_factory=ColorJitter)
-    gray_probability: float = 0.2
-    global_crop_blur: tuple[float, ...] = (1.0, 0.1)
-    local_crop_blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    global_crop_solarize: tuple[float, ...] = (0.0, 0.2)
-    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    gray_probability: Fraction = 0.2
+    global_crop_blur: Chances = (1.0, 0.1)
+    local_crop_blur: Fraction = 0.5
+    blur_sigma: Annotated[tuple[Sigma, Sigma], Ascending()] = (0.1, 2.0)
+    global_crop_solarize: Chances = (0.0, 0.2)
+    mean: Annotated[tuple[Fraction, ...], Length(1, MAX_CHANNELS)] = IMAGENET_DEFAULT_MEAN
+    std: Annotated[tuple[Annotated[float, Range(0.001, 1)], ...], Length(1, MAX_CHANNELS)] = IMAGENET_DEFAULT_STD
 
     def __post_init__(self):
+        super().__post_init__()
         if len(self.global_crop_blur) != len(self.global_crop_solarize):
-            raise ValueError(
-                f"expected one chance per global view, got {len(self.global_crop_blur)} in views.global_crop_blur and "
-                f"{len(self.global_crop_solarize)} in views.global_crop_solarize"
+            raise FieldError(
+                f"global_crop_solarize: expected one chance per global view, {len(self.global_crop_blur)} as in "
+                f"global_crop_blur, got {len(self.global_crop_solarize)}"
             )
 
     @property
@@ -71,7 +78,7 @@ class ViewConfig:
 
 
 @dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(Section):
     """Which patches of the global views the student does not see.
 
     Args:
@@ -81,8 +88,17 @@ class MaskConfig:
     """
 
     shape: Literal["block", "fixed_count_block", "random"] = "block"
-    ratios: tuple[float, ...] = (0.0, 0.3)
-    ratio_jitter: tuple[float, ...] = (0.0, 0.2)
+    ratios: Annotated[tuple[Fraction, ...], Length(1, 16)] = (0.0, 0.3)
+    ratio_jitter: Annotated[tuple[Fraction, ...], Length(1, 16)] = (0.0, 0.2)
+
+    def __post_init__(self):
+        super().__post_init__()
+        ratios, jitter = self.ratios, self.ratio_jitter
+        if len(jitter) != len(ratios):
+            raise FieldError(f"ratio_jitter: expected one value for each of the {len(ratios)} ratios, got {len(jitter)}")
+        for ratio, spread in zip(ratios, jitter, strict=True):
+            if not 0 <= ratio - spread <= ratio + spread <= 1:
+                raise FieldError(f"ratio_jitter: expected {ratio} ± {spread} within 0 and 1; use a smaller jitter")
 
     @property
     def fixed_count(self) -> bool:

@@ -5,22 +5,25 @@ They are applied behind the loader, to a batch on a device (`color_torch.py`) or
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+
+from hssl_hf.fields import Fraction, Range, Section
 
 ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, SIGMA, SOLARIZE = slice(0, 4), 4, 5, 6, 7, 8, 9, 10
 STRENGTHS, NEUTRAL, WIDTH = slice(4, 8), (1.0, 1.0, 1.0, 0.0), 11
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Section):
     """Strengths of the four jitters, and the chance that they are applied: factors from U(1 - s, 1 + s), hue from U(-s, s)."""
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    probability: float = 0.8
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.2
+    hue: Annotated[float, Range(0, 0.5)] = 0.1
+    probability: Fraction = 0.8
 
 
 def draw_colors(config, blur: np.ndarray, solarize: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -16,6 +17,7 @@ from hssl_hf.data.local_dataset import LocalDataset
 from hssl_hf.data.source import Source, count_images
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.data.views import ViewStream, collate
+from hssl_hf.fields import Fraction, Images, PositiveFraction, Range
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,12 @@ class DataConfig(Source):
         fraction: of the images to use, chosen by their bytes, always the same ones; all are read.
     """
 
-    images_per_epoch: int | None = None
-    num_workers: int = 4
-    shuffle_buffer_size: int = 2048
-    max_corrupt_fraction: float = 0.01
-    fraction: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"expected a fraction above 0 and up to 1, got {self.fraction}")
+    path: str = "ILSVRC/imagenet-1k"
+    images_per_epoch: Images | None = None
+    num_workers: Annotated[int, Range(0, 1024)] = 4
+    shuffle_buffer_size: Annotated[int, Range(1, 10**7)] = 2048
+    max_corrupt_fraction: Fraction = 0.01
+    fraction: PositiveFraction = 1.0
 
 
 def epoch_length(data: DataConfig) -> int:

@@ -15,6 +15,7 @@ from hssl_hf.data.local_source import EXPECTED, TABLES, TAR, open_local, table_f
 from hssl_hf.data.plain_paths import ODD, plain_path
 from hssl_hf.data.remote import expand_braces, web_options
 from hssl_hf.data.tar_shards import TarShards
+from hssl_hf.fields import Section
 
 MAP_STYLE_SHARDS = 128
 ENCODED = ("string", "large_string", "binary", "large_binary")  # columns of these may hold paths or bytes of images
@@ -22,7 +23,7 @@ Dataset = datasets.IterableDataset | LocalDataset
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Section):
     """Where the images are.
 
     Args:

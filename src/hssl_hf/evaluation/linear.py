@@ -1,6 +1,7 @@
 """Linear probe: a linear classifier on frozen features, its learning rate chosen on a part of the training images."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,11 @@ from tqdm.auto import tqdm
 
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.metrics import TopKAccuracy
+from hssl_hf.fields import BatchSize, Length, Range, Section, Seed
 
 
 @dataclass(frozen=True)
-class LinearConfig:
+class LinearConfig(Section):
     """How the classifiers are trained.
 
     Args:
@@ -22,18 +24,20 @@ class LinearConfig:
         seed: of the classifiers, their order of images and the choice of that part.
     """
 
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-    epochs: int = 100
-    batch_size: int = 1024
-    validation_fraction: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self):
-        if not self.learning_rates or not 0 < self.validation_fraction < 1 or self.epochs < 1 or self.batch_size < 1:
-            raise UserError(
-                "expected at least one learning rate, one epoch and one image per batch, and a validation_fraction between 0 "
-                f"and 1, got {self}"
-            )
+    learning_rates: Annotated[tuple[Annotated[float, Range(above=0, most=10_000)], ...], Length(1, 100)] = (
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+    )
+    epochs: Annotated[int, Range(1, 1_000_000)] = 100
+    batch_size: BatchSize = 1024
+    validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
+    seed: Seed = 0
 
 
 class LinearClassifiers(nn.Module):

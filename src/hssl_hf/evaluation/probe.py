@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -14,10 +14,11 @@ from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.records import Record
+from hssl_hf.fields import Images, Range, Section, Temperature
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Section):
     """Labeled images on which a k-NN classifier is evaluated periodically; it never influences the training.
 
     Args:
@@ -41,13 +42,13 @@ class ProbeConfig:
     classes: str | None = None
     train_split: str = "train"
     test_split: str = "test"
-    train_images: int | None = None
-    test_images: int | None = None
-    every_epochs: float = 10
+    train_images: Images | None = None
+    test_images: Images | None = None
+    every_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 10.0
     features: Literal["cls", "patches"] = "cls"
-    num_neighbors: int = 20
-    temperature: float = 0.07
-    crop_pct: float = 0.875
+    num_neighbors: Images = 20
+    temperature: Temperature = 0.07
+    crop_pct: Annotated[float, Range(0.1, 1)] = 0.875
 
 
 class Probe:

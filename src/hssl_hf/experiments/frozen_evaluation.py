@@ -45,7 +45,7 @@ def evaluate(
     for setting in settings:
         if setting.startswith("linear."):
             override(tree, setting)
-    linear = build(LinearConfig, tree["linear"], "linear.")
+    linear = build(LinearConfig, tree["linear"], "linear")
     config = _labeled_images([setting for setting in settings if not setting.startswith("linear.")])
     encoder, processor = load_encoder(export)
     encoder, probe = raw_pixel_encoder if pixels else encoder, Probe(config, processor)

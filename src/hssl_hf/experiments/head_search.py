@@ -20,15 +20,22 @@ from hssl_hf.visualization.curves import points_of, scale
 RANKING, FIGURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
 DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
 LAST = 0.2  # fraction of the training over which the discrepancy is averaged; ours
+WINDOWS = 5  # of the second half of the training, whose orders are compared; ours
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head with its discrepancy from the base, in nats: mean and standard deviation over the last lines of the log."""
+    """A head with its discrepancy from the base, in nats.
+
+    Args:
+        discrepancy, spread: mean and standard deviation over the last lines of the log.
+        windows: means over consecutive parts of the second half of the log; empty where it has too few lines.
+    """
 
     family: str
     discrepancy: float
     spread: float
+    windows: tuple[float, ...] = ()
 
 
 def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: float, depth: int = DEPTH) -> Recipe:
@@ -72,11 +79,30 @@ def rank(folder: Path) -> list[Candidate]:
     for family in FAMILIES:
         values = [value for _, value in points_of(lines, f"discrepancy_{family}")]
         if values:
-            last = values[-max(1, round(LAST * len(values))) :]
-            candidates.append(Candidate(family, mean(last), stdev(last) if len(last) > 1 else 0.0))
+            last, size = values[-max(1, round(LAST * len(values))) :], len(values) // (2 * WINDOWS)
+            windows = [values[len(values) - size * number :][:size] for number in range(WINDOWS, 0, -1)] if size else []
+            spread = stdev(last) if len(last) > 1 else 0.0
+            candidates.append(Candidate(family, mean(last), spread, tuple(map(mean, windows))))
     if not candidates:
         raise UserError(f"{folder} holds no search: its log has no discrepancy of a candidate")
     return sorted(candidates, key=lambda candidate: -candidate.discrepancy)
+
+
+def unsettled(ranking: list[Candidate]) -> str | None:
+    """Why the first of a ranking may not stay the first in a longer search; None where nothing indicates that."""
+    first, *others = ranking
+    if not others or not first.windows:
+        return f"the log has too few lines; {2 * WINDOWS} are needed to see where the curves go"
+    for rival in others:
+        leads = sum(a > b for a, b in zip(first.windows, rival.windows, strict=True))
+        if leads < WINDOWS:
+            return f"curves cross: {first.family} is ahead of {rival.family} in {leads} of {WINDOWS} parts of its second half"
+        gap, before = (first.windows[index] - rival.windows[index] for index in (-1, 0))
+        if gap < (before - gap):
+            return f"{rival.family} is catching up with {first.family}, and would be ahead after half the search again"
+    if first.discrepancy - others[0].discrepancy < first.spread + others[0].spread:
+        return f"{first.family} is ahead of {others[0].family} by less than both vary between lines of the log"
+    return None
 
 
 def report(folder: Path, recipe: Recipe) -> str:
@@ -92,6 +118,15 @@ def report(folder: Path, recipe: Recipe) -> str:
     winner.save(folder / WINNER)
     lines = ["auxiliary head   discrepancy (nats)"]
     lines += [f"{number}. {c.family:13s} {c.discrepancy:8.4f} ± {c.spread:.4f}" for number, c in enumerate(ranking, 1)]
+    if reason := unsettled(ranking):
+        best = " ".join(f"--candidates {candidate.family}" for candidate in ranking[:2])
+        lines += [
+            "",
+            f"not settled: {reason}.",
+            f"Search again on more images (--data-fraction), or among fewer heads ({best}).",
+        ]
+    else:
+        lines += ["", f"settled: {ranking[0].family} leads throughout the second half of the search"]
     lines += ["", f"curves   {folder / FIGURE}", f"winner   hssl-hf pretrain {folder / WINNER}"]
     return "\n".join(lines)
 

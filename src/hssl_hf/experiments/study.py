@@ -10,19 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import yaml
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
-from hssl_hf.config.strict_yaml import build
+from hssl_hf.config.strict_yaml import build, read_yaml
 from hssl_hf.evaluation.features import extract
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import Discrepancy, accuracy, overlap
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.experiments.head_search import RANKING
+from hssl_hf.fields import Distinct, Length, PositiveFraction, Section, Seed
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from hssl_hf.modules.projection_heads import prototype_logits
@@ -32,7 +33,7 @@ UNTRAINED, PIXELS = "untrained base", "raw pixels"
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Section):
     """The recipe, its variants and the seeds.
 
     Args:
@@ -46,10 +47,10 @@ class Study:
 
     recipe: str
     baseline: str
-    variants: dict
-    seeds: tuple[int, ...] = (0, 1, 2)
-    heads: tuple[str, ...] = ()
-    searches: dict = field(default_factory=dict)
+    variants: dict[str, tuple[str, ...]]
+    seeds: Annotated[tuple[Seed, ...], Length(1, 1000), Distinct()] = (0, 1, 2)
+    heads: Annotated[tuple[str, ...], Distinct()] = ()
+    searches: dict[str, PositiveFraction] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Study":
@@ -57,11 +58,7 @@ class Study:
         Raises:
             RecipeError: for what cannot be read, unknown keys, and variants that are named but not described.
         """
-        try:
-            tree = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise RecipeError(f"cannot read the study {path}: {error}") from error
-        study = build(cls, tree, "")
+        study = build(cls, read_yaml(path))
         if unknown := {study.baseline, *study.heads} - study.variants.keys():
             raise RecipeError(f"{path}: {sorted(unknown)} are not among the variants {list(study.variants)}")
         if twice := study.searches.keys() & study.variants.keys():

@@ -1,12 +1,13 @@
 """What the configurations of all methods share: everything that the rest of the package knows of a method by its name."""
 
-import difflib
 import logging
 from dataclasses import fields
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from hssl_hf.errors import UserError
+from hssl_hf.fields import Declared, FieldError, Pixels, Range, check
 
 logger = logging.getLogger(__name__)
 NOT_FIELDS = {  # further arguments of every transformers configuration
@@ -15,12 +16,12 @@ NOT_FIELDS = {  # further arguments of every transformers configuration
 }  # fmt: skip
 
 
-@strict
-class PreTrainingConfig(PreTrainedConfig):
+class PreTrainingConfig(Declared, PreTrainedConfig):
     """Configuration of a method of self-supervised pre-training.
 
-    A subclass sets `model_type` and `citation` and summarizes its values in `describe` and `described_in`. Recipes,
-    cards, reports and the Auto classes read a method from here.
+    A subclass sets `model_type` and `citation`, declares its fields as `hssl_hf.fields` describes, and summarizes its values in
+    `describe` and `described_in`. Recipes, cards, reports and the Auto classes read a method from here. Values are checked when
+    they are set, and what several have to do with each other when a configuration is made.
 
     Args:
         backbone: name of a timm model.
@@ -30,27 +31,28 @@ class PreTrainingConfig(PreTrainedConfig):
         drop_path_rate: stochastic depth at the last block, rising linearly from 0.
         license: of the weights, where others released them; written into the card of an export.
     Raises:
-        ValueError: for an argument that is none; in a file (`from_pretrained`, `from_dict`) it is ignored with a warning.
+        FieldError: for a value that its declaration does not allow.
+        UserError: for an argument that is none; in a file (`from_pretrained`, `from_dict`) it is ignored with a warning.
     """
 
     citation: ClassVar[str] = ""
 
     backbone: str = "vit_small_patch16_224"
     backbone_kwargs: dict | None = None
-    image_size: int = 224
-    drop_path_rate: float | int = 0.0
+    image_size: Pixels = 224
+    drop_path_rate: Annotated[float, Range(0, below=1)] = 0.0
     license: str | None = None
 
     def __post_init__(self, **kwargs):
         for key in self._unknown(kwargs):
-            near = difflib.get_close_matches(key, self.field_names(), n=1)
-            raise ValueError(
-                f"{type(self).__name__} has no argument {key!r}."
-                + (f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(self.field_names())}")
-            )
+            raise UserError(f"{type(self).__name__} has no argument {key!r}. {self.nearest(key)}")
         if (model_type := kwargs.pop("model_type", self.model_type)) != self.model_type:
-            raise ValueError(f"expected model_type {self.model_type!r} for {type(self).__name__}, got {model_type!r}")
+            raise UserError(f"expected model_type {self.model_type!r} for {type(self).__name__}, got {model_type!r}")
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value) -> None:
+        kind = self.declarations().get(name)
+        super().__setattr__(name, value if kind is None else check(kind, value, name))
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -58,7 +60,7 @@ class PreTrainingConfig(PreTrainedConfig):
         if unknown := cls._unknown(config_dict):
             logger.warning("ignoring what %s does not have in a configuration file: %s", cls.__name__, ", ".join(unknown))
         known = {key: value for key, value in config_dict.items() if key not in (*unknown, "model_type")}
-        changes = {key: kwargs.pop(key) for key in cls.field_names() if key in kwargs}
+        changes = {key: kwargs.pop(key) for key in cls.declarations() if key in kwargs}
         return super().from_dict(known | changes, **kwargs)
 
     @classmethod
@@ -73,13 +75,6 @@ class PreTrainingConfig(PreTrainedConfig):
 
         return feature_width(self.backbone, self.image_size, self.backbone_kwargs or {})
 
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Fields that this package declares, inherited ones first."""
-        ours = [parent for parent in reversed(cls.__mro__) if parent.__module__.startswith("hssl_hf.")]
-        names = [name for parent in ours for name in parent.__annotations__ if name != "citation"]
-        return list(dict.fromkeys(names))
-
     @property
     def num_channels(self) -> int:
         """Channels of an image: `in_chans` of `backbone_kwargs`, as timm calls it, 3 where it is not set."""
@@ -92,3 +87,11 @@ class PreTrainingConfig(PreTrainedConfig):
     def described_in(self) -> list[str]:
         """Files of the package, without suffix, whose `Differs:` lines concern a model with these values."""
         raise NotImplementedError
+
+
+def check_decoder(hidden_size: int, heads: int) -> None:
+    """Raise a FieldError if attention heads or the sines and cosines of its positions do not divide a decoder's channels."""
+    if hidden_size % 4:
+        raise FieldError(f"decoder_hidden_size: expected a multiple of 4, for its fixed positions, got {hidden_size}")
+    if hidden_size % heads:
+        raise FieldError(f"decoder_num_attention_heads: expected a divisor of decoder_hidden_size={hidden_size}, got {heads}")

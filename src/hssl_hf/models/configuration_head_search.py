@@ -1,33 +1,31 @@
 """Configuration of `HeadSearchForPreTraining`: an HSSL model with several candidates for its auxiliary head."""
 
-from huggingface_hub.dataclasses import strict
+from typing import Annotated
 
+from hssl_hf.fields import Distinct, FieldError, Length
 from hssl_hf.models.configuration_hssl import HSSLConfig
-from hssl_hf.models.configuration_two_branch import FAMILIES, require_family
+from hssl_hf.models.configuration_two_branch import FAMILIES, Family
 
 
-@strict
 class HeadSearchConfig(HSSLConfig):
     """As `HSSLConfig`, with several heads at once.
 
     Args:
         candidates: families of auxiliary heads, at least two; `auxiliary` is not used.
     Raises:
-        ValueError: for families that do not exist, and for what `HSSLConfig` refuses.
+        FieldError: for families that do not exist, and for what `HSSLConfig` refuses.
     """
 
     model_type = "hssl_search"
 
-    candidates: list[str] | tuple[str, ...] = FAMILIES
+    candidates: Annotated[tuple[Family, ...], Length(2, len(FAMILIES)), Distinct()] = FAMILIES
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in self.candidates:
-            require_family(name)
-        if len(set(self.candidates)) < 2 or len(set(self.candidates)) < len(self.candidates):
-            raise ValueError(f"expected at least two different candidates, got {list(self.candidates)}")
         if self.shared_projection:
-            raise ValueError("in a search base and candidate need projections of their own; set shared_projection to false")
+            raise FieldError(
+                "shared_projection: expected false, since in a search base and candidate need their own projections"
+            )
 
     def describe(self) -> tuple[str, str]:
         heads = ", ".join(self.candidates)

@@ -1,15 +1,14 @@
 """Configuration of `HSSLForPreTraining`: backbone × auxiliary head × objective, and who teaches whom."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from huggingface_hub.dataclasses import strict
-
+from hssl_hf.fields import Distinct, FieldError, Fraction, Length, Range, Temperature, Width
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
-BRANCHES = ("base", "auxiliary")
+Arrow = Literal["base->base", "base->auxiliary", "auxiliary->base", "auxiliary->auxiliary"]
+Arrows = Annotated[tuple[Arrow, ...], Length(0, 4), Distinct()]
 
 
-@strict
 class HSSLConfig(TwoBranchConfig):
     """Heterogeneous self-supervised learning of one base model with one auxiliary head.
 
@@ -33,7 +32,7 @@ class HSSLConfig(TwoBranchConfig):
         queue_size: keys of earlier batches that every query is compared with, as in equation 11; 0 compares it with the
             other keys of its own batch instead (moco_v3).
     Raises:
-        ValueError: for arrows, families, or combinations that do not exist.
+        FieldError: for arrows, families, or combinations that do not exist.
     Source: HSSL, Tables 14-20; released code for the defaults.
     Differs: equations 1 and 2 add the terms of the branches, the released code averages them (`reduction="mean"`).
     """
@@ -41,39 +40,42 @@ class HSSLConfig(TwoBranchConfig):
     model_type = "hssl"
 
     objective: Literal["dino", "ibot", "moco_v3"] = "ibot"
-    cls_supervision: list[str] | tuple[str, ...] | None = None
-    patch_supervision: list[str] | tuple[str, ...] | None = None
+    cls_supervision: Arrows | None = None
+    patch_supervision: Arrows | None = None
     reduction: Literal["mean", "sum"] = "mean"
     shared_projection: bool = False
-    projection_hidden_size: int = 2048
-    projection_size: int = 256
-    num_prototypes: int = 8192
+    projection_hidden_size: Width = 2048
+    projection_size: Width = 256
+    num_prototypes: Annotated[int, Range(2, 2**22)] = 8192
     norm_last_layer: bool = True
-    student_temperature: float | int = 0.1
-    center_momentum: float | int = 0.9
-    contrastive_temperature: float | int = 0.2
-    queue_size: int = 0
+    student_temperature: Temperature = 0.1
+    center_momentum: Fraction = 0.9
+    contrastive_temperature: Temperature = 0.2
+    queue_size: Annotated[int, Range(0, 2**24)] = 0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.cls_supervision is None:
-            self.cls_supervision = ["base->base"] if self.auxiliary is None else ["auxiliary->base", "auxiliary->auxiliary"]
+            self.cls_supervision = ("base->base",) if self.auxiliary is None else ("auxiliary->base", "auxiliary->auxiliary")
         if self.patch_supervision is None:
-            self.patch_supervision = ["base->base"] if self.objective == "ibot" else []
-        if self.queue_size < 0 or (self.queue_size and self.objective != "moco_v3"):
-            raise ValueError(f"queue_size={self.queue_size}: only moco_v3 has a queue, of at least one key")
+            self.patch_supervision = ("base->base",) if self.objective == "ibot" else ()
+        if self.queue_size and self.objective != "moco_v3":
+            raise FieldError(f"queue_size: expected 0, since only moco_v3 has a queue, got {self.queue_size}")
         if not self.cls_supervision:
-            raise ValueError("cls_supervision is empty: nothing would teach the image level; use for example ['base->base']")
+            raise FieldError(
+                "cls_supervision: expected an arrow such as 'base->base', since nothing would teach the image level"
+            )
         if self.objective != "ibot" and self.patch_supervision:
-            raise ValueError(f"objective {self.objective!r} has no patch level; set patch_supervision to []")
+            raise FieldError(f"patch_supervision: expected [], since objective {self.objective!r} has no patch level")
         for name in ("cls_supervision", "patch_supervision"):
             branches = {branch for arrow in parse_arrows(getattr(self, name)) for branch in arrow}
             if self.auxiliary is None and "auxiliary" in branches:
-                raise ValueError(f"{name}={list(getattr(self, name))} needs an auxiliary head, but auxiliary is null")
+                arrows = list(getattr(self, name))
+                raise FieldError(f"{name}: {arrows} needs an auxiliary head, but auxiliary is null; expected ['base->base']")
             idle = next(iter(branches - self.learners), None)
             if idle and not self.shared_projection:
-                raise ValueError(
-                    f"in {name} the branch {idle!r} teaches but learns nowhere, so that its projection would stay random; "
+                raise FieldError(
+                    f"{name}: the branch {idle!r} teaches but learns nowhere, so that its projection would stay random; "
                     f"add an arrow to {idle!r} or set shared_projection"
                 )
 
@@ -108,16 +110,6 @@ class HSSLConfig(TwoBranchConfig):
         return [*own, *masks, "engine/optim"]
 
 
-def parse_arrows(arrows) -> list[tuple[str, str]]:
-    """["auxiliary->base", ...] -> [("auxiliary", "base"), ...]: (teacher, learner).
-
-    Raises:
-        ValueError: if an arrow is not of the form "branch->branch".
-    """
-    pairs = []
-    for arrow in arrows:
-        teacher, _, learner = (part.strip() for part in arrow.partition("->"))
-        if teacher not in BRANCHES or learner not in BRANCHES:
-            raise ValueError(f"expected an arrow such as 'auxiliary->base' between {BRANCHES}, got {arrow!r}")
-        pairs.append((teacher, learner))
-    return pairs
+def parse_arrows(arrows: tuple[Arrow, ...]) -> list[tuple[str, str]]:
+    """("auxiliary->base", ...) -> [("auxiliary", "base"), ...]: (teacher, learner)."""
+    return [tuple(arrow.split("->")) for arrow in arrows]

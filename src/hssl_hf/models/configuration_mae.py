@@ -1,13 +1,12 @@
 """Configuration of `HSSLMAEForPreTraining`: masked image modeling with and without an auxiliary head."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from huggingface_hub.dataclasses import strict
-
+from hssl_hf.fields import Depth, FieldError, Range, Width
+from hssl_hf.models.configuration_base import check_decoder
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
 
-@strict
 class HSSLMAEConfig(TwoBranchConfig):
     """Masked image modeling of one base model with one auxiliary head: MAE + HSSL, or MAE where `auxiliary` is None.
 
@@ -24,7 +23,7 @@ class HSSLMAEConfig(TwoBranchConfig):
             pixels, which cost nothing.
         representation_weight: of the loss of the representations beside that of the pixels.
     Raises:
-        ValueError: for combinations that do not exist.
+        FieldError: for combinations that do not exist.
     Source: HSSL, section 4.1; MAE, arXiv 2111.06377.
     Differs: one sentence of the paper defines who reconstructs what. How the head gets a dense map, whose representation is
         predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
@@ -32,24 +31,24 @@ class HSSLMAEConfig(TwoBranchConfig):
 
     model_type = "hssl_mae"
 
-    drop_path_rate: float | int = 0.0
+    drop_path_rate: Annotated[float, Range(0, below=1)] = 0.0
     sincos_position_embeddings: bool = True
     auxiliary_mask_fill: Literal["token", "zero"] = "token"
     norm_pix_loss: bool = True
-    decoder_hidden_size: int = 512
-    decoder_num_hidden_layers: int = 8
-    decoder_num_attention_heads: int = 16
-    representation_decoder_depth: int = 2
+    decoder_hidden_size: Width = 512
+    decoder_num_hidden_layers: Depth = 8
+    decoder_num_attention_heads: Width = 16
+    representation_decoder_depth: Depth = 2
     representation_target: Literal["teacher", "student", "decoder"] = "teacher"
-    representation_weight: float | int = 1.0
+    representation_weight: Annotated[float, Range(0, 1000)] = 1.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.auxiliary_connection != "serial":
-            raise ValueError("in masked image modeling the head stands behind the base; leave auxiliary_connection at 'serial'")
-        for name in ("decoder_num_hidden_layers", "representation_decoder_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            raise FieldError(
+                "auxiliary_connection: expected 'serial', since in masked image modeling the head follows the base"
+            )
+        check_decoder(self.decoder_hidden_size, self.decoder_num_attention_heads)
 
     def describe(self) -> tuple[str, str]:
         if self.auxiliary is None:

@@ -1,13 +1,11 @@
 """Configuration of `SiameseIMForPreTraining`: what is predicted, of which view, and how the loss is normalized."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from huggingface_hub.dataclasses import strict
+from hssl_hf.fields import Depth, FieldError, Range, Width
+from hssl_hf.models.configuration_base import PreTrainingConfig, check_decoder
 
-from hssl_hf.models.configuration_base import PreTrainingConfig
 
-
-@strict
 class SiameseIMConfig(PreTrainingConfig):
     """Siamese image modeling, and the methods between it and MAE.
 
@@ -32,7 +30,7 @@ class SiameseIMConfig(PreTrainingConfig):
         final_norm: base and decoder end with a layer norm, as in MAE.
         freeze_patch_embed: leave the patch embedding at its random initial values.
     Raises:
-        ValueError: for combinations that do not exist.
+        FieldError: for combinations that do not exist.
     Source: SiameseIM, section 3, Tables 3 and 6; released code for the defaults.
     Differs: the paper has 12 heads in projector and decoder, the released code 16. The code freezes the random patch embedding
         and ends neither encoder nor decoder with a norm; the paper mentions neither.
@@ -55,22 +53,24 @@ class SiameseIMConfig(PreTrainingConfig):
     level: Literal["dense", "global"] = "dense"
     decoder_norm: Literal["batch", "layer"] = "batch"
     loss_normalization: Literal["layer_norm", "l2"] = "layer_norm"
-    negative_weight: float | int = 0.02
+    negative_weight: Annotated[float, Range(0, 1000)] = 0.02
     normalize_prediction: bool = False
     norm_pix_loss: bool = True
-    decoder_hidden_size: int | None = None
-    decoder_num_attention_heads: int = 16
-    projector_depth: int = 2
-    decoder_num_hidden_layers: int = 4
+    decoder_hidden_size: Width | None = None
+    decoder_num_attention_heads: Width = 16
+    projector_depth: Annotated[int, Range(0, 256)] = 2
+    decoder_num_hidden_layers: Depth = 4
     final_norm: bool = False
     freeze_patch_embed: bool = True
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.target == "pixel" and self.level == "global":
-            raise ValueError("pixels are predicted patch by patch; use level='dense' with target='pixel'")
-        if self.decoder_num_hidden_layers < 1:
-            raise ValueError(f"decoder_num_hidden_layers must be at least 1, got {self.decoder_num_hidden_layers}")
+            raise FieldError(
+                "level: expected 'dense' with target='pixel', since pixels are predicted patch by patch, got 'global'"
+            )
+        if self.decoder_hidden_size is not None:
+            check_decoder(self.decoder_hidden_size, self.decoder_num_attention_heads)
 
     @property
     def sincos_position_embeddings(self) -> bool:

@@ -1,16 +1,14 @@
 """Configuration of a heterogeneous pair: a base model and the auxiliary head behind it."""
 
-import difflib
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from huggingface_hub.dataclasses import strict
-
+from hssl_hf.fields import Depth, Distinct, FieldError, Length, Range, Width, check
 from hssl_hf.models.configuration_base import PreTrainingConfig
 
-FAMILIES = ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")  # data, so that a configuration needs no torch
+Family = Literal["convnext", "poolformer", "resmlp", "resnet", "swin", "vit"]  # data, so that a configuration needs no torch
+FAMILIES = get_args(Family)
 
 
-@strict
 class TwoBranchConfig(PreTrainingConfig):
     """A base model and what is trained beside it.
 
@@ -28,7 +26,7 @@ class TwoBranchConfig(PreTrainingConfig):
         freeze_patch_embed: leave the patch embedding at its random initial values, as in MoCo v3 (vision transformers).
         sincos_position_embeddings: fixed sine-cosine position embeddings, as in MoCo v3 and MAE (vision transformers).
     Raises:
-        ValueError: for families, or combinations that do not exist.
+        FieldError: for families, or combinations that do not exist.
     Source: HSSL, sections 3 and 5.
     """
 
@@ -41,13 +39,13 @@ class TwoBranchConfig(PreTrainingConfig):
   note    = {arXiv:2310.05108}
 }"""
 
-    drop_path_rate: float | int = 0.1
-    auxiliary: str | list[str] | tuple[str, ...] | None = "convnext"
+    drop_path_rate: Annotated[float, Range(0, below=1)] = 0.1
+    auxiliary: str | Annotated[tuple[str, ...], Length(1, len(FAMILIES)), Distinct()] | None = "convnext"
     auxiliary_connection: Literal["serial", "parallel"] = "serial"
-    auxiliary_depth: int = 3
+    auxiliary_depth: Depth = 3
     auxiliary_first_shortcut: bool = False
-    auxiliary_sublayers: list[str] | tuple[str, ...] = ("token_mixer", "mlp")
-    auxiliary_hidden_size: int | None = None
+    auxiliary_sublayers: Annotated[tuple[Literal["token_mixer", "mlp"], ...], Length(1, 2), Distinct()] = ("token_mixer", "mlp")
+    auxiliary_hidden_size: Width | None = None
     auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     freeze_patch_embed: bool = False
     sincos_position_embeddings: bool = False
@@ -56,17 +54,11 @@ class TwoBranchConfig(PreTrainingConfig):
         super().__post_init__(**kwargs)
         if self.auxiliary_connection == "serial":
             for family in self.families:
-                require_family(family)
+                check(Family, family, "auxiliary")
         elif len(self.families) != 1:
-            raise ValueError(f"a parallel connection needs the name of one timm model, got auxiliary={self.auxiliary!r}")
-        if len(set(self.families)) < len(self.families) or self.auxiliary in ([], ()):
-            raise ValueError(f"expected an auxiliary head, several different ones, or null, got {self.auxiliary!r}")
-        sublayers = list(self.auxiliary_sublayers)
-        if not sublayers or not set(sublayers) <= {"token_mixer", "mlp"}:
-            raise ValueError(f"auxiliary_sublayers: expected ['token_mixer', 'mlp'] or one of them, got {sublayers}")
-        depth = self.auxiliary_depth
-        if depth < 1:
-            raise ValueError(f"auxiliary_depth must be at least 1, got {depth}; for no head set auxiliary to null")
+            raise FieldError(
+                f"auxiliary: expected the name of one timm model for a parallel connection, got {self.auxiliary!r}"
+            )
 
     def describe_heads(self) -> str:
         """A phrase that names what is trained beside the base."""
@@ -86,13 +78,3 @@ class TwoBranchConfig(PreTrainingConfig):
         if self.auxiliary is None:
             return ()
         return (self.auxiliary,) if isinstance(self.auxiliary, str) else tuple(self.auxiliary)
-
-
-def require_family(name: str) -> None:
-    """Raise a ValueError if there is no family of auxiliary heads of this name."""
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        raise ValueError(
-            f"there is no auxiliary head {name!r}; expected one of {list(FAMILIES)} or null."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-        )

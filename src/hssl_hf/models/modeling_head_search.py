@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead
+from hssl_hf.auxiliary import BLOCKS, build_head
 from hssl_hf.models.configuration_head_search import HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLModel, ObjectivePreTrainedModel
@@ -48,7 +48,7 @@ class HeadSearchNetwork(nn.Module):
             for name in config.candidates:
                 index = 2 + 2 * sorted(BLOCKS).index(name)
                 torch.manual_seed(seeds[index])
-                self.candidates[name] = AuxiliaryHead(BLOCKS[name], config, self.base.width, self.base.grid, self.base.rates)
+                self.candidates[name] = build_head(name, config, self.base.width, self.base.grid, self.base.rates)
                 torch.manual_seed(seeds[index + 1])
                 widths = {"base": self.base.width, "auxiliary": self.candidates[name].width}
                 self.heads[name] = objectives[name].make_heads(widths)

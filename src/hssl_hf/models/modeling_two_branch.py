@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hssl_hf.auxiliary import BLOCKS, AuxiliaryHead, CombinedHead, ParallelNetwork
+from hssl_hf.auxiliary import AuxiliaryHead, CombinedHead, ParallelNetwork, build_head
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 from hssl_hf.modules.backbone import Backbone
@@ -73,5 +73,5 @@ def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxil
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)
-        heads[family] = AuxiliaryHead(BLOCKS[family], config, base.width, base.grid, base.rates)
+        heads[family] = build_head(family, config, base.width, base.grid, base.rates)
     return CombinedHead(heads) if len(heads) > 1 else heads[config.families[0]]

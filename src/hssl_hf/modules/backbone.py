@@ -192,12 +192,12 @@ def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path_rate: 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
-    patch = kwargs.get("patch_size")
-    if patch and image_size % patch:
+    patch = kwargs.get("patch_size", 1)
+    if type(patch) is int and patch > 0 and image_size % patch:
         raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
     try:
         return timm.create_model(name, num_classes=0, drop_path_rate=drop_path_rate, **timm_arguments(name, image_size, kwargs))
-    except (AssertionError, TypeError, RuntimeError) as error:
+    except Exception as error:  # of any kind: timm does not check these arguments
         raise ValueError(f"timm cannot make {name!r} with backbone_kwargs={kwargs}: {error}") from error
 
 

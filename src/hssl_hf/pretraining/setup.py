@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
@@ -19,6 +21,7 @@ from transformers import AutoModelForPreTraining
 import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
 from hssl_hf.data.augmentation import Augmentation
+from hssl_hf.data.masking import MASKS
 from hssl_hf.data.source import StreamError, dataset_fingerprint
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import STATE, CheckpointManager
@@ -111,18 +114,41 @@ def build_method(recipe: Recipe) -> StudentTeacherPreTrainedModel:
     """
     set_seed(recipe.seed)
     method = build_model(recipe)
-    as_recipe_error(lambda: method.check_views(len(recipe.views.global_crop_blur), recipe.views.num_local_crops))
-    as_recipe_error(lambda: method.get_network(recipe.run.export_network))
+    as_recipe_error(lambda: method.check_views(len(recipe.views.global_crop_blur), recipe.views.num_local_crops), "views")
+    as_recipe_error(lambda: method.get_network(recipe.run.export_network), "run.export_network")
     if recipe.views.num_local_crops:
-        as_recipe_error(lambda: method.student.base.check_size(*[recipe.views.local_crop_size] * 2))
-    if method.equal_mask_counts and not recipe.masks.fixed_count:
+        as_recipe_error(lambda: method.student.base.check_size(*[recipe.views.local_crop_size] * 2), "views.local_crop_size")
+    _check_masks(recipe, method)
+    _check_batch(recipe, method)
+    return method
+
+
+def _check_masks(recipe: Recipe, method: StudentTeacherPreTrainedModel) -> None:
+    if not method.equal_mask_counts:
+        return
+    if not recipe.masks.fixed_count:
         raise RecipeError(
             "this method needs as many masked patches in every image; set masks.shape to fixed_count_block or random, one "
             "ratio in masks.ratios, and masks.ratio_jitter=[0.0]"
         )
-    if method.in_batch_negatives and recipe.optim.gradient_accumulation_steps > 1:
+    grid, ratio = method.student.base.grid, recipe.masks.ratios[0]
+    if not 0 < MASKS[recipe.masks.shape](grid, ratio, np.random.default_rng(0)).sum() < math.prod(grid):
+        raise RecipeError(
+            f"masks.ratios: expected one that masks some of the {math.prod(grid)} patches of a view and leaves others visible, "
+            f"got {ratio}"
+        )
+
+
+def _check_batch(recipe: Recipe, method: StudentTeacherPreTrainedModel) -> None:
+    optim = recipe.optim
+    if method.in_batch_negatives and optim.gradient_accumulation_steps > 1:
         raise RecipeError("this objective compares the images of a batch, so optim.gradient_accumulation_steps must be 1")
-    return method
+    images = optim.batch_size // optim.gradient_accumulation_steps
+    if images < 2 and any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in method.modules()):
+        raise RecipeError(
+            f"optim.batch_size: expected at least 2 images in a micro-batch, since this model has batch norms, got {images}; "
+            "set optim.batch_size or optim.gradient_accumulation_steps"
+        )
 
 
 def build_engine(recipe: Recipe, method: StudentTeacherPreTrainedModel, accelerator: Accelerator) -> Engine:
@@ -152,9 +178,9 @@ def forward_on_cpu(method: StudentTeacherPreTrainedModel, recipe: Recipe, views:
         return method(**forward_arguments(method, views, temperature))
 
 
-def as_recipe_error(build: Callable):
-    """Convert an error of the model's configuration to a `RecipeError`."""
+def as_recipe_error(build: Callable, key: str = "model"):
+    """Convert an error of the model to a `RecipeError` about this key."""
     try:
         return build()
     except ValueError as error:
-        raise RecipeError(f"model: {error}") from error
+        raise RecipeError(f"{key}: {error}") from error

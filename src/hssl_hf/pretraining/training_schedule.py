@@ -21,9 +21,10 @@ class TrainingSchedule:
             raise RecipeError(f"optim.batch_size={batch} is larger than the stream, which has {images_per_epoch} images")
         per_epoch = images_per_epoch // batch
         self.steps = max(1, round(optim.epochs * per_epoch))
-        peak = optim.base_learning_rate * batch / optim.base_batch_size
         self._warmup = round(optim.warmup_epochs * per_epoch)
-        self.learning_rate = Cosine(peak, optim.min_learning_rate, self.steps, self._warmup, warmup_rule=optim.warmup_rule)
+        self.learning_rate = Cosine(
+            optim.peak_learning_rate, optim.min_learning_rate, self.steps, self._warmup, warmup_rule=optim.warmup_rule
+        )
         self.weight_decay = Cosine(*optim.weight_decay, self.steps)
         self.momentum = Cosine(*optim.teacher_momentum, self.steps)
         self.temperature = EpochRamp(*optim.teacher_temperature, optim.warmup_teacher_temperature_epochs, per_epoch)

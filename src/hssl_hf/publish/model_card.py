@@ -43,7 +43,7 @@ def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **kw
             (class in transformers of the kind "backbone"), `subject` (model name in the results), `license`, `tags`,
             `base_model`.
     """
-    values = {name: getattr(config, name) for name in config.field_names()}
+    values = {name: getattr(config, name) for name in config.declarations()}
     unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in unset}
     required = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hssl_hf.import_hook import call_after_import
+from hssl_hf.models.import_hook import call_after_import
 from tests.conftest import tiny_model
 
 
