@@ -229,8 +229,8 @@ def test_the_method_of_a_fine_tuned_checkpoint_is_that_of_its_positions(state, t
         torch.save({"model": content}, tmp_path / f"{name}.pth")
         assert main(["convert", str(tmp_path / f"{name}.pth"), str(tmp_path / name), *FLAGS]) == 0
     cards = {name: (tmp_path / name / "README.md").read_text() for name in ("siamese_im", "mae")}
-    assert "SiameseIM" in cards["siamese_im"] and "tao2023siamese" in cards["siamese_im"]
-    assert "masked autoencoding (MAE, arXiv 2111.06377)" in cards["mae"] and "by SiameseIM" not in cards["mae"]
+    assert "by SiameseIM, fine-tuned" in cards["siamese_im"] and "tao2023siamese" in cards["siamese_im"]
+    assert "by MAE, fine-tuned" in cards["mae"] and "SiameseIM" not in cards["mae"]
     torch.save({"model": {**tuned, "pos_embed": torch.randn_like(drift)}}, tmp_path / "unknown.pth")
     assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "x"), *FLAGS]) == 2
     assert "set --method siamese_im or mae" in capsys.readouterr().err

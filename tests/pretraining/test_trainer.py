@@ -132,10 +132,10 @@ def empty(folder):
         ),
         (
             ["model.model_type=moco"],
-            "model.model_type: expected one of ['hssl', 'hssl_mae', 'hssl_search', 'siamese_im'], got 'moco'",
+            "model.model_type: expected one of 'hssl', 'hssl_mae', 'hssl_search', 'siamese_im', got 'moco'",
         ),
         (["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"], "this method takes 2 global views, got 1"),
-        (["optim.batch_size=0"], "optim.batch_size=0 does not divide"),
+        (["optim.batch_size=0"], "optim.batch_size: expected a whole number from 1 to 1048576, got 0"),
         (["other.yaml", "another.yaml"], "expected one recipe"),
         (["nowhere.yaml"], "there is no recipe 'nowhere.yaml'"),
     ],
