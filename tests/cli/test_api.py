@@ -6,6 +6,7 @@ import pytest
 
 import hssl_hf
 from hssl_hf.cli import main as cli
+from hssl_hf.config.strict_yaml import parse
 from hssl_hf.errors import UserError
 from tests.conftest import ROOT, SAMPLE
 from tests.launches import TINY, losses, weights
@@ -15,14 +16,9 @@ SHORT = {"optim.epochs": 0.0064, "run.logging_steps": 1, "data.num_workers": 0} 
 
 
 def test_pretrain_is_the_command(tmp_path):
-    overrides = dict(value.split("=", 1) for value in TINY)
-    values = overrides | SHORT
+    overrides = {key: parse(value, key) for key, value in (setting.split("=", 1) for setting in TINY)}
     code = "import json, sys, hssl_hf; print(hssl_hf.pretrain(**json.loads(sys.argv[1])))"
-    arguments = {"output_dir": str(tmp_path / "python"), "overrides": values | {"probe.path": None}}
-    arguments["overrides"] |= {key: int(value) for key, value in values.items() if str(value).isdigit()}
-    arguments["overrides"]["model.backbone_kwargs"] = {
-        "patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 1, "weight_init": "moco",
-    }  # fmt: skip
+    arguments = {"output_dir": str(tmp_path / "python"), "overrides": overrides | SHORT}
     python = Program("-c", code, json.dumps(arguments))
     settings = [*TINY, *(f"{key}={value}" for key, value in SHORT.items()), f"run.output_dir={tmp_path / 'command'}"]
     command = Program(str(ROOT / "training" / "pretrain.py"), *settings)

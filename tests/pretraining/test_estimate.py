@@ -30,6 +30,7 @@ STEP = StepCost(fixed=0.0, per_image=GIB / 16, logits_per_image=0.0, flops_per_i
 
 def recipe(*overrides: str):
     objective = ["model.objective=moco_v3", "model.patch_supervision=[]", "optim.batch_size=64", "optim.mixed_precision=no"]
+    objective.append("optim.warmup_epochs=1")
     return load_recipe(None, [*TINY_MODEL, *RECIPE, *objective, *overrides])
 
 
@@ -95,7 +96,7 @@ def test_estimate_is_kept_for_the_run(measured, tmp_path):
 def test_impossible_launches_are_refused(measured):
     with pytest.raises(RecipeError, match="does not divide into 3 processes"):
         estimate(recipe(), "ddp", processes=3)
-    with pytest.raises(RecipeError, match="no auxiliary head 'convnet'"):
+    with pytest.raises(RecipeError, match=r"model\.auxiliary: expected one of 'convnext', .*, got 'convnet'"):
         estimate(recipe("model.auxiliary=convnet"))
 
 

@@ -15,7 +15,7 @@ from tests.runs.test_manifest import MANIFEST
 
 @pytest.fixture
 def run(tmp_path):
-    load_recipe(None, ["optim.epochs=2"]).save(tmp_path / "recipe.yaml")
+    load_recipe(None, ["optim.epochs=2", "optim.warmup_epochs=0"]).save(tmp_path / "recipe.yaml")
     lines = [{"step": step, "loss": 3.0 / step, "epoch": step / 10, "discrepancy": 0.1} for step in range(1, 11)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path

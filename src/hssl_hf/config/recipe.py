@@ -89,12 +89,7 @@ class OptimConfig(Section):
         super().__post_init__()
         if self.warmup_epochs > self.epochs:
             raise FieldError(
-                f"warmup_epochs: expected at most the {self.epochs} epochs of the training, got {self.warmup_epochs}; set both"
-            )
-        if self.min_learning_rate > self.peak_learning_rate:
-            raise FieldError(
-                f"min_learning_rate: expected at most the peak, base_learning_rate * batch_size / base_batch_size = "
-                f"{self.peak_learning_rate:.3g}, got {self.min_learning_rate}"
+                f"warmup_epochs: expected at most {self.epochs}, the epochs of the training, got {self.warmup_epochs}"
             )
 
     @property
