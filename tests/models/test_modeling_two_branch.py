@@ -14,7 +14,12 @@ VARIANTS = {
     "mixer alone": {"auxiliary_sublayers": ["token_mixer"]},
     "mlp alone": {"auxiliary_sublayers": ["mlp"], "auxiliary": "swin"},
     "first shortcut kept": {"auxiliary_first_shortcut": True},
-    "deep to shallow": {"auxiliary": "vit", "auxiliary_first_shortcut": True, "auxiliary_depth": 2},
+    "deep to shallow": {
+        "objective": "dino",
+        "auxiliary": None,
+        "shallow_block": 1,
+        "cls_supervision": ["base->base", "base->shallow"],
+    },
     "shared projection": {"shared_projection": True},
     "patch level": {"patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
     "patch level of two": {"auxiliary": ["vit", "resmlp"], "patch_supervision": ["auxiliary->base", "auxiliary->auxiliary"]},
@@ -144,3 +149,49 @@ def test_the_default_is_the_released_variant():
         ("token_mixer", "mlp"),
     )
     assert (config.auxiliary_depth, config.auxiliary_first_shortcut, config.families) == (3, False, ("convnext",))
+
+
+def test_an_early_block_learns_from_the_last_one_through_its_class_token():
+    """Table 19: the class token behind block 1 has a norm and a projection of its own, and its loss reaches no later block."""
+    arrows = ["base->base", "base->shallow"]
+    model = tiny_model(objective="dino", auxiliary=None, shallow_block=1, cls_supervision=arrows, drop_path_rate=0.0)
+    base, views = model.student.base, tiny_views(local=2, grid=None)
+    branches = model.student(views["pixel_values"])
+    hidden = list(base.hidden_states(views["pixel_values"].flatten(0, 1)))
+    assert torch.equal(branches.shallow.cls.flatten(0, 1), torch.nn.functional.layer_norm(hidden[1][:, 0], (64,), eps=1e-6))
+    torch.testing.assert_close(branches.base.cls.flatten(0, 1), base(views["pixel_values"].flatten(0, 1))[0].cls)
+    output = model(**views)
+    assert output.losses.keys() == {"cls_base_to_base", "cls_base_to_shallow"} and output.discrepancy is None
+    output.losses["cls_base_to_shallow"].backward()
+    assert base.model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert base.model.blocks[1].attn.qkv.weight.grad is None
+    assert model.student.heads.projections["shallow"][0].weight.grad.abs().sum() > 0
+
+
+def test_of_visible_patches_only_the_student_sees_no_other():
+    """Pixels of masked patches change the teacher's output alone; without a mask both see all."""
+    model = tiny_model(objective="moco_v3", auxiliary=None, visible_patches_only=True, drop_path_rate=0.0).eval()
+    pixels, mask = tiny_views(local=0, grid=None)["pixel_values"], torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    mask[..., 1:3, :] = True
+    changed = pixels.clone()
+    changed[..., 8:24, :] += 1
+    seen = model.student(pixels, mask).base.cls
+    assert torch.equal(seen, model.student(changed, mask).base.cls) and seen.shape == (2, 4, 64)
+    assert torch.equal(seen, model.student(pixels, mask, mask.flatten().nonzero().flatten()).base.cls)
+    full = model.student(pixels).base.cls
+    assert torch.equal(full, model.teacher(pixels).base.cls) and not torch.allclose(full, seen)
+    assert model.equal_mask_counts and model.masked_views is None
+    losses = [model(views, bool_masked_pos=mask).loss for views in (pixels, changed)]
+    assert losses[0] != losses[1], "the keys are of full views"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shallow_block": 2}, "shallow_block=2: expected one before the last block of a vision transformer, got 2 blocks"),
+        ({"shallow_block": 1, "backbone": "resnet18", "backbone_kwargs": None}, "got 0 blocks"),
+    ],
+)
+def test_a_shallow_block_that_is_not_there_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(objective="dino", auxiliary=None, **changes)

@@ -2,18 +2,21 @@
 
 from typing import Annotated, Literal
 
-from hssl_hf.fields import Distinct, FieldError, Fraction, Length, Range, Temperature, Width
+from hssl_hf.fields import Depth, Distinct, FieldError, Fraction, Length, Range, Temperature, Width
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 
-Arrow = Literal["base->base", "base->auxiliary", "auxiliary->base", "auxiliary->auxiliary"]
+Arrow = Literal[
+    "base->base", "base->auxiliary", "auxiliary->base", "auxiliary->auxiliary", "base->shallow", "shallow->base",
+    "shallow->shallow",
+]  # fmt: skip
 Arrows = Annotated[tuple[Arrow, ...], Length(0, 4), Distinct()]
 
 
 class HSSLConfig(TwoBranchConfig):
     """Heterogeneous self-supervised learning of one base model with one auxiliary head.
 
-    Who teaches whom is a list of arrows "teacher->learner" between the branches "base" and "auxiliary". The teacher side is
-    the momentum network, the learner side the student. A method without auxiliary head is `auxiliary=None` with arrows
+    Who teaches whom is a list of arrows "teacher->learner" between the branches "base", "auxiliary" and "shallow". The teacher
+    side is the momentum network, the learner side the student. A method without auxiliary head is `auxiliary=None` with arrows
     "base->base".
 
     Args:
@@ -22,6 +25,10 @@ class HSSLConfig(TwoBranchConfig):
         cls_supervision: arrows of the image level; None for the head teaching both, or without a head the base itself.
         patch_supervision: arrows of the patch level (ibot); None for the base as its own teacher, where there is a patch level.
         reduction: how the terms of several arrows combine.
+        shallow_block: block of the base, counted from 1, whose class token is the branch "shallow", for the base to supervise
+            (deep-to-shallow, Table 19; without a head, at the image level).
+        visible_patches_only: the student encodes only the visible patches of the global views, as in MAE (without a head, at
+            the image level; SiameseIM, Table 3: "MoCo-v3 with mask").
         shared_projection: one projection for both branches instead of one each (Table 16).
         projection_hidden_size, projection_size: widths of the projection heads.
         num_prototypes: prototypes K (dino, ibot).
@@ -43,6 +50,8 @@ class HSSLConfig(TwoBranchConfig):
     cls_supervision: Arrows | None = None
     patch_supervision: Arrows | None = None
     reduction: Literal["mean", "sum"] = "mean"
+    shallow_block: Depth | None = None
+    visible_patches_only: bool = False
     shared_projection: bool = False
     projection_hidden_size: Width = 2048
     projection_size: Width = 256
@@ -67,17 +76,29 @@ class HSSLConfig(TwoBranchConfig):
             )
         if self.objective != "ibot" and self.patch_supervision:
             raise FieldError(f"patch_supervision: expected [], since objective {self.objective!r} has no patch level")
+        self._require_base_alone()
         for name in ("cls_supervision", "patch_supervision"):
-            branches = {branch for arrow in parse_arrows(getattr(self, name)) for branch in arrow}
+            arrows = list(getattr(self, name))
+            branches = {branch for arrow in parse_arrows(arrows) for branch in arrow}
             if self.auxiliary is None and "auxiliary" in branches:
-                arrows = list(getattr(self, name))
                 raise FieldError(f"{name}: {arrows} needs an auxiliary head, but auxiliary is null; expected ['base->base']")
+            if self.shallow_block is None and "shallow" in branches:
+                raise FieldError(f"{name}: {arrows} needs shallow_block, the block that is meant, but it is null")
             idle = next(iter(branches - self.learners), None)
             if idle and not self.shared_projection:
                 raise FieldError(
                     f"{name}: the branch {idle!r} teaches but learns nowhere, so that its projection would stay random; "
                     f"add an arrow to {idle!r} or set shared_projection"
                 )
+
+    def _require_base_alone(self) -> None:
+        for name in ("shallow_block", "visible_patches_only"):
+            if getattr(self, name) and (self.auxiliary is not None or self.patch_supervision):
+                raise FieldError(
+                    f"{name}: expected a base alone at the image level; set auxiliary to null and patch_supervision to []"
+                )
+        if self.shallow_block is not None and self.visible_patches_only:
+            raise FieldError("shallow_block: expected null together with visible_patches_only, which excludes it")
 
     @property
     def cls_arrows(self) -> list[tuple[str, str]]:
@@ -100,12 +121,18 @@ class HSSLConfig(TwoBranchConfig):
         return any("auxiliary" in arrow for arrow in self.patch_arrows)
 
     def describe(self) -> tuple[str, str]:
+        if self.shallow_block is not None:
+            return (
+                f"{self.objective} deep-to-shallow",
+                f"{self.objective}, also supervising block {self.shallow_block} of the base",
+            )
         if self.auxiliary is None:
-            return self.objective, f"{self.objective} alone, without an auxiliary head"
+            masked = " on the visible patches of masked images" if self.visible_patches_only else ""
+            return self.objective, f"{self.objective} alone, without an auxiliary head{masked}"
         return "HSSL", f"heterogeneous self-supervised learning: {self.objective} with {self.describe_heads()}"
 
     def described_in(self) -> list[str]:
-        masks = ["data/masking"] if self.patch_supervision else []
+        masks = ["data/masking"] if self.patch_supervision or self.visible_patches_only else []
         own = ["models/configuration_hssl", *self.heads_described_in(), f"objectives/{self.objective}"]
         return [*own, *masks, "engine/optim"]
 

@@ -61,7 +61,9 @@ class HeadSearchNetwork(nn.Module):
                 del heads.prototypes
                 object.__setattr__(heads, "prototypes", owner.prototypes)  # not registered as a submodule
 
-    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> SearchTokens:
+    def forward(
+        self, pixels: Tensor, bool_masked_pos: Tensor | None = None, mask_indices: Tensor | None = None
+    ) -> SearchTokens:
         """(V, B, 3, H, W) views and (V, B, h, w) mask -> tokens with the same two leading axes."""
         unflatten = partial(torch.unflatten, dim=0, sizes=pixels.shape[:2])
         tokens, features = self.base(pixels.flatten(0, 1), None if bool_masked_pos is None else bool_masked_pos.flatten(0, 1))

@@ -43,7 +43,8 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
         objective = self._objectives[0]
         self.num_views, self.supports_local_views = objective.num_views, objective.supports_local_views
         self.in_batch_negatives = objective.in_batch_negatives
-        self.masked_views = None if self.config.patch_supervision else 0
+        self.equal_mask_counts = self.config.visible_patches_only
+        self.masked_views = None if self.config.patch_supervision or self.config.visible_patches_only else 0
         self.has_unused_parameters = "base" not in self.config.learners  # its final norm
         super()._finish_init()
 
@@ -60,7 +61,8 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
         Args:
             pixel_values: (V, B, 3, H, W) normalized global views, for student and teacher.
             local_pixel_values: (L, B, 3, h, w) normalized local views, for the student alone.
-            bool_masked_pos: (V, B, h, w) bool over the patches, True = masked in the student's input.
+            bool_masked_pos: (V, B, h, w) bool over the patches, True = masked in the student's input; with
+                `visible_patches_only` as many in every image.
             mask_indices: (M,) positions of the masked patches in the flattened mask; avoids waiting for the device.
             teacher_temperature: tau_t (dino, ibot).
             return_loss: False leaves the total `loss` out.
@@ -70,7 +72,7 @@ class ObjectivePreTrainedModel(StudentTeacherPreTrainedModel):
         self.check_views(len(pixel_values), 0 if local_pixel_values is None else len(local_pixel_values))
         with torch.no_grad():  # first, so that its temporary tensors never coexist with those kept for the backward pass
             teacher = self.teacher(pixel_values)
-        student = self.student(pixel_values, bool_masked_pos)
+        student = self.student(pixel_values, bool_masked_pos, mask_indices)
         local = None if local_pixel_values is None else self.student(local_pixel_values)
         output = self._compare(student, teacher, local, (bool_masked_pos, mask_indices, teacher_temperature))
         values = vars(output) if return_loss else vars(output) | {"loss": None}

@@ -7,7 +7,8 @@ from hssl_hf.auxiliary import AuxiliaryHead, CombinedHead, ParallelNetwork, buil
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
 from hssl_hf.modules.backbone import Backbone
-from hssl_hf.modules.tokens import Branches
+from hssl_hf.modules.tokens import Branches, Tokens
+from hssl_hf.modules.visible_patches import split_patches
 from hssl_hf.objectives.supervision import Objective
 
 Auxiliary = AuxiliaryHead | CombinedHead | ParallelNetwork
@@ -24,29 +25,65 @@ class TwoBranchNetwork(nn.Module):
 
     def __init__(self, config: HSSLConfig, objective: Objective):
         super().__init__()
-        self.auxiliary_patches = config.supervises_auxiliary_patches
+        self.auxiliary_patches, self.visible_patches_only = config.supervises_auxiliary_patches, config.visible_patches_only
         seeds = torch.randint(2**62, (3,), device="cpu").tolist()
         with torch.random.fork_rng():
             torch.manual_seed(seeds[0])
             self.base = build_base(config, mask_token=bool(config.patch_supervision))
             self.auxiliary = build_auxiliary(config, self.base, seeds[1])
+            self.shallow = None if config.shallow_block is None else ShallowBlock(self.base, config.shallow_block)
             if self.auxiliary_patches and self.auxiliary.reads_image and self.auxiliary.backbone.grid != self.base.grid:
                 raise ValueError(
                     f"patch_supervision between networks needs one grid, but the base has {self.base.grid} patches and the "
                     f"parallel network {self.auxiliary.backbone.grid}; supervise the image level alone"
                 )
-            widths = {"base": self.base.width, **({} if self.auxiliary is None else {"auxiliary": self.auxiliary.width})}
+            modules = {"base": self.base, "auxiliary": self.auxiliary, "shallow": self.shallow}
+            widths = {name: module.width for name, module in modules.items() if module is not None}
             torch.manual_seed(seeds[2])
             self.heads = objective.make_heads(widths)
 
-    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None) -> Branches:
-        """(V, B, 3, H, W) views and (V, B, h, w) mask -> tokens with the same two leading axes."""
+    def forward(self, pixels: Tensor, bool_masked_pos: Tensor | None = None, mask_indices: Tensor | None = None) -> Branches:
+        """(V, B, 3, H, W) views, (V, B, h, w) mask and (M,) masked positions in it -> tokens with the same two leading axes."""
         views, pixels = pixels.shape[:2], pixels.flatten(0, 1)
-        tokens, features = self.base(pixels, None if bool_masked_pos is None else bool_masked_pos.flatten(0, 1))
-        auxiliary = None
-        if self.auxiliary is not None:
-            auxiliary = self.auxiliary(pixels if self.auxiliary.reads_image else features, self.auxiliary_patches)
-        return Branches(tokens, auxiliary).map(lambda x: x.unflatten(0, views))
+        mask = None if bool_masked_pos is None else bool_masked_pos.flatten(0, 1)
+        return self._branches(pixels, mask, mask_indices).map(lambda x: x.unflatten(0, views))
+
+    def _branches(self, pixels: Tensor, mask: Tensor | None, mask_indices: Tensor | None) -> Branches:
+        if self.shallow is not None:
+            return self.shallow(self.base, pixels)
+        if self.visible_patches_only and mask is not None:
+            tokens, _ = self.base.encode_visible(pixels, split_patches(mask, mask_indices)[1])
+            return Branches(Tokens(tokens.cls))
+        tokens, features = self.base(pixels, mask)
+        if self.auxiliary is None:
+            return Branches(tokens)
+        return Branches(tokens, self.auxiliary(pixels if self.auxiliary.reads_image else features, self.auxiliary_patches))
+
+
+class ShallowBlock(nn.Module):
+    """The class token behind an early block of the base, which its last block supervises.
+
+    Args:
+        base: a vision transformer with a class token.
+        block: behind which, counted from 1.
+    Raises:
+        ValueError: if there is no such block in front of the last.
+    Source: HSSL, Table 19; deep-to-shallow supervision, arXiv 2106.03149.
+    """
+
+    def __init__(self, base: Backbone, block: int):
+        super().__init__()
+        blocks = len(base.model.blocks) if base.is_transformer else 0
+        if not 0 < block < blocks:
+            raise ValueError(
+                f"shallow_block={block}: expected one before the last block of a vision transformer, got {blocks} blocks"
+            )
+        self.block, self.width, self.norm = block, base.width, nn.LayerNorm(base.width, eps=1e-6)
+
+    def forward(self, base: Backbone, pixels: Tensor) -> Branches:
+        """(B, 3, H, W) -> class tokens (B, C) of the base and of the block."""
+        hidden = [states[:, 0] for states in base.hidden_states(pixels)]
+        return Branches(Tokens(base.norm(hidden[-1])), shallow=Tokens(self.norm(hidden[self.block])))
 
 
 def build_base(config: TwoBranchConfig, mask_token: bool = False) -> Backbone:

@@ -22,10 +22,14 @@ class Tokens(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """The heterogeneous pair: the base model and the auxiliary head behind it (None without a head)."""
+    """The heterogeneous pair: the base model and the auxiliary head behind it (None without a head).
+
+    `shallow` are the tokens of an early block of the base, where later ones supervise it.
+    """
 
     base: Tokens
     auxiliary: Tokens | None = None
+    shallow: Tokens | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Branches":
-        return Branches(self.base.map(function), None if self.auxiliary is None else self.auxiliary.map(function))
+        return Branches(*(None if tokens is None else tokens.map(function) for tokens in self))

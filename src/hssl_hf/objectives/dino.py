@@ -55,7 +55,7 @@ class DINO(Objective):
             for teacher, learner in self.cls_arrows
         }
         output = ObjectiveOutput(combine(losses, self.config.reduction), losses, self._metrics(targets, logits))
-        if len(teacher_logits) == 2:
+        if teacher_logits.keys() == {"base", "auxiliary"}:
             flat = [value.flatten(0, 1) for value in teacher_logits.values()]
             output.discrepancy = discrepancy(*(value - value.mean(0) for value in flat), inputs.teacher_temperature)
             output.metrics["discrepancy_raw"] = discrepancy(*flat)

@@ -75,7 +75,7 @@ class MoCoV3(Objective):
         for name, queue in self.queues.items():
             queue.collect(torch.cat(keys[name]))
         output = ObjectiveOutput(combine(losses, self.config.reduction), losses)
-        if len(keys) == 2:
+        if keys.keys() == {"base", "auxiliary"}:
             base, auxiliary = (torch.cat(views) for views in keys.values())
             output.discrepancy = discrepancy(base, auxiliary, self.config.contrastive_temperature)
         return output
