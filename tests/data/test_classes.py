@@ -4,6 +4,7 @@ from itertools import islice
 
 import datasets
 import pytest
+from timm.data import ImageNetInfo
 
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.source import Source, StreamError, count_images
@@ -12,7 +13,7 @@ from hssl_hf.evaluation.features import LabeledImages
 from tests.conftest import ROOT
 from tests.data.test_stream import png
 
-S300 = ROOT / "training" / "data" / "imagenet_s300.txt"
+LISTS = {number: ROOT / "training" / "data" / f"imagenet_s{number}.txt" for number in (50, 300, 919)}
 
 
 def write(folder, names: list[str], labels: list[int]):
@@ -29,7 +30,7 @@ def write(folder, names: list[str], labels: list[int]):
 
 @pytest.fixture
 def animals(tmp_path):
-    (tmp_path / "some.txt").write_text("cat\nowl\n")
+    (tmp_path / "some.txt").write_text("# two of them\ncat\nowl\n")
     labels = [i % 4 for i in range(40)]
     return Source(write(tmp_path / "data", ["ant", "bee", "cat", "owl"], labels), classes=str(tmp_path / "some.txt"))
 
@@ -57,7 +58,7 @@ def test_wordnet_ids_match_a_dataset_with_other_names_for_its_thousand_classes(t
     """As on the Hub, where ImageNet's classes are "tench, Tinca tinca" and so on: by their position among the sorted ids."""
     names = [f"class {i}" for i in range(1000)]
     where = write(tmp_path / "data", names, [0, 1, 2, 3, 997, 999])
-    source = Source(where, classes=str(S300))
+    source = Source(where, classes=str(LISTS[300]))
     images = {image.data for image in islice(ImageStream(source, shuffle_buffer_size=1), 3)}
     assert images == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
 
@@ -73,10 +74,14 @@ def test_classes_that_are_not_there_are_refused(animals, tmp_path, text, message
         ImageStream(Source(animals.path, classes=str(path)))
 
 
-def test_the_list_has_three_hundred_of_imagenets_classes():
-    """ImageNet-S300: 300 of the 1,000 synsets, in their order."""
-    ids = S300.read_text().split()
-    assert len(set(ids)) == len(ids) == 300 and ids == sorted(ids)
+def test_the_lists_have_their_numbers_of_imagenets_classes():
+    """ImageNet-S50, -S300 and -S (919): each holds the smaller ones, in the order of the synsets."""
+    ids = {}
+    for number, path in LISTS.items():
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        ids[number] = " ".join(lines).split()
+        assert len(set(ids[number])) == len(ids[number]) == number and ids[number] == sorted(ids[number])
+    assert set(ids[50]) < set(ids[300]) < set(ids[919]) < set(ImageNetInfo("imagenet-1k").label_names())
 
 
 def test_a_recipe_names_the_file_relative_to_itself(tmp_path):

@@ -37,7 +37,7 @@ class Source(Section):
         image_column: column with the images, or with their paths below the dataset; None takes the only column of type `Image`.
             Of tar shards: the end of the names of their images, such as jpg; None takes all images.
         streaming: read while training (True) or fetch everything to the local cache first (False).
-        classes: file of class names; images of other classes are passed over. None for all.
+        classes: file of class names, with # in front of comments; images of other classes are passed over. None for all.
         label_column: where the classes are.
         allow_remote_paths: open URLs that the dataset's own columns name.
     """
@@ -192,7 +192,8 @@ def resolve_classes(source: Source, dataset: Dataset) -> set[int] | None:
     if source.classes is None:
         return None
     try:
-        names = Path(source.classes).read_text().split()
+        lines = Path(source.classes).read_text().splitlines()
+        names = " ".join(line for line in lines if not line.startswith("#")).split()
     except (OSError, UnicodeDecodeError) as error:
         raise StreamError(f"cannot read data.classes={source.classes!r}: {error}") from error
     known = getattr((dataset.features or {}).get(source.label_column), "names", None) or []
