@@ -48,4 +48,4 @@ clean:
 
 .PHONY: pages
 pages: .venv/installed
-	$(BIN)/python model_cards/pages.py
+	$(BIN)/python -m model_cards.pages

@@ -1,8 +1,9 @@
-"""Fill the generated parts of README.md, results.md and differences.md: figures from records, differences from docstrings.
+"""Fill the generated parts of README.md and of the pages beside this file.
 
-    python model_cards/pages.py
+    python -m model_cards.pages
 
-Only records in model_cards/results appear, and no number is entered by hand.
+Figures come from the records in model_cards/results, those of the papers from tests/papers, differences from docstrings and
+recipes; no number is entered by hand.
 """
 
 import re
@@ -10,20 +11,23 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from hssl_hf.config.recipe_files import recipe_differences, recipes
 from hssl_hf.experiments import study_report
 from hssl_hf.experiments.study import Study
 from hssl_hf.experiments.study_report import Findings
 from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.runs.run_directory import read_lines
+from model_cards import paper_tables
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "model_cards" / "results.md", ROOT / "model_cards" / "differences.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "model_cards" / f"{name}.md" for name in ("results", "differences", "paper_tables"))]
 HEADLINE = "cifar10"  # study whose summary opens the README
 
 
 def render(page: str) -> str:
     """A page with its generated parts rendered again."""
     parts = {"headline": headline, "results": results, "study": study, "differences": difference_lines}
+    parts["paper tables"] = paper_tables.render
     for name, lines in parts.items():
         if f"<!-- {name} -->" in page:
             block = f"<!-- {name} -->\n" + "\n".join(lines()) + f"\n<!-- /{name} -->"
@@ -88,6 +92,8 @@ def table(title: str, records: list[dict]) -> list[str]:
 def difference_lines() -> list[str]:
     lines = ["", "| where | difference |", "|---|---|"]
     lines += [f"| [{name}](../src/hssl_hf/{file}) | {text} |" for file, name, text in paper_differences()]
+    paths = recipes()
+    lines += [f"| [{name}](../{paths[name].relative_to(ROOT)}) | {text} |" for name, text in recipe_differences()]
     return [*lines, ""]
 
 

@@ -91,7 +91,7 @@ def test_recipes_are_listed_with_table_cost_and_number(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     notes = " ".join(lines[lines.index("hssl_mae_vits16") + 1 : lines.index("hssl_moco_v3_cifar10")])
-    assert "Table 5" in notes and "fine-tuned 80.8 %" in notes and "operations" in notes
+    assert "Table 5" in notes and "fine-tuning top-1 80.8" in notes and "operations" in notes
     assert cli.main(["recipes", "hssl_mae_vits16"]) == 0
     assert "extends:" in capsys.readouterr().out
     assert cli.main(["recipes", "hssl_mae_vit16"]) == 2

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hssl_hf.config.recipe_files import RECIPES, find_recipe, recipe_notes, recipes
+from hssl_hf.config.recipe_files import RECIPES, find_recipe, recipe_differences, recipe_notes, recipes
 from hssl_hf.errors import UserError
 
 
@@ -29,3 +29,9 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(name):
 def test_every_recipe_has_notes_and_no_command_in_them(name):
     notes = recipe_notes(recipes()[name])
     assert notes and all(notes) and not any("accelerate launch" in line for line in notes)
+
+
+def test_differences_of_recipes_are_collected():
+    differences = dict(recipe_differences())
+    assert "SGD" in differences["s300_dino_resnet50"] and "65,536" in differences["s300_dino_vits16"]
+    assert "decays biases" in differences["moco_v3_vits16"] and "table15_mlp" not in differences

@@ -35,11 +35,11 @@ def test_round_trip(tmp_path):
         ({"cls_supervision": ["base=>base"]}, r"cls_supervision\[0\]: expected one of 'base->base', .*, got 'base=>base'"),
         ({"cls_supervision": []}, "cls_supervision: expected an arrow such as 'base->base'"),
         ({"objective": "dino", "patch_supervision": ["base->base"]}, "has no patch level"),
-        ({"shallow_block": 1}, "shallow_block is for a base alone at the image level"),
-        ({"visible_patches_only": True, "auxiliary": None}, "visible_patches_only is for a base alone at the image level"),
+        ({"shallow_block": 1}, "shallow_block: expected a base alone at the image level"),
+        ({"visible_patches_only": True, "auxiliary": None}, "visible_patches_only: expected a base alone at the image level"),
         (
             {"objective": "dino", "auxiliary": None, "shallow_block": 1, "visible_patches_only": True},
-            "shallow_block and visible_patches_only exclude each other",
+            "shallow_block: expected null together with visible_patches_only",
         ),
         (
             {"objective": "dino", "auxiliary": None, "cls_supervision": ["base->base", "base->shallow"]},

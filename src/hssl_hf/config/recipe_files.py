@@ -38,3 +38,9 @@ def recipe_notes(path: Path) -> list[str]:
     lines = path.read_text().splitlines()
     comments = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
     return [line.removeprefix("#").strip() for line in comments if "accelerate launch" not in line]
+
+
+def recipe_differences() -> list[tuple[str, str]]:
+    """Where recipes differ from the papers: their names, and their notes from `Differs:` on."""
+    notes = {name: " ".join(recipe_notes(path)).partition("Differs: ")[2] for name, path in recipes().items()}
+    return [(name, text) for name, text in notes.items() if text]

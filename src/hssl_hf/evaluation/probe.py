@@ -31,6 +31,8 @@ class ProbeConfig(Section):
         features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
         num_neighbors, temperature: of the weighted k-NN.
         crop_pct: side of the center crop as a fraction of the resized image's short side.
+    Differs: while they train, the recipes of the papers compare with 50,000 training images; the papers' figures are with all
+        of them, as `hssl-hf evaluate` computes them.
     """
 
     path: str | None = None

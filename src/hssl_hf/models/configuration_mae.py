@@ -24,8 +24,8 @@ class HSSLMAEConfig(TwoBranchConfig):
         representation_weight: of the loss of the representations beside that of the pixels.
     Raises:
         FieldError: for combinations that do not exist.
-    Source: HSSL, section 4.1; MAE, arXiv 2111.06377.
-    Differs: one sentence of the paper defines who reconstructs what. How the head gets a dense map, whose representation is
+    Source: HSSL, appendix D; MAE, arXiv 2111.06377.
+    Differs: two sentences of the paper define who reconstructs what. How the head gets a dense map, whose representation is
         predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
     """
 

@@ -10,8 +10,7 @@ class SiameseIMConfig(PreTrainingConfig):
     """Siamese image modeling, and the methods between it and MAE.
 
     The defaults are SiameseIM. MAE is `target="pixel", views="same", decoder_norm="layer", projector_depth=0,
-    decoder_num_hidden_layers=8, decoder_hidden_size=512, final_norm=True, freeze_patch_embed=False`; MoCo v3 with a mask is
-    `level="global", loss_normalization="l2"`.
+    decoder_num_hidden_layers=8, decoder_hidden_size=512, final_norm=True, freeze_patch_embed=False`.
 
     Args:
         (those of `PreTrainingConfig`; the backbone is a vision transformer with a class token)
@@ -31,7 +30,7 @@ class SiameseIMConfig(PreTrainingConfig):
         freeze_patch_embed: leave the patch embedding at its random initial values.
     Raises:
         FieldError: for combinations that do not exist.
-    Source: SiameseIM, section 3, Tables 3 and 6; released code for the defaults.
+    Source: SiameseIM, section 3, Tables 3 and 4; released code for the defaults.
     Differs: the paper has 12 heads in projector and decoder, the released code 16. The code freezes the random patch embedding
         and ends neither encoder nor decoder with a norm; the paper mentions neither.
     """

@@ -109,7 +109,7 @@ class HSSLMAEForPreTraining(StudentTeacherPreTrainedModel):
         model = HSSLMAEForPreTraining(HSSLMAEConfig(backbone="vit_small_patch16_224", auxiliary="convnext"))
         output = model(pixel_values, bool_masked_pos)  # (1, B, 3, H, W) and (1, B, h, w), 75 % of the patches masked
 
-    Source: HSSL, section 4.1; MAE, arXiv 2111.06377.
+    Source: HSSL, appendix D; MAE, arXiv 2111.06377.
     """
 
     config_class = HSSLMAEConfig
