@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: quickstart test test-all check equivalence study clean
 
 quickstart: .venv/installed
-	$(BIN)/accelerate launch --config_file training/accelerate/single.yaml training/pretrain.py resume_from_checkpoint=auto
+	$(BIN)/python -m hssl_hf pretrain resume_from_checkpoint=auto
 
 # A process per core of a small machine; a file stays in one process, whose fixtures its tests share.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -7,7 +7,9 @@ import subprocess
 import torch
 from safetensors.torch import load_file
 
+from hssl_hf.engine.checkpoint import CheckpointManager
 from hssl_hf.runs.metric_logger import read_log
+from hssl_hf.runs.run_lock import read_status
 from tests.conftest import ROOT, SAMPLE
 from tests.processes import Program
 
@@ -47,6 +49,12 @@ MAE = [
 ]
 QUEUE = ["model.queue_size=48", "model.auxiliary=[vit, resmlp]", "optim.gradient_accumulation_steps=2"]
 HSSL_ALONE = ("model.projection_hidden_size", "model.projection_size", "model.backbone_kwargs={patch_size: 14")
+PHASES = {  # settings under which a phase takes a while
+    "training": [],
+    "saving": ["run.save_steps=1"],
+    "probing": [f"probe.path={SAMPLE}", "probe.train_images=1500", "probe.test_images=50", "probe.every_epochs=0.016"],
+    "exporting": [],
+}
 WATCHED = ("step", "loss", "discrepancy", "positive", "negative", "learning_rate")
 
 
@@ -72,6 +80,25 @@ def wait_for_step(process: Program | subprocess.Popen, step: int) -> int:
         if match and int(match.group(1)) >= step:
             return int(match.group(1))
     raise AssertionError(f"the program ended early: {seen}")
+
+
+def wait_for_phase(process, phase: str, folder) -> None:
+    """Return when a run is in a phase; the k-NN probe follows step 10, and the last checkpoint is followed by the export."""
+    if phase in ("training", "probing"):
+        step = 3 if phase == "training" else 10
+        reached = lambda: any(line["step"] >= step for line in read_log(folder / "log.jsonl"))  # noqa: E731
+    else:
+        pattern = ".step-*.draft/*" if phase == "saving" else "step-00000024"
+        reached = lambda: list(folder.glob(f"checkpoints/{pattern}"))  # noqa: E731
+    while not reached():
+        assert process.poll() is None, f"ended early with code {process.returncode}"
+
+
+def stopped_well(folder, errors: str) -> None:
+    """There is a checkpoint that can be resumed, and the folder shows that the run was interrupted."""
+    assert CheckpointManager(folder / "checkpoints").latest_valid(), errors
+    assert read_status(folder)["state"] == "interrupted" and not (folder / "run.lock").exists(), errors
+    assert "Traceback" not in errors and "Exception ignored" not in errors, errors
 
 
 def losses(folder) -> list[list[float]]:

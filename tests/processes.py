@@ -41,6 +41,7 @@ def run_pair(function: Callable, *arguments) -> dict:
 
 
 def _run(arguments: list[str], environment: dict[str, str], output: str, errors, max_file_size: int | None) -> None:
+    os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(environment)
     with Path(output).open("w") as file:
@@ -60,7 +61,7 @@ def _run(arguments: list[str], environment: dict[str, str], output: str, errors,
 
 
 class Program:
-    """A Python program in a forked process, with the methods of `subprocess.Popen` that tests need.
+    """A Python program in a forked process and a process group of its own, with the methods of `subprocess.Popen` in use.
 
     Args:
         arguments: path of the program or `-c` and its code, and what follows on its command line.
@@ -87,6 +88,10 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
+
+    def join(self) -> None:
+        """Wait for the end without reading what it writes."""
+        self._process.join()
 
     def communicate(self) -> tuple[str, str]:
         """Wait for the end; returns standard output and the rest of standard error."""

@@ -183,7 +183,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "data/plain_paths.py": "data/test_local_source.py",
     "data/remote.py": "data/test_source.py",
     "cli/console.py": "cli/test_main.py",
-    "engine/signals.py": "pretraining/test_interruptions.py",
     "errors.py": "cli/test_main.py",
     "evaluation/encoder.py": "publish/test_export.py",
     "evaluation/features.py": "evaluation/test_knn.py",

@@ -24,6 +24,10 @@ class UserError(ValueError):
         super().__init__(message)
 
 
+class EndedPeerError(UserError):
+    """Another process of the run has ended, mostly on an error of its own, which is the one to report."""
+
+
 def shown(value) -> str:
     """A value for a message, cut where it is long."""
     try:

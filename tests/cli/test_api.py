@@ -33,7 +33,7 @@ def test_pretrain_is_the_command(tmp_path):
 
 def test_images_of_the_user_replace_those_of_the_recipe_and_leave_its_probe_out(monkeypatch):
     recipes = []
-    monkeypatch.setattr("hssl_hf.cli.programs.train", lambda recipe, folder: recipes.append(recipe) or (0, True))
+    monkeypatch.setattr("hssl_hf.cli.programs.train", lambda recipe, folder, take_over: recipes.append(recipe) or (0, True))
     assert str(hssl_hf.pretrain("hssl_dino_cifar10", data="user/photographs")) == "runs/hssl_dino_cifar10"
     hssl_hf.pretrain(data="user/photographs", overrides={"probe.path": "user/labeled", "optim.base_learning_rate": 1e-5})
     assert [recipe.data.path for recipe in recipes] == ["user/photographs"] * 2
@@ -43,7 +43,7 @@ def test_images_of_the_user_replace_those_of_the_recipe_and_leave_its_probe_out(
 
 
 def test_a_signal_ends_the_program(monkeypatch):
-    monkeypatch.setattr("hssl_hf.cli.programs.train", lambda recipe, folder: (75, True))
+    monkeypatch.setattr("hssl_hf.cli.programs.train", lambda recipe, folder, take_over: (75, True))
     with pytest.raises(SystemExit) as exit:
         hssl_hf.pretrain()
     assert exit.value.code == 75

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from hssl_hf.cli import main as cli
+from hssl_hf.errors import EndedPeerError, UserError
 from tests.conftest import ROOT, SAMPLE, tiny_model
+from tests.faults import ends_well
 
 
 def test_help_imports_no_library():
@@ -67,24 +69,75 @@ def test_mistakes_end_in_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_pretrain_runs_accelerate(monkeypatch):
-    command = []
-    monkeypatch.setattr(os, "execv", lambda path, arguments: command.extend(arguments))
-    cli.main(["pretrain", "--launch", "--multi_gpu --num_processes 2", "recipe.yaml", "seed=1"])
-    assert command[3:] == [
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "-m",
-        "hssl_hf",
-        "pretrain",
-        "recipe.yaml",
-        "seed=1",
-    ]
-    del command[:]
-    cli.main(["search", "--launch", "--config_file cpu"])
-    assert command[5] == str(ROOT / "training" / "accelerate" / "cpu.yaml") and command[6:9] == ["-m", "hssl_hf", "search"]
+def test_a_launcher_is_used_on_request_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr("hssl_hf.engine.launcher.run_launcher", lambda *arguments: calls.append(arguments) or 75)
+    assert cli.main(["pretrain", "--launch", "--multi_gpu --num_processes 2", "recipe.yaml", "seed=1", "--take-over"]) == 75
+    assert calls == [(["--multi_gpu", "--num_processes", "2"], ["pretrain", "recipe.yaml", "seed=1", "--take-over"])]
+    assert cli.main(["search", "--launch", "--config_file cpu", "--candidates", "vit"]) == 75
+    config = str(ROOT / "training" / "accelerate" / "cpu.yaml")
+    words = ["search", "--candidates", "vit", "--data-fraction", "0.1", "--depth", "1"]
+    assert calls[1] == (["--config_file", config], words)
+    assert cli.main(["pretrain", "nowhere.yaml"]) == 2 and len(calls) == 2
+
+
+@pytest.mark.fault("signals")
+def test_ctrl_c_while_the_command_line_is_imported_ends_quietly():
+    """The import of typer is where a first second is spent; it is interrupted here."""
+    code = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from hssl_hf.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ends_well(done, code=130)
+    assert not done.stderr
+
+
+@pytest.mark.fault("broken pipes")
+@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "quickstart"], ["--help"], ["pretrain", "--help"]])
+def test_output_that_is_not_read_ends_quietly(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "hssl_hf", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    ends_well(done, code=0)
+    assert not done.stderr
+
+
+@pytest.mark.fault("broken pipes")
+def test_a_broken_pipe_of_something_else_is_no_success(monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe", "of a server")
+
+    monkeypatch.setattr("hssl_hf.cli.commands.all_recipes", broken)
+    assert cli.main(["recipes"]) != 0
+
+
+@pytest.mark.fault("launches")
+def test_processes_of_a_launch_report_an_error_once(monkeypatch, capsys, tmp_path):
+    """And what follows from the end of another process not at all, unless that has reported nothing."""
+
+    def report(error: UserError, rank: int, launch: str) -> str:
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr("hssl_hf.cli.commands.all_recipes", fail)
+        (tmp_path / launch).mkdir(exist_ok=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / launch / str(rank) / "error.json"))
+        assert cli.main(["recipes"]) == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setattr("hssl_hf.cli.console.time.sleep", lambda _: None)
+    assert "too large" in report(UserError("too large"), 1, "first")
+    assert not report(UserError("too large"), 0, "first") and "too small" in report(UserError("too small"), 0, "first")
+    assert not report(EndedPeerError("rank 1 is gone"), 0, "first")
+    assert "rank 1 is gone" in report(EndedPeerError("rank 1 is gone"), 0, "second")
 
 
 def test_recipes_are_listed_with_table_cost_and_number(capsys):

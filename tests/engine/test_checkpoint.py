@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 
 from hssl_hf.engine.checkpoint import CheckpointError, CheckpointManager
 from hssl_hf.runs.run_directory import RunDirectory
+from tests.faults import refused
 
 
 @pytest.fixture
@@ -81,6 +83,16 @@ def test_folder_without_checkpoint_is_refused(tmp_path):
         RunDirectory.open(tmp_path)
 
 
+@pytest.mark.fault("checkpoints")
+def test_damaged_checkpoints_are_not_exported(training, tmp_path):
+    checkpoints = CheckpointManager(tmp_path / "checkpoints")
+    good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
+    (bad / "model.safetensors").write_bytes(b"cut")
+    assert RunDirectory.open(tmp_path).checkpoint == good
+    with refused("step-00000002 is damaged", "model.safetensors"):
+        RunDirectory.open(bad)
+
+
 def test_state_is_plain_json(training, tmp_path):
     path = CheckpointManager(tmp_path).save(training[0], 3, {}, {"processes": 1})
     state = json.loads((path / "state.json").read_text())
@@ -91,13 +103,50 @@ def test_state_is_plain_json(training, tmp_path):
 def test_damaged_checkpoints_are_quarantined(training, tmp_path, damage, caplog):
     checkpoints = CheckpointManager(tmp_path)
     good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
-    assert checkpoints.latest_valid() == bad
+    assert checkpoints.latest_valid(quarantine=True) == bad
     file = bad / ("state.json" if damage == "state" else "optimizer.bin")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.unlink() if damage == "missing" else file.write_bytes(data[:-1] if damage in ("cut", "state") else data)
-    assert checkpoints.latest_valid() == good and "step-00000002 is damaged" in caplog.text
+    assert checkpoints.latest_valid() == good and bad.is_dir(), "reading moves nothing"
+    assert checkpoints.latest_valid(quarantine=True) == good and "step-00000002 is damaged" in caplog.text
     assert checkpoints.all() == [good] and (tmp_path / "damaged-step-00000002").is_dir()
+
+
+@pytest.mark.fault("checkpoints")
+@pytest.mark.parametrize("damage", ["cut", "missing", "state", "empty"])
+def test_nothing_starts_at_step_0_where_all_checkpoints_are_damaged(training, tmp_path, damage):
+    checkpoints = CheckpointManager(tmp_path)
+    for step in (1, 2):
+        path = checkpoints.save(training[0], step, {}, {})
+        file = path / ("state.json" if damage in ("state", "empty") else "model.safetensors")
+        file.unlink() if damage == "missing" else file.write_bytes(b"{}" if damage == "empty" else file.read_bytes()[:-9])
+    for _ in range(2):  # a second start neither
+        with refused("all of its 2 are damaged", "step-00000001", "run.output_dir"):
+            checkpoints.latest_valid(quarantine=True)
+    (tmp_path / "step-00000001").rename(tmp_path / "damaged-step-00000001")
+    shutil.rmtree(tmp_path / "step-00000002")
+    with refused("damaged-step-00000001"):
+        checkpoints.latest_valid(quarantine=True)
+    assert checkpoints.exist()
+
+
+@pytest.mark.fault("checkpoints")
+@pytest.mark.parametrize("stray", ["copied", "empty state", "no state", "only a state"])
+def test_a_stray_folder_is_not_the_newest_checkpoint(training, tmp_path, stray):
+    checkpoints = CheckpointManager(tmp_path, keep=2)
+    paths = [checkpoints.save(training[0], step, {}, {}) for step in (1, 2)]
+    folder = tmp_path / "step-99999999"
+    if stray == "copied":
+        shutil.copytree(paths[0], folder)
+    else:
+        folder.mkdir()
+        state = {"empty state": "{}", "only a state": '{"step": 99999999, "files": {}}'}.get(stray)
+        if state is not None:
+            (folder / "state.json").write_text(state)
+    assert checkpoints.latest_valid() == paths[1]
+    checkpoints.save(training[0], 3, {}, {})
+    assert {"step-00000002", "step-00000003"} <= {path.name for path in checkpoints.all()}, "it counts as none of the newest"
 
 
 class Harmful:

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.distributed import DistBackendError
 
-from hssl_hf.engine.distributed import Engine, make_accelerator
+from hssl_hf.engine.distributed import Engine, ended_peers_as_errors, make_accelerator
 from hssl_hf.engine.launch import LaunchError
 from tests.conftest import ROOT
+from tests.faults import refused
 from training.benchmarks import engine_equivalence as equivalence
 
 CONFIGS = ROOT / "training" / "accelerate"
@@ -42,6 +44,21 @@ def test_other_stages_of_zero_are_refused(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2, or fsdp2"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+
+
+@pytest.mark.fault("launches")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:5"),
+        DistBackendError("NCCL error in ProcessGroupNCCL.cpp: remote process exited or there was a network error"),
+    ],
+)
+def test_a_process_that_does_not_respond_is_a_consequence(error):
+    with refused("another process", "resume_from_checkpoint=auto"), ended_peers_as_errors():
+        raise error
+    with pytest.raises(RuntimeError, match="something else"), ended_peers_as_errors():
+        raise RuntimeError("something else")
 
 
 def test_the_first_fsdp_is_refused(monkeypatch):

@@ -1,12 +1,11 @@
 import os
-import signal
 
 import pytest
 from accelerate import Accelerator
 
 from hssl_hf.engine import launch
 from hssl_hf.engine.launch import LaunchError, check_launch
-from hssl_hf.engine.signals import SignalHandler
+from tests.faults import refused
 
 
 @pytest.fixture
@@ -66,15 +65,24 @@ def test_other_parents_request_nothing(alone, monkeypatch):
     check_launch(alone)
 
 
-def test_signals_are_remembered_not_obeyed():
-    codes = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-    before = {number: signal.getsignal(number) for number in codes}
-    try:
-        for number, code in codes.items():
-            interrupt = SignalHandler()
-            assert interrupt.number == 0
-            os.kill(os.getpid(), number)
-            assert (interrupt.number, interrupt.exit_code) == (number, code)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+@pytest.mark.parametrize("form", ["options", "file", "own launcher"])
+def test_several_machines_get_a_command_that_joins_them(alone, monkeypatch, tmp_path, form):
+    options = ["--num_processes", "4", "--num_machines=2"]
+    if form == "file":
+        (tmp_path / "config.yaml").write_text("num_processes: 4\nnum_machines: 2\n")
+        options = ["--config_file", str(tmp_path / "config.yaml")]
+    if form == "own launcher":
+        monkeypatch.setenv("HSSL_HF_LAUNCH_OPTIONS", " ".join(options))
+    else:
+        parent(monkeypatch, *options, "train.py")
+    with refused("4 processes", "each of the 2 machines", "--num_machines 2", "--machine_rank", "--main_process_ip"):
+        check_launch(alone)
+
+
+@pytest.mark.parametrize(
+    ("launched", "recipe", "warns"), [("bf16", "no", True), ("fp16", "bf16", True), ("bf16", "bf16", False)]
+)
+def test_precision_of_the_launcher_is_not_ignored_in_silence(alone, monkeypatch, caplog, launched, recipe, warns):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    check_launch(alone, recipe)
+    assert (f"mixed_precision={launched} has no effect" in caplog.text) == bool(warns)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import datasets
 import numpy as np
@@ -39,7 +38,6 @@ FOUR = ["views.mean=[0.4, 0.5, 0.5, 0.6]", "views.std=[0.2, 0.2, 0.3, 0.3]", *CO
 def pretrain(tmp_path, monkeypatch, forked_parity):
     """Run the program in this process with tiny settings for images of some channels; returns its exit code."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one thread
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(channels: int, *arguments: str, method: str = "hssl") -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -48,8 +46,6 @@ def pretrain(tmp_path, monkeypatch, forked_parity):
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -14,7 +14,19 @@ import torch
 
 from tests.data.test_stream import png
 from tests.faults import ends_well
-from tests.launches import SCRIPT, TINY, losses, settings_of, start, wait_for_step, weights
+from tests.launches import (
+    PHASES,
+    SCRIPT,
+    TINY,
+    losses,
+    settings_of,
+    start,
+    stopped_well,
+    wait_for_phase,
+    wait_for_step,
+    weights,
+)
+from tests.processes import Program
 
 
 @pytest.mark.parametrize(
@@ -40,16 +52,128 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     assert actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_save_and_exit(tmp_path, number):
-    process = start(tmp_path / "run", "data.num_workers=1", "run.save_steps=1000")
-    wait_for_step(process, 3)
-    process.send_signal(number)
+@pytest.mark.fault("signals")
+@pytest.mark.parametrize(
+    ("number", "target", "workers", "phase"),
+    [
+        (signal.SIGTERM, "group", 2, "training"),
+        (signal.SIGUSR1, "every process", 1, "saving"),
+        (signal.SIGINT, "group", 0, "probing"),
+        (signal.SIGTERM, "process", 1, "exporting"),
+        (signal.SIGINT, "every process", 2, "training"),
+        (signal.SIGHUP, "process", 0, "saving"),
+    ],
+)
+def test_signals_end_a_run_with_a_checkpoint(tmp_path, number, target, workers, phase):
+    """Also where a scheduler sends the signal to workers too; nothing is left running."""
+    folder = tmp_path / "run"
+    process = start(folder, f"data.num_workers={workers}", "run.save_steps=1000", *PHASES[phase])
+    wait_for_phase(process, phase, folder)
+    children = psutil.Process(process.pid).children(recursive=True)
+    if target == "group":
+        os.killpg(process.pid, number)
+    elif target == "process":
+        process.send_signal(number)
+    else:
+        for each in [child for child in children if "tracker" not in " ".join(child.cmdline())]:
+            each.send_signal(number)
+        process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else 75), errors
-    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert 3 <= int(saved.name.removeprefix("step-")) < 24 and "continue with resume_from_checkpoint=auto" in errors
-    assert "Traceback" not in errors
+    stopped_well(folder, errors)
+    assert "continue with resume_from_checkpoint=auto" in errors
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not (folder / "export").exists()
+
+
+@pytest.mark.fault("signals")
+def test_a_run_stops_when_its_launcher_is_gone(tmp_path):
+    """The launcher here forks the run and waits; it is killed, of which the run learns from the kernel alone."""
+    folder = tmp_path / "run"
+    code = f"""
+import os, runpy, sys
+sys.argv[0] = {str(SCRIPT)!r}
+if os.fork() == 0:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+os.wait()
+"""
+    arguments = [*settings_of("hssl"), f"run.output_dir={folder}", "data.num_workers=1"]
+    environment = {**os.environ, "TQDM_MININTERVAL": "0", "ACCELERATE_MIXED_PRECISION": "no"}
+    launcher = Program("-c", code, *arguments, environment=environment)
+    wait_for_step(launcher, 3)
+    (run,) = psutil.Process(launcher.pid).children()
+    left = [run, *run.children(recursive=True)]
+    launcher.kill()
+    _, errors = launcher.communicate()  # ends when the run has closed standard error
+    assert not psutil.wait_procs(left, timeout=10)[1]
+    stopped_well(folder, errors)
+
+
+@pytest.mark.fault("signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_training_ends_the_run_at_once(tmp_path, number, code):
+    """It comes with the first library; nothing has been written that a later start would stumble over."""
+    program = f"""
+import os, sys
+class Signal:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hssl_hf.pretraining.trainer":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signal())
+from hssl_hf.__main__ import main
+sys.exit(main())
+"""
+    process = Program("-c", program, "pretrain", *TINY, f"run.output_dir={tmp_path}/run")
+    output, errors = process.communicate()
+    ends_well(subprocess.CompletedProcess([], process.returncode, output, errors), code=code)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.fault("broken pipes")
+def test_a_run_ends_with_a_checkpoint_when_standard_error_is_closed(tmp_path):
+    """As behind `2>&1 | head`."""
+    folder = tmp_path / "run"
+    process = start(folder, "data.num_workers=0", "run.save_steps=1000")
+    wait_for_step(process, 3)
+    process.stderr.close()
+    process.join()
+    assert process.returncode == 75
+    stopped_well(folder, "")
+
+
+@pytest.mark.fault("two runs in a folder")
+def test_a_second_run_in_the_folder_is_refused_until_it_takes_over(tmp_path):
+    folder = tmp_path / "run"
+    first = start(folder, "data.num_workers=0", "run.save_steps=4", "optim.epochs=1", "run.logging_steps=100")
+    wait_for_step(first, 4)
+    while not list(folder.glob("checkpoints/step-*")):
+        assert first.poll() is None
+    second = start(folder, "resume_from_checkpoint=auto", "optim.epochs=1")
+    output, errors = second.communicate()
+    done = subprocess.CompletedProcess([], second.returncode, output, errors)
+    ends_well(done, f"process {first.pid}", "already trains in", str(folder), "--take-over")
+    third = start(folder, "resume_from_checkpoint=auto", "optim.epochs=1", "data.num_workers=0", "--take-over")
+    output, errors = first.communicate()
+    done = subprocess.CompletedProcess([], first.returncode, output, errors[errors.rindex("error:") :])
+    ends_well(done, f"taken over by process {third.pid}")
+    third.send_signal(signal.SIGTERM)
+    _, errors = third.communicate()
+    assert third.returncode == 75, errors
+    stopped_well(folder, errors)
+
+
+@pytest.mark.fault("checkpoints")
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
+    folder = tmp_path / "run"
+    start(folder, "data.num_workers=0", "run.export=false", "optim.epochs=0.016").communicate()
+    log = (folder / "log.jsonl").read_bytes()
+    for path in (folder / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"cut")
+    for resume in ("auto", "never"):
+        again = start(folder, "data.num_workers=0", f"resume_from_checkpoint={resume}", "optim.epochs=0.016")
+        output, errors = again.communicate()
+        ends_well(subprocess.CompletedProcess([], again.returncode, output, errors), str(folder), "run.output_dir")
+        assert (folder / "log.jsonl").read_bytes() == log
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -19,9 +18,11 @@ from transformers import AutoModel
 from hssl_hf.cli import main as cli
 from hssl_hf.cli.programs import launch
 from hssl_hf.cli.programs import pretrain as pretrain_program
+from hssl_hf.pretraining.setup import require_trackers
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
+from tests.faults import refused
 from tests.launches import SCRIPT, TINY, losses, settings_of, weights
 
 
@@ -29,7 +30,6 @@ from tests.launches import SCRIPT, TINY, losses, settings_of, weights
 def pretrain(tmp_path, monkeypatch, forked_parity):
     """Run the program in this process with tiny settings; returns its exit code."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one thread
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*arguments: str, method: str = "hssl") -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -38,8 +38,6 @@ def pretrain(tmp_path, monkeypatch, forked_parity):
 
     yield run
     AcceleratorState._reset_state(reset_partial_state=True)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_complete_run_through_accelerate_launch(tmp_path):
@@ -67,6 +65,26 @@ def test_complete_run_through_accelerate_launch(tmp_path):
     assert cli.main(["export", str(folder), str(tmp_path / "again")]) == 0
     first, second = (AutoModel.from_pretrained(path).state_dict() for path in (folder / "export", tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
+    """To TensorBoard: the steps after the checkpoint were logged before the run was killed, and are logged again."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = ["optim.epochs=0.016", "run.report_to=[tensorboard]", "run.export=false", "run.save_steps=4"]
+    assert pretrain(*settings) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000010")
+    assert pretrain(*settings, "resume_from_checkpoint=auto") == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "hssl_hf"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
+
+
+@pytest.mark.fault("trackers")
+@pytest.mark.parametrize(("name", "hint"), [("comet_ml", "pip install comet-ml"), ("wandb", "pip install wandb")])
+def test_the_hint_names_the_package_of_the_tracker(monkeypatch, name, hint):
+    monkeypatch.setattr("hssl_hf.pretraining.setup.get_available_trackers", list)
+    with refused("run.report_to", name, hint):
+        require_trackers((name,))
 
 
 def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
@@ -118,7 +136,7 @@ def empty(folder):
             ["model.objective=dino", "views.num_local_crops=1", "views.local_crop_size=16"],
             "(16, 16) pixels do not divide into patches",
         ),
-        (["run.report_to=[nonesuch]"], "['nonesuch'] are not installed"),
+        (["run.report_to=[nonesuch]"], "run.report_to: expected any of aim, clearml, comet_ml"),
         (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
         (
             ["data.path={tmp}/few", "data.images_per_epoch=10000"],

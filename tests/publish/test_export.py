@@ -13,11 +13,12 @@ from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.publish import parity
-from hssl_hf.publish.export import ExportError, export_backbone, export_model
+from hssl_hf.publish.export import CardContext, ExportError, export_backbone, export_model, update_card
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
+from tests.conftest import MAE, SAMPLE, tiny_model, tiny_siamese, tiny_views
+from tests.faults import refused
 
 OTHERS = {  # timm model -> its arguments, image size, class in transformers
     "resnet18": ({}, 64, "ResNetModel"),
@@ -293,11 +294,30 @@ def test_full_model_whose_weights_change_on_saving_is_refused(trained, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_with_other_files_is_not_overwritten(trained, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="with other files; choose another folder"):
+@pytest.mark.fault("files of a user")
+@pytest.mark.parametrize("name", ["thesis.txt", "config.json", "model.safetensors", "facts.yaml", "figures/me.png", ".me"])
+def test_folder_with_files_that_no_export_has_written_is_not_overwritten(trained, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("years of work")
+    (tmp_path / "config.json").write_text("years of work")
+    with refused(name, "choose another folder"):
         export_backbone(trained, tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
+    with refused(name, "choose another folder"):
+        export_model(trained, tmp_path)
+    assert (tmp_path / name).read_text() == (tmp_path / "config.json").read_text() == "years of work"
+
+
+@pytest.mark.fault("files of a user")
+def test_only_what_an_export_has_written_is_replaced(trained, tmp_path, unchecked):
+    folder = export_backbone(trained, tmp_path / "export")
+    update_card(folder, CardContext(figures={"curves.png": SAMPLE / "README.md"}))
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "upload").write_text("of the Hub's client")
+    export_backbone(trained, folder, kind="timm")
+    (folder / "mine.txt").write_text("years of work")
+    with refused("mine.txt"):
+        export_backbone(trained, folder)
+    assert (folder / "mine.txt").exists()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ def pretrain(
     data: str | Path | None = None,
     output_dir: str | Path | None = None,
     overrides: Mapping[str, object] | None = None,
+    take_over: bool = False,
 ) -> Path:
     """Pre-train a backbone.
 
@@ -23,13 +24,14 @@ def pretrain(
             other images, is left out then, unless `overrides` sets `probe.path`.
         output_dir: folder of the run; None for the recipe's own, or runs/<name of the recipe>.
         overrides: values that replace the recipe's, by their keys: {"optim.epochs": 5}.
+        take_over: claim the folder from a process that hangs or is gone.
     Returns:
         folder of the run; its `export` holds the backbone.
     Raises:
         UserError: for what the command line refuses.
-        SystemExit: with code 75, after a checkpoint, if a signal stops the training.
+        SystemExit: with code 75 (130 for Ctrl-C), after a checkpoint if training has begun, if a signal stops it.
     """
-    code, folder = pretrain_with(*read_recipe(_settings(recipe, data, output_dir, overrides)))
+    code, folder = pretrain_with(*read_recipe(_settings(recipe, data, output_dir, overrides)), take_over=take_over)
     _require_completion(code)
     return folder
 

@@ -2,21 +2,25 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from hssl_hf.cli.programs import Candidates, DataFraction, Depth, Settings, read_recipe
+from hssl_hf.cli import programs
+from hssl_hf.cli.programs import Candidates, DataFraction, Depth, Settings, TakeOver, read_recipe
 from hssl_hf.config.recipe_files import TRAINING, find_recipe, recipe_notes
 from hssl_hf.config.recipe_files import recipes as all_recipes
 from hssl_hf.publish.kinds import HELP, Kind
 
 Method = Literal["siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae"]
 Launch = Annotated[
-    str,
-    Option(help="Options of accelerate launch, for example '--config_file fsdp2 --num_processes 8'; a file or one of ours."),
+    str | None,
+    Option(
+        metavar="OPTIONS",
+        help="Start processes by accelerate launch, for example '--config_file fsdp2 --num_processes 8' (a file or one of "
+        "ours); by default training runs in this process.",
+    ),
 ]
 Run = Annotated[Path, Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")]
 Model = Annotated[str, Argument(help="Exported folder or Hub repository.")]
@@ -27,15 +31,17 @@ Results = Annotated[Path | None, Option(help="File of JSON lines to which the re
 WhichNetwork = Annotated[Literal["teacher", "student"] | None, Option(help="Network to export (default: that of the method).")]
 License = Annotated[str | None, Option(help="License of the weights, for the card, for example apache-2.0.")]
 Onnx = Annotated[bool, Option("--onnx", help="Add an ONNX file, checked under onnxruntime.")]
-SINGLE = "--config_file single"
 
 
-def pretrain(settings: Settings = None, launch: Launch = SINGLE) -> None:
-    """Pre-train a backbone.
+def pretrain(settings: Settings = None, launch: Launch = None, take_over: TakeOver = False) -> int:
+    """Pre-train a backbone. Without a recipe it runs the quick start on the embedded images.
 
-    Runs `accelerate launch -m hssl_hf pretrain`.
+    The folder of the run holds the resolved recipe, the log, its curves, the checkpoints, the exported backbone and the
+    records of its evaluation.
     """
-    _launch("pretrain", launch, settings or [])
+    if launch is None:
+        return programs.pretrain(settings, take_over)
+    return _launch(launch, ["pretrain", *(settings or []), *_flag(take_over)])
 
 
 def search(
@@ -43,15 +49,19 @@ def search(
     candidates: Candidates = None,
     data_fraction: DataFraction = 0.1,
     depth: Depth = 1,
-    launch: Launch = SINGLE,
-) -> None:
-    """Search the auxiliary head for a recipe, without labels.
+    launch: Launch = None,
+    take_over: TakeOver = False,
+) -> int:
+    """Search the auxiliary head for a recipe, without labels: train all candidates on one base and a fraction of the images.
 
-    Runs `accelerate launch -m hssl_hf search`.
+    The folder of the search holds their ranking, its figure, and the recipe with the winner. Interrupted searches continue with
+    resume_from_checkpoint=auto, as trainings do.
     """
+    if launch is None:
+        return programs.search(settings, candidates, data_fraction, depth, take_over)
     options = [word for family in candidates or () for word in ("--candidates", family)]
     options += ["--data-fraction", str(data_fraction), "--depth", str(depth)]
-    _launch("search", launch, [*(settings or []), *options])
+    return _launch(launch, ["search", *(settings or []), *options, *_flag(take_over)])
 
 
 def estimate(
@@ -194,12 +204,16 @@ def recipes(name: Annotated[str | None, Argument(help="Show this recipe instead 
         print(f"{name}\n    " + "\n    ".join(recipe_notes(path)))
 
 
-def _launch(command: str, launcher: str, arguments: list[str]) -> NoReturn:
-    """Become `accelerate launch -m hssl_hf COMMAND`."""
+def _launch(options: str, arguments: list[str]) -> int:
+    """Start a command in processes of `accelerate launch`; `--config_file` takes the name of one of our files too."""
+    from hssl_hf.engine.launcher import run_launcher
+
     configs = {path.stem: str(path) for path in (TRAINING / "accelerate").glob("*.yaml")}
-    options = [configs.get(word, word) for word in shlex.split(launcher)]
-    program = ["-m", "accelerate.commands.accelerate_cli", "launch", *options, "-m", "hssl_hf", command]
-    os.execv(sys.executable, [sys.executable, *program, *arguments])
+    return run_launcher([configs.get(word, word) for word in shlex.split(options)], arguments)
+
+
+def _flag(take_over: bool) -> list[str]:
+    return ["--take-over"] if take_over else []
 
 
 COMMANDS = {

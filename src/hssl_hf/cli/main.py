@@ -1,7 +1,6 @@
 """The command line: `hssl-hf COMMAND`."""
 
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,7 +10,8 @@ from hssl_hf.cli.console import new_app, run
 
 HELP = """Heterogeneous self-supervised learning and siamese image modeling: pre-train, evaluate, publish.
 
-Exit codes: 0 done, 2 an error that the message explains, 75 interrupted with a checkpoint (requeue the job), 130 Ctrl-C.
+Exit codes: 0 done, 2 an error that the message explains, 75 interrupted (requeue the job), 130 Ctrl-C. Training
+that is interrupted writes a checkpoint first.
 """
 EXAMPLES = """Examples:
 
@@ -27,9 +27,9 @@ def options(traceback: Annotated[bool, typer.Option("--traceback", help="Show wh
     """Options of all commands; `--traceback` is read by `run`."""
 
 
-def main(arguments: list[str] | None = None, commands: dict[str, Callable] = COMMANDS) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    app = new_app(*commands.values(), no_args_is_help=True)
+    app = new_app(*COMMANDS.values(), no_args_is_help=True)
     app.callback(help=HELP, epilog=EXAMPLES)(options)
     return run(app, arguments)
 

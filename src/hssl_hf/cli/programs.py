@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from hssl_hf.cli.console import new_app, run
 from hssl_hf.config.recipe_files import find_recipe
+from hssl_hf.engine.signals import stopping_signals
 
 Settings = Annotated[
     list[str] | None,
@@ -15,41 +16,42 @@ Settings = Annotated[
 ]
 Candidates = Annotated[list[str] | None, Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")]
 DataFraction = Annotated[float, Option(help="Fraction of the images to train on, above 0 and up to 1.")]
+TakeOver = Annotated[bool, Option("--take-over", help="Claim the folder from a process that hangs or is gone.")]
 Depth = Annotated[int, Option(help="Blocks of every candidate.")]
 
 
-def pretrain(settings: Settings = None) -> int:
-    """Pre-train a backbone. Without a recipe it runs the quick start on the embedded images.
-
-    The folder of the run holds the resolved recipe, the log, its curves, the checkpoints, the exported backbone and the
-    records of its evaluation.
-    """
-    return pretrain_with(*read_recipe(settings))[0]
+def pretrain(settings: Settings = None, take_over: TakeOver = False) -> int:
+    """Pre-train a backbone in this process. Without a recipe it runs the quick start on the embedded images."""
+    with stopping_signals():
+        return pretrain_with(*read_recipe(settings), take_over=take_over)[0]
 
 
 def search(
-    settings: Settings = None, candidates: Candidates = None, data_fraction: DataFraction = 0.1, depth: Depth = 1
+    settings: Settings = None,
+    candidates: Candidates = None,
+    data_fraction: DataFraction = 0.1,
+    depth: Depth = 1,
+    take_over: TakeOver = False,
 ) -> int:
-    """Search the auxiliary head for a recipe: train all candidates at once on one base and a fraction of the images.
-
-    The folder of the search holds their ranking, its figure, and the recipe with the winner. Interrupted searches continue with
-    resume_from_checkpoint=auto, as trainings do.
-    """
-    return search_with(*read_recipe(settings), candidates, data_fraction, depth)[0]
+    """Search the auxiliary head for a recipe in this process."""
+    with stopping_signals():
+        return search_with(*read_recipe(settings), candidates, data_fraction, depth, take_over)[0]
 
 
-def pretrain_with(recipe, name: str) -> tuple[int, Path]:
+def pretrain_with(recipe, name: str, take_over: bool = False) -> tuple[int, Path]:
     """Pre-train by a recipe of this name; returns the exit code and the folder of the run."""
     folder = Path(recipe.run.output_dir or f"runs/{name}")
-    return train(recipe, folder)[0], folder
+    return train(recipe, folder, take_over)[0], folder
 
 
-def search_with(recipe, name: str, candidates: list[str] | None, data_fraction: float, depth: int) -> tuple[int, Path]:
+def search_with(
+    recipe, name: str, candidates: list[str] | None, data_fraction: float, depth: int, take_over: bool = False
+) -> tuple[int, Path]:
     """Search the head of a recipe and report the ranking; returns the exit code and the folder of the search."""
     from hssl_hf.experiments.head_search import report, search_recipe
 
     folder = Path(recipe.run.output_dir or f"runs/search-{name}")
-    code, is_main_process = train(search_recipe(recipe, candidates, data_fraction, depth), folder)
+    code, is_main_process = train(search_recipe(recipe, candidates, data_fraction, depth), folder, take_over)
     if code == 0 and is_main_process:
         print(f"\n{report(folder, recipe)}")
     return code, folder
@@ -70,22 +72,32 @@ def read_recipe(settings: list[str] | None):
     return load_recipe(path, [setting for setting in settings or () if "=" in setting]), path.stem
 
 
-def train(recipe, folder: Path) -> tuple[int, bool]:
-    """Train in this process; returns the exit code, and whether this is the main process."""
+def train(recipe, folder: Path, take_over: bool = False) -> tuple[int, bool]:
+    """Train in this process; returns the exit code, and whether this is the main process.
+
+    Args:
+        take_over: claim the folder even if another process trains in it.
+    """
     import warnings
 
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 with torch 2.14
+    warnings.filterwarnings("ignore", category=FutureWarning)  # which libraries address to each other
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # a copy of small gradients
     import transformers
 
     import hssl_hf
     from hssl_hf.data.loader import worker_errors_as_stream_errors
+    from hssl_hf.engine.distributed import ended_peers_as_errors
     from hssl_hf.pretraining.trainer import PreTrainer
+    from hssl_hf.runs.run_lock import RunLock
 
     hssl_hf.register()
     transformers.logging.disable_progress_bar()
-    with worker_errors_as_stream_errors():
-        trainer = PreTrainer(recipe, folder)
-        code = trainer.train()
+    lock = RunLock(folder, take_over)
+    with stopping_signals() as signals, lock, worker_errors_as_stream_errors(), ended_peers_as_errors():
+        trainer = PreTrainer(recipe, folder, lock, signals)
+        with signals.deferred():
+            code = trainer.train()
     print("\n".join(trainer.summary), end="\n" if trainer.summary else "")
     return code, trainer.accelerator.is_main_process
 

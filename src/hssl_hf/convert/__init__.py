@@ -25,7 +25,7 @@ from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.position_embeddings import sincos_position_embedding
 from hssl_hf.publish import model_card
-from hssl_hf.publish.export import export_backbone, export_model, require_replaceable
+from hssl_hf.publish.export import export_backbone, export_draft, export_model, require_replaceable
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
@@ -55,7 +55,7 @@ def convert_checkpoint(
         the folder.
     Raises:
         ConversionError: if the checkpoint cannot be read or converted.
-        UserError: if the folder contains anything but a model.
+        UserError: if the folder contains anything that no export has written.
     """
     checkpoint, folder = read_checkpoint(path), Path(folder)
     require_replaceable(folder)
@@ -63,7 +63,8 @@ def convert_checkpoint(
     if "head.weight" in checkpoint.state:  # fine-tuned
         if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
-        _write_classifier(checkpoint, folder, method or method_of_classifier(checkpoint), num_heads)
+        with export_draft(folder) as draft:
+            _write_classifier(checkpoint, draft, method or method_of_classifier(checkpoint), num_heads)
         return folder
     model = _convert(checkpoint, method or detect_method(checkpoint), for_pretraining, num_heads, overrides)
     return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
@@ -143,7 +144,6 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_hea
     config = base_config(checkpoint.state, num_heads)
     size = config["image_size"]
     processor = image_processor(size)
-    folder.mkdir(parents=True, exist_ok=True)
     arguments = {"img_size": size, "global_pool": "avg", **config["backbone_kwargs"]}
     save_timm_wrapper(model, model.state_dict(), config["backbone"], arguments, processor, folder)
     processor.save_pretrained(folder)
@@ -154,4 +154,4 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_hea
     with torch.no_grad():
         difference = (loaded.eval()(pixels).logits - model(pixels)).abs().max()
     if any(report.values()) or not difference <= 1e-4:
-        raise ExportError(f"expected the logits of the checkpoint, got a difference of {difference:.1e} in {folder}: {report}")
+        raise ExportError(f"expected the logits of the checkpoint, got a difference of {difference:.1e}: {report}")

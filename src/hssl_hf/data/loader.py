@@ -1,7 +1,10 @@
 """The loader of a run: stream, views and batches of this process, and how it is resumed."""
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -82,7 +85,25 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=_obey_parent_only,
     )
+
+
+def _obey_parent_only(_worker: int) -> None:
+    """Leave signals to the process that has started this worker: it writes a checkpoint, with data that workers have prepared.
+
+    Terminals and schedulers send signals to workers too. Only SIGTERM of the parent, which ends workers that hang, is obeyed.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # the thread takes them, even while this one is in native code
+    parent = multiprocessing.parent_process().pid
+
+    def wait() -> None:
+        while signal.sigwaitinfo(numbers).si_pid != parent:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -95,7 +116,9 @@ def worker_errors_as_stream_errors():
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise a second error in the midst of this one
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         received = any(name.endswith("torch/multiprocessing/reductions.py") for name in files)  # a tensor, while it was sent
         if not received and "DataLoader worker" not in str(error):
             raise

@@ -8,6 +8,7 @@ and renamed when it is complete.
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -15,7 +16,6 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -41,32 +41,57 @@ class CheckpointManager:
         self.folder, self.keep = folder, max(1, keep)
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
+        """Complete checkpoints, oldest first: folders whose state is of the step that their name holds."""
+        return [path for path in self._candidates() if _state(path).get("step") == _step(path)]
+
+    def exist(self) -> bool:
+        """Whether there are any, damaged ones included."""
+        return bool(self._candidates() or self._quarantined())
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """The newest complete checkpoint; its files are not read."""
         return next(reversed(self.all()), None)
 
-    def newest_everywhere(self, accelerator: Accelerator, quarantine: bool) -> Path | None:
-        """The newest checkpoint as the main process sees it, in all processes.
+    def latest_valid(self, quarantine: bool = False) -> Path | None:
+        """The newest checkpoint whose files are what was written.
 
         Args:
-            quarantine: verify the files, and rename damaged checkpoints.
+            quarantine: rename damaged ones that are newer.
+        Returns:
+            its folder; None if there are no checkpoints, damaged or not.
+        Raises:
+            CheckpointError: if all are damaged.
         """
-        find = self.latest_valid if quarantine else self.newest
-        return broadcast_object_list([find() if accelerator.is_main_process else None])[0]
-
-    def latest_valid(self) -> Path | None:
-        """The newest valid checkpoint; damaged ones are renamed, with a warning."""
-        for path in reversed(self.all()):
-            if not (damage := _damage(path)):
-                return path
-            quarantined = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(quarantined, ignore_errors=True)
-            path.rename(quarantined)
-            logger.warning("the checkpoint %s is damaged (%s); it was moved to %s", path.name, damage, quarantined)
+        damaged: dict[Path, str] = {}
+        for path in reversed(self._candidates()):
+            if damage := _damage(path):
+                damaged[path] = damage
+                continue
+            for other, text in damaged.items():
+                _report_damaged(other, text, quarantine)
+            return path
+        damaged |= {path: "damaged before" for path in self._quarantined()}
+        if damaged:
+            names = "\n  ".join(f"{path.name}: {damage}" for path, damage in sorted(damaged.items())[:10])
+            raise CheckpointError(
+                f"expected a valid checkpoint in {self.folder}, but all of its {len(damaged)} are damaged:\n  {names}\nBring "
+                "one back from a copy, or start a new run with another run.output_dir; to start at step 0 here, remove them"
+            )
         return None
+
+    @staticmethod
+    def require_valid(path: Path) -> None:
+        """Raise a CheckpointError if the files of a checkpoint are not what was written."""
+        if damage := _damage(path):
+            raise CheckpointError(f"the checkpoint {path} is damaged: {damage}; choose another one of the run")
+
+    def _candidates(self) -> list[Path]:
+        """Folders that are named as checkpoints are and hold a state, in the order of their steps."""
+        folders = (path.parent for path in self.folder.glob(f"step-*/{STATE}"))
+        return sorted((folder for folder in folders if _step(folder) is not None), key=_step)
+
+    def _quarantined(self) -> list[Path]:
+        return list(self.folder.glob("damaged-step-*"))
 
     def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, unsharded_model=None) -> Path:
         """Write a checkpoint; on failure the earlier ones stay as they are.
@@ -99,7 +124,7 @@ class CheckpointManager:
                 _sync(draft)
                 shutil.rmtree(path, ignore_errors=True)
                 draft.rename(path)
-                for old in self.all()[: -self.keep]:
+                for old in [other for other in self.all() if _step(other) <= step][: -self.keep]:
                     shutil.rmtree(old)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -140,15 +165,41 @@ def _checksums(folder: Path) -> dict[str, list[int]]:
     return checksums
 
 
+def _step(path: Path) -> int | None:
+    """The step in the name of a checkpoint's folder; None if it is named otherwise."""
+    name = re.fullmatch(r"step-(\d{8,})", path.name)
+    return int(name[1]) if name else None
+
+
+def _state(path: Path) -> dict:
+    """The state of a checkpoint; empty if it cannot be read."""
+    try:
+        state = json.loads((path / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint; empty if it is valid."""
-    try:
-        expected = json.loads((path / STATE).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{STATE} cannot be read: {error!r}"
-    checksums = _checksums(path)
-    wrong = [name for name in expected if checksums.get(name) != expected[name]]
+    state, checksums = _state(path), _checksums(path)
+    expected = state.get("files")
+    if not isinstance(expected, dict) or "step" not in state:
+        return f"{STATE} cannot be read"
+    if state["step"] != _step(path):
+        return f"its state is that of step {state['step']}"
+    wrong = [name for name in {WEIGHTS: None, **expected} if name not in checksums or checksums[name] != expected.get(name)]
     return f"{', '.join(wrong)} missing, cut short or changed" if wrong else ""
+
+
+def _report_damaged(path: Path, damage: str, quarantine: bool) -> None:
+    if not quarantine:
+        logger.warning("the checkpoint %s is damaged (%s); an earlier one is taken", path.name, damage)
+        return
+    quarantined = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(quarantined, ignore_errors=True)
+    path.rename(quarantined)
+    logger.warning("the checkpoint %s is damaged (%s); it was moved to %s", path.name, damage, quarantined)
 
 
 def _sync(folder: Path) -> None:

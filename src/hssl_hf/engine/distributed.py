@@ -4,16 +4,28 @@ The training loop uses an accelerator, a backward pass and a step, whatever the 
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch import Tensor, nn
+from torch.distributed import DistBackendError, DistNetworkError
 
 from hssl_hf.engine.launch import LaunchError
 from hssl_hf.engine.optim import CLIPS, drop_gradients, gradient_norms, local_tensors
+from hssl_hf.errors import EndedPeerError, UserError
+
+Result = TypeVar("Result")
 
 
 def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwargs) -> Accelerator:
@@ -27,10 +39,11 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwa
     Raises:
         LaunchError: for an engine under which the teacher would not be right.
     """
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns wherever it is installed
     if _requested("DEEPSPEED"):
         kwargs["deepspeed_plugin"] = _deepspeed_plugin(bf16, accumulate, images_per_process)
         if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
             kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
     elif not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else several processes would not find each other
@@ -42,6 +55,49 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwa
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return accelerator
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Call a function on the main process while the others wait.
+
+    Returns:
+        its result, which can be pickled, in all processes.
+    Raises:
+        UserError: what the function has raised, in all processes, so that none waits for one that has ended.
+    """
+    outcome = [(None, None)]
+    if accelerator.is_main_process:
+        try:
+            outcome = [(function(), None)]
+        except UserError as error:
+            outcome = [(None, error)]
+    ((result, error),) = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def ended_peers_as_errors() -> Iterator[None]:
+    """Convert what a backend raises when another process does not respond any more.
+
+    Raises:
+        EndedPeerError: instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistBackendError | DistNetworkError) and "/gloo/" not in str(error):
+            raise
+        raise EndedPeerError(
+            f"another process of the run has ended, or cannot be reached any more: {str(error).splitlines()[0]}\nStart again "
+            "with resume_from_checkpoint=auto"
+        ) from error
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in one of the processes, which all have to call this."""
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
 
 
 def _requested(engine: str) -> bool:

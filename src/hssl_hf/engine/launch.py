@@ -1,7 +1,9 @@
 """The processes of a run: as many as requested, and in one group?"""
 
 import argparse
+import logging
 import os
+import shlex
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from accelerate.commands.config.config_args import default_config_file
 
 from hssl_hf.errors import UserError
 
+logger = logging.getLogger(__name__)
+LAUNCH_OPTIONS = "HSSL_HF_LAUNCH_OPTIONS"  # of our launcher, for the processes that it starts
+
 
 class LaunchError(UserError):
     """The processes are not those that were requested; the message holds the command that works."""
@@ -23,40 +28,62 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def check_launch(accelerator: Accelerator) -> None:
+def check_launch(accelerator: Accelerator, mixed_precision: str = "no") -> None:
     """Compare the requested processes with those that run and reach each other.
 
     A launcher may quietly start one process only, or several that each believe to be alone.
 
+    Args:
+        mixed_precision: of the recipe, which decides; the launcher's is named in a warning if it is another.
     Raises:
         LaunchError: if fewer processes run than requested, or if they do not form one group.
     """
-    requested = max(int(os.environ.get("WORLD_SIZE", 1)), _requested_from_launcher())
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", mixed_precision) and accelerator.is_main_process:
+        logger.warning(
+            "the launcher's mixed_precision=%s has no effect: the recipe decides, here optim.mixed_precision=%s", launched,
+            mixed_precision,
+        )  # fmt: skip
+    options = _launcher_options()
+    requested = max(int(os.environ.get("WORLD_SIZE", 1)), _requested(options, "num_processes"))
+    machines = _requested(options, "num_machines")
     connected = int(accelerator.reduce(torch.ones(1, device=accelerator.device)).item())
     if requested == accelerator.num_processes == connected and (requested == 1 or accelerator.distributed_type != "NO"):
         return
     config = "multi_gpu" if torch.cuda.is_available() else "cpu"
+    command, where = f"--config_file {config} --num_processes {requested}", ""
+    if machines > 1:
+        where = f" on each of the {machines} machines, with its number from 0 and the address of the first"
+        command += f" --num_machines {machines} --machine_rank NUMBER --main_process_ip ADDRESS --main_process_port 29500"
     raise LaunchError(
         f"{requested} processes were requested, but this one sees {accelerator.num_processes} and {connected} respond "
-        f"(mode {accelerator.distributed_type}). Start them with\n"
-        f"    hssl-hf pretrain --launch '--config_file {config} --num_processes {requested}' ..."
+        f"(mode {accelerator.distributed_type}). Start them{where} with\n"
+        f"    hssl-hf pretrain --launch '{command}' ..."
     )
 
 
-def _requested_from_launcher() -> int:
-    """Processes that the parent `accelerate launch` was given, by its arguments or its configuration file; else 1."""
+def _launcher_options() -> list[str] | None:
+    """Options of the `accelerate launch` that has started this process; None if it was something else."""
+    if LAUNCH_OPTIONS in os.environ:
+        return shlex.split(os.environ[LAUNCH_OPTIONS])
     try:
         arguments = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
-        return 1
+        return None
     if not any("accelerate" in argument for argument in arguments) or "launch" not in arguments:
+        return None
+    return list(takewhile(lambda argument: not argument.endswith(".py"), arguments[arguments.index("launch") + 1 :]))
+
+
+def _requested(options: list[str] | None, name: str) -> int:
+    """A number among the launcher's options or in its configuration file; 1 if in neither."""
+    if options is None:
         return 1
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--num_processes", "--num-processes", type=int)
+    parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest="number", type=int)
     parser.add_argument("--config_file", "--config-file", type=Path, default=default_config_file)
-    own = takewhile(lambda argument: not argument.endswith(".py"), arguments[arguments.index("launch") + 1 :])
-    options, _ = parser.parse_known_args(list(own))
-    if options.num_processes is not None:
-        return options.num_processes
-    config = options.config_file
-    return int((yaml.safe_load(config.read_text()) or {}).get("num_processes", 1)) if config.is_file() else 1
+    parsed, _ = parser.parse_known_args(options)
+    if parsed.number is not None:
+        return parsed.number
+    config = Path(parsed.config_file)
+    return int((yaml.safe_load(config.read_text()) or {}).get(name, 1)) if config.is_file() else 1

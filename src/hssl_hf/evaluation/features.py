@@ -8,7 +8,6 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from hssl_hf.data.decode import CorruptImageError, decode
 from hssl_hf.data.errors import StreamError
@@ -16,6 +15,7 @@ from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.local_dataset import LeftOut
 from hssl_hf.data.source import Source, load_source, resolve_classes
 from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.progress import ProgressBar
 
 BATCH_SIZE = 256
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def extract(
         features (n, D) float32 and labels (n,) int64.
     """
     features, labels, iterator = [], [], iter(images)
-    with tqdm(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
+    with ProgressBar(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
         while batch := list(islice(iterator, BATCH_SIZE)):
             pixels = processor([image for image, _ in batch], return_tensors="pt")["pixel_values"]
             features.append(image_features(*encoder(pixels), kind).float().cpu())

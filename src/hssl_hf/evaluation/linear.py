@@ -6,10 +6,10 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.metrics import TopKAccuracy
+from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.fields import BatchSize, Length, Range, Section, Seed
 
 
@@ -72,7 +72,7 @@ class LinearClassifiers(nn.Module):
         batches = -(-len(features) // config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * batches)
         generator = torch.Generator().manual_seed(config.seed)
-        for _ in tqdm(range(config.epochs), desc=progress, unit="epoch", disable=progress is None, leave=False):
+        for _ in ProgressBar(range(config.epochs), desc=progress, unit="epoch", disable=progress is None, leave=False):
             for index in torch.randperm(len(features), generator=generator).split(config.batch_size):
                 logits = self(features[index])
                 loss = F.cross_entropy(logits.flatten(0, 1), labels[index].repeat(len(logits)), reduction="sum") / len(index)

@@ -8,8 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.experiments.study import Measurement, Study
 
 
@@ -67,7 +66,7 @@ def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> No
     done = measurement.done()
     remaining = [pair for pair in study.runs() if pair not in done]
     waiting, pending = iter(remaining), {}
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(remaining), unit="run") as bar:
+    with ThreadPoolExecutor(jobs) as pool, ProgressBar(total=len(remaining), unit="run") as bar:
 
         def start(count: int) -> None:
             for pair in islice(waiting, count):

@@ -14,7 +14,7 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env, set_seed
 from transformers import AutoModelForPreTraining
 
@@ -30,6 +30,7 @@ from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.optim import build_optimizer
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.runs.run_directory import RECIPE
+from hssl_hf.runs.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -46,30 +47,34 @@ def with_supported_precision(recipe: Recipe) -> Recipe:
 
 def require_trackers(names: tuple[str, ...]) -> None:
     """Raise a RecipeError if a tracker is not installed."""
-    missing = set(names) - {str(tracker) for tracker in get_available_trackers()}
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    missing = sorted(set(names) - {str(tracker) for tracker in get_available_trackers()})
+    if unknown := [name for name in missing if name not in known]:
+        raise RecipeError(f"run.report_to: expected any of {', '.join(known)}, got {', '.join(unknown)}")
     if missing:
-        raise RecipeError(f"run.report_to: {sorted(missing)} are not installed; for example: pip install 'hssl-hf[trackio]'")
+        packages = " ".join(name.replace("_", "-") for name in missing)
+        raise RecipeError(f"run.report_to: {', '.join(missing)} not installed; pip install {packages}")
 
 
-def open_run_directory(recipe: Recipe, folder: Path, checkpoints: CheckpointManager, accelerator: Accelerator) -> Path | None:
-    """Create the folder of the run and keep its recipe there; returns the checkpoint to resume from.
+def open_run_directory(recipe: Recipe, lock: RunLock, checkpoints: CheckpointManager) -> Path | None:
+    """Claim the folder of the run and keep its recipe there; returns the checkpoint to resume from. For the main process.
 
     Raises:
-        RecipeError: if the folder holds a run that is not to be resumed, or one with another recipe.
+        RunLockError: if the folder belongs to another process, or to no run.
+        CheckpointError: if all of its checkpoints are damaged.
+        RecipeError: if it cannot be written, or holds a run that is not to be resumed, or one with another recipe.
     """
-    saved, resume = folder / RECIPE, recipe.resume_from_checkpoint == "auto"
-    checkpoint = checkpoints.newest_everywhere(accelerator, quarantine=resume)
-    if checkpoint and not resume:
+    folder, resume = lock.folder, recipe.resume_from_checkpoint == "auto"
+    saved = folder / RECIPE
+    if not resume and checkpoints.exist():
         raise RecipeError(f"{folder} already holds a run; continue it with resume_from_checkpoint=auto, or set run.output_dir")
-    if checkpoint and (changed := _changes(load_recipe(saved), recipe, checkpoint)):
-        raise RecipeError(
-            f"the run in {folder} was started with another recipe:\n  " + "\n  ".join(changed)
-            + "\nResume with the old values, or start a new run with run.output_dir=..."
-        )  # fmt: skip
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            recipe.save(saved)
+        lock.acquire()
+        checkpoint = checkpoints.latest_valid(quarantine=True) if resume else None
+        if checkpoint:
+            _require_same_recipe(recipe, saved, checkpoint)
+        lock.begin()
+        recipe.save(saved)
     except OSError as error:
         raise RecipeError(f"cannot write to run.output_dir={folder}: {error}") from error
     return checkpoint
@@ -87,6 +92,14 @@ def _changes(before: Recipe, after: Recipe, checkpoint: Path) -> list[str]:
     if now and now == began:
         before = replace(before, data=replace(before.data, path=after.data.path))
     return recipe_diff(before.to_dict(), after.to_dict())
+
+
+def _require_same_recipe(recipe: Recipe, saved: Path, checkpoint: Path) -> None:
+    if changed := _changes(load_recipe(saved), recipe, checkpoint):
+        raise RecipeError(
+            f"the run in {saved.parent} was started with another recipe:\n  " + "\n  ".join(changed)
+            + "\nResume with the old values, or start a new run with run.output_dir=..."
+        )  # fmt: skip
 
 
 def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:

@@ -3,23 +3,24 @@
 import json
 import logging
 import os
-import sys
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.loader import epoch_length, make_loader, restore_loader
 from hssl_hf.data.views import Views
 from hssl_hf.engine import memory
-from hssl_hf.engine.checkpoint import STATE, CheckpointManager
-from hssl_hf.engine.distributed import make_accelerator
+from hssl_hf.engine.checkpoint import STATE, CheckpointError, CheckpointManager
+from hssl_hf.engine.distributed import any_process, make_accelerator, on_main_process
 from hssl_hf.engine.launch import check_launch
 from hssl_hf.engine.optim import set_rates
 from hssl_hf.engine.signals import SignalHandler
+from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.pretraining import setup
 from hssl_hf.pretraining.artifacts import RunArtifacts
 from hssl_hf.pretraining.diagnostics import NonFiniteError, TrainingMonitor, add_diagnostics, advice, require_finite
@@ -27,6 +28,7 @@ from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.pretraining.replay import BatchRecorder
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics
+from hssl_hf.runs.run_lock import RunLock
 from hssl_hf.visualization.figures import draw_views
 
 logger = logging.getLogger(__name__)
@@ -38,13 +40,17 @@ class PreTrainer:
     Args:
         recipe: of the run.
         folder: of the run; created if needed.
+        lock: of the folder, which the main process claims and the caller gives back.
+        signals: that stop the run.
     Raises:
-        UserError: for recipes that cannot be run, data that cannot be read, launches that do not fit, damaged checkpoints.
+        UserError: for recipes that cannot be run, data that cannot be read, launches that do not fit, damaged checkpoints, and
+            a folder that belongs to another run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path):
+    def __init__(self, recipe: Recipe, folder: Path, lock: RunLock | None = None, signals: SignalHandler | None = None):
         recipe = setup.with_supported_precision(recipe)
         self.recipe, self.folder = recipe, folder
+        self.lock, self.signals = lock or RunLock(folder), signals or SignalHandler()
         setup.as_recipe_error(recipe.model_config)  # checked before anything is written
         setup.require_trackers(recipe.run.report_to)
         bf16 = recipe.optim.mixed_precision == "bf16"
@@ -53,9 +59,10 @@ class PreTrainer:
             bf16, recipe.optim.gradient_accumulation_steps, self.images,
             log_with=list(recipe.run.report_to) or None, project_dir=str(folder),
         )  # fmt: skip
-        check_launch(self.accelerator)
+        check_launch(self.accelerator, recipe.optim.mixed_precision)
         self.checkpoints = CheckpointManager(folder / "checkpoints", recipe.run.save_total_limit)
-        self.checkpoint = setup.open_run_directory(recipe, folder, self.checkpoints, self.accelerator)
+        open_run = lambda: setup.open_run_directory(recipe, self.lock, self.checkpoints)  # noqa: E731
+        self.checkpoint = on_main_process(self.accelerator, open_run)
         setup.use_all_cores(self.accelerator, bf16)
         self.method = setup.build_method(recipe)
         starts = recipe.init_from is not None and self.checkpoint is None
@@ -68,7 +75,8 @@ class PreTrainer:
         self.schedule = TrainingSchedule(recipe, self.images_per_epoch, fresh_heads)
         self.corrupt: list[str] = []
         self.first_step, seconds = self._restore()
-        self.accelerator.init_trackers("hssl_hf", config={"recipe": json.dumps(recipe.to_dict())})
+        resumed = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}  # no step twice
+        self.accelerator.init_trackers("hssl_hf", {"recipe": json.dumps(recipe.to_dict())}, resumed)
         self.logger, self.metrics = MetricLogger(folder, self.accelerator, self.first_step), MetricAccumulator()
         self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds)
         prototypes = self.method.config.num_prototypes if "prototypes" in self.method.freezable_parameters() else None
@@ -77,16 +85,16 @@ class PreTrainer:
         self.recorder = BatchRecorder(recorded * recipe.optim.gradient_accumulation_steps)
         self.teacher_features: Tensor | None = None  # of the last micro-batch
         self.summary: list[str] = []  # of the finished run
-        self.signals = SignalHandler()
 
     def train(self) -> int:
-        """Train to the end, or until a signal stops it; returns the exit code of the program."""
+        """Train to the end, or until a signal stops it; returns the exit code. For use within `SignalHandler.deferred`."""
         recipe, schedule, engine, first_step = self.recipe, self.schedule, self.engine, self.first_step
-        if first_step == 0 or (first_step % schedule.probe_every == 0 and not self.logger.has(first_step, "knn_top1")):
-            self._probe(first_step)
-        batches = iter(self.loader)
-        interval = 0.1 if sys.stderr.isatty() else float(os.environ.get("TQDM_MININTERVAL", 10))  # seconds between updates
-        with tqdm(total=schedule.steps, initial=first_step, unit="step", smoothing=0.05, mininterval=interval) as bar:
+        probe = first_step % schedule.probe_every == 0 and first_step < schedule.steps
+        if probe and not self.logger.has(first_step, "knn_top1") and self._probe(first_step):
+            return self._interrupted(first_step)
+        with self.signals.inherited_blocked():
+            batches = iter(self.loader)
+        with self._progress_bar() as bar:
             for step in range(first_step, schedule.steps):
                 frozen = schedule.frozen_groups(step)
                 set_rates(engine.optimizer, schedule.learning_rate(step), schedule.weight_decay(step), frozen)
@@ -102,20 +110,18 @@ class PreTrainer:
                 self.method.update_teacher(schedule.momentum(step + self.method.teacher_updates_first))
                 done = step + 1
                 save = done % recipe.run.save_steps == 0 or done == schedule.steps
-                interrupted = self.accelerator.num_processes == 1 and self.signals.number > 0  # several agree in `_log`
-                log = save or interrupted or done % recipe.run.logging_steps == 0
+                signaled = self.accelerator.num_processes == 1 and self.signals.number > 0  # several agree in `_log`
+                log = save or signaled or done % recipe.run.logging_steps == 0
                 stop = log and self._log(done, bar)
+                self._advance(bar)
+                if not stop and done % schedule.probe_every == 0 and done < schedule.steps:
+                    stop = self._probe(done)
                 if save or stop:
                     self._save(done)
                 if stop:
-                    logger.warning("interrupted after step %d; continue with resume_from_checkpoint=auto", done)
-                    return self.signals.exit_code
-                bar.update()
-                if done % schedule.probe_every == 0 and done < schedule.steps:
-                    self._probe(done)
+                    return self._interrupted(done)
         del batches
-        self._finish()
-        return 0
+        return self._finish()
 
     def _next_arguments(self, step: int, batches: Iterator[Views]) -> dict:
         """Arguments of the model's forward pass for the next micro-batch."""
@@ -143,7 +149,7 @@ class PreTrainer:
                 f"see which losses and gradients: hssl-hf replay {capture}\n{advice(self.checkpoints.newest())}"
             )
 
-    def _log(self, done: int, bar: tqdm) -> bool:
+    def _log(self, done: int, bar: ProgressBar) -> bool:
         """Write one line of the log; returns whether any process got a signal to stop."""
         values, (stop,) = self.metrics.read(self.accelerator, [float(self.signals.number > 0)])
         self._require_finite_gradients()
@@ -163,6 +169,7 @@ class PreTrainer:
         state = {"processes": self.accelerator.num_processes, "seconds": self.artifacts.seconds}
         state["frozen_steps"] = self.schedule.frozen_steps
         state["data_fingerprint"] = self.artifacts.manifest["data"]["fingerprint"]
+        on_main_process(self.accelerator, self.lock.require)
         self.checkpoints.save(self.accelerator, done, position, state, self.engine.unsharded_model)
 
     def _restore(self) -> tuple[int, float]:
@@ -180,18 +187,46 @@ class PreTrainer:
             self.corrupt = [name for position in positions for name in position["corrupt"]]
             logger.warning("resuming with %d processes a run of %d", accelerator.num_processes, len(positions))
         self.schedule.frozen_steps = state["frozen_steps"]
+        if state["step"] > self.schedule.steps:
+            raise CheckpointError(f"{self.checkpoint} is of step {state['step']}, but this run has {self.schedule.steps} steps")
         return state["step"], state["seconds"]
 
-    def _probe(self, done: int) -> None:
+    def _probe(self, done: int) -> bool:
+        """k-NN on the main process; returns whether a signal stops the run, after which it is repeated."""
         method = self.engine.unsharded_model() if self.recipe.probe.path is not None else None
-        if self.accelerator.is_main_process:
-            self.artifacts.measure(method, done)
-        self.accelerator.wait_for_everyone()
+        stop = self._run_on_main_process(lambda: self.artifacts.measure(method, done))
         memory.reset_peak(self.accelerator.device)
+        return stop
 
-    def _finish(self) -> None:
+    def _finish(self) -> int:
         corrupt, method = gather_object(self.corrupt), self.engine.unsharded_model()
-        if self.accelerator.is_main_process:
+
+        def export() -> None:
             self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt)
-        self.accelerator.wait_for_everyone()
+
+        if self._run_on_main_process(export):
+            return self._interrupted(self.schedule.steps)
         self.accelerator.end_training()
+        return 0
+
+    def _run_on_main_process(self, work: Callable[[], None]) -> bool:
+        """Call a function that a signal cuts short while the other processes wait; returns whether any has got a signal."""
+        on_main_process(self.accelerator, lambda: self.signals.run_until_signal(work))
+        return any_process(self.accelerator, self.signals.number > 0)
+
+    def _interrupted(self, done: int) -> int:
+        """Report the interruption; returns the exit code."""
+        self.lock.interrupted = True
+        if self.accelerator.is_main_process:
+            saved = f"after step {done}; continue with resume_from_checkpoint=auto"
+            logger.warning("interrupted %s", saved if done else "before the first step; start again")
+        return self.signals.exit_code
+
+    def _progress_bar(self) -> ProgressBar:
+        total, main = self.schedule.steps, self.accelerator.is_main_process
+        return ProgressBar(total=total, initial=self.first_step, unit="step", smoothing=0.05, disable=not main)
+
+    def _advance(self, bar: ProgressBar) -> None:
+        bar.update()
+        if bar.broken:
+            self.signals.receive(signal.SIGHUP)  # as where a terminal is gone

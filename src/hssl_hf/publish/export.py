@@ -32,7 +32,7 @@ from hssl_hf.publish.to_transformers import to_transformers
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
-FACTS = "facts.yaml"
+FACTS, MARKER = "facts.yaml", ".hssl_hf_export"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def export_backbone(
         the folder.
     Raises:
         ExportError: if the exported model does not load cleanly or its outputs differ.
-        UserError: if the folder contains anything but a model, or the kind "backbone" does not exist for this architecture.
+        UserError: if the folder contains anything that no export has written, or the kind "backbone" does not exist for this
+            architecture.
     """
     network, context = network or model.default_network, context or CardContext()
     base, size = model.get_network(network).base, model.config.image_size
@@ -88,7 +89,7 @@ def export_backbone(
     if kind == "backbone":
         _require_backbone(backbone, model.config.backbone, onnx)
     stock = backbone if kind == "backbone" else to_transformers(base, size) if kind == "main" else None
-    with _draft(Path(folder)) as draft:
+    with export_draft(Path(folder)) as draft:
         scripts, sizes = [parity.BACKBONE if kind == "backbone" else parity.TRANSFORMERS], [size]
         if stock is not None:
             stock.save_pretrained(draft, max_shard_size=max_shard_size)
@@ -119,10 +120,10 @@ def export_model(
 
     Raises:
         ExportError: if a loaded tensor differs.
-        UserError: if the folder contains anything but a model.
+        UserError: if the folder contains anything that no export has written.
     """
     context = context or CardContext()
-    with _draft(Path(folder)) as draft:
+    with export_draft(Path(folder)) as draft:
         model.save_pretrained(draft, max_shard_size=max_shard_size)
         loaded = type(model).from_pretrained(draft).state_dict()
         changed = [name for name, value in model.state_dict().items() if not torch.equal(loaded[name], value.cpu())]
@@ -140,28 +141,57 @@ def export_model(
 def update_card(folder: Path, context: CardContext) -> None:
     """Rewrite the model card of an exported backbone with what has become known since the export."""
     facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in context.about.items() if value}}
+    require_replaceable(folder)  # else the files of others would be listed as written by the export
+    _mark(folder, model_card.EVAL_RESULTS, *context.figures)  # before they are written, which may be cut short
     _write_card(folder, facts, context, "main")
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise a UserError if a folder to write to contains anything but a model."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())):
-        raise UserError(f"expected an empty folder or an earlier export, got {folder} with other files; choose another folder")
+    """Raise a UserError if a folder to write to contains anything that no export has written, as its `MARKER` lists."""
+    if not folder.exists():
+        return
+    written = (folder / MARKER).read_text().splitlines() if (folder / MARKER).is_file() else []
+    if foreign := [name for name in _files(folder) if name not in written] if folder.is_dir() else ["a file of this name"]:
+        rest = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
+        raise UserError(
+            f"expected an empty folder or an earlier export, got {folder} with {', '.join(foreign[:5])}{rest}, written by no "
+            "export; choose another folder"
+        )
 
 
 @contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which replaces an earlier export only when it is complete."""
+def export_draft(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which replaces an earlier export only when it is complete.
+
+    Raises:
+        UserError: if the folder contains anything that no export has written.
+    """
+    folder = folder.resolve()
     require_replaceable(folder)
-    draft = folder.with_name(f".{folder.name}.draft")
+    draft, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("draft", "old"))
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         yield draft
-        shutil.rmtree(folder, ignore_errors=True)
+        _mark(draft)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)  # not removed first, since a folder that is removed in part has no marker
         draft.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Files of an export but its marker; the Hub's client keeps notes in `.cache`."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return [name for name in names if name != MARKER and not name.startswith(".cache/")]
+
+
+def _mark(folder: Path, *planned: str) -> None:
+    """List the files of an export, and those that will be written, which a later export may replace."""
+    (folder / MARKER).write_text("".join(f"{name}\n" for name in [*_files(folder), *planned]))
 
 
 def _default_processor(model: "StudentTeacherPreTrainedModel") -> BitImageProcessor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
 from hssl_hf.errors import UserError
-from hssl_hf.publish.export import CardContext, export_backbone, export_model
+from hssl_hf.publish.export import CardContext, export_backbone, export_model, require_replaceable
 from hssl_hf.publish.kinds import KINDS, branch
 from hssl_hf.publish.secret_scan import refuse_secrets
 from hssl_hf.publish.to_backbone import to_backbone
@@ -58,6 +58,7 @@ def stage(
     if to_backbone(model.get_network(network).base, model.config.image_size) is not None:
         export_backbone(model, folder / "backbone", kind="backbone", **shared)
     else:  # none from an earlier call either
+        require_replaceable(folder / "backbone")
         shutil.rmtree(folder / "backbone", ignore_errors=True)
     export_backbone(model, folder / "main", onnx=onnx, **shared)
     return folder

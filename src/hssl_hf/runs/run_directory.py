@@ -39,10 +39,14 @@ class RunDirectory:
         Args:
             path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
         Raises:
-            CheckpointError: if the folder holds no complete checkpoint.
+            CheckpointError: if the folder holds no checkpoint that is complete and undamaged.
         """
         path = path.resolve()
-        checkpoint = path if (path / STATE).is_file() else CheckpointManager(path / "checkpoints").newest()
+        checkpoints, checkpoint = CheckpointManager(path / "checkpoints"), path
+        if (path / STATE).is_file():
+            checkpoints.require_valid(path)
+        else:
+            checkpoint = checkpoints.latest_valid()
         if checkpoint is None:
             raise CheckpointError(f"{path} holds no complete checkpoint; expected a folder of a run, or one of its checkpoints")
         return cls(checkpoint.parents[1], checkpoint)
