@@ -82,10 +82,16 @@ def test_files_of_other_kinds_are_refused_as_such(tmp_path, name):
 
 
 @pytest.mark.fault("local data")
-@pytest.mark.parametrize("name", ["nowhere", "nowhere.csv", "a::b", "[x]", "a b", "x" * 300, "nul\0"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.csv", "a::b", "[x]", "a b", "x" * 300])
 def test_paths_that_do_not_exist_are_reported_as_such(tmp_path, name):
     with refused("does not exist"):
         epoch_length(DataConfig(str(tmp_path / name)))
+
+
+@pytest.mark.fault("local data")
+def test_a_path_with_a_null_byte_is_refused():
+    with refused("path: expected text in one line", "nul"):
+        DataConfig("nul\0")
 
 
 @pytest.mark.fault("local data")

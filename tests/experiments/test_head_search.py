@@ -1,14 +1,12 @@
 """The search from its recipe to its winner."""
 
 import json
-import os
 
 import pytest
 import yaml
 from transformers import AutoModelForPreTraining
 
 from hssl_hf import HeadSearchConfig
-from hssl_hf.cli.main import main
 from hssl_hf.config.recipe import RecipeError, load_recipe
 from hssl_hf.experiments.head_search import rank, report, search_recipe
 from tests.conftest import ROOT, SAMPLE, tiny_config
@@ -104,16 +102,14 @@ def search_arguments(family: str, width: int) -> dict:
     return {**values, "candidates": ["convnext", family], "auxiliary_hidden_size": width}
 
 
-def test_through_the_command_line_on_a_fraction_of_the_images(tmp_path, monkeypatch):
+RUN_COMMAND = "import sys; from hssl_hf.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_through_the_command_line_on_a_fraction_of_the_images(tmp_path):
     """Two candidates on a tenth of the images; ranked, drawn, and the winner can be launched."""
     settings = [value for value in TINY if "epochs" not in value]
     settings += [f"run.output_dir={tmp_path}/search", "data.num_workers=0", "optim.epochs=0.3", "optim.warmup_epochs=0.1"]
-    command = []
-    monkeypatch.setattr(os, "execv", lambda _, arguments: command.extend(arguments))
-    main(["search", *settings, "--candidates", "vit", "--candidates", "resmlp"])
-    assert command[1:4] == ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    assert command[6:9] == ["-m", "hssl_hf", "search"]
-    program = Program(str(ROOT / "training" / "search_heads.py"), *command[9:])
+    program = Program("-c", RUN_COMMAND, "search", *settings, "--candidates", "vit", "--candidates", "resmlp")
     output, errors = program.communicate()
     assert program.returncode == 0, errors[-3000:]
     assert "auxiliary head" in output and "winner   hssl-hf pretrain" in output

@@ -120,9 +120,9 @@ def test_initial_values_of_a_candidate_do_not_depend_on_the_others():
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [
-        (["vit"], "at least two different candidates"),
-        (["vit", "vit"], "at least two different candidates"),
-        (["vit", "convnet"], "no auxiliary head 'convnet'.*Did you mean 'convnext'"),
+        (["vit"], "a list of 2 to 6 values"),
+        (["vit", "vit"], "without repetitions"),
+        (["vit", "convnet"], r"candidates\[1\]: expected one of 'convnext', .*, got 'convnet'"),
     ],
 )
 def test_invalid_candidates_are_refused(candidates, message):

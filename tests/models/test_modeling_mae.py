@@ -138,10 +138,10 @@ def test_saved_and_loaded_it_continues_identically(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"auxiliary_connection": "parallel", "auxiliary": "resnet18"}, "the head stands behind the base"),
-        ({"representation_decoder_depth": 0}, "at least 1, got 0"),
+        ({"auxiliary_connection": "parallel", "auxiliary": "resnet18"}, "expected 'serial'"),
+        ({"representation_decoder_depth": 0}, "expected a whole number from 1 to 256, got 0"),
         ({"backbone": "resnet18", "backbone_kwargs": None}, "are for vision transformers, got 'resnet18'"),
-        ({"decoder_num_attention_heads": 5}, "to divide the width 32 of the decoder, got 5"),
+        ({"decoder_num_attention_heads": 5}, "expected a divisor of decoder_hidden_size=32, got 5"),
     ],
 )
 def test_invalid_configurations_are_refused(changes, message):

@@ -239,9 +239,9 @@ def test_invalid_inputs_are_refused(change, message):
     [
         ({"backbone": "resnet18", "backbone_kwargs": None}, "needs a vision transformer with a class token, got 'resnet18'"),
         ({"target": "pixel", "level": "global"}, "pixels are predicted patch by patch"),
-        ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers must be at least 1"),
+        ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers: expected a whole number from 1 to 256, got 0"),
         ({"decoder_num_attention_heads": 7}, "set decoder_num_attention_heads"),
-        ({"decoder_hidden_size": 18, "decoder_num_attention_heads": 2}, "a width that 4 divides"),
+        ({"decoder_hidden_size": 18, "decoder_num_attention_heads": 2}, "decoder_hidden_size: expected a multiple of 4"),
     ],
 )
 def test_configurations_that_do_not_exist_are_refused(arguments, message):

@@ -104,11 +104,11 @@ def test_positions_and_patch_embedding_of_moco_v3_are_frozen():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"auxiliary": ["vit", "vit"]}, "several different ones"),
-        ({"auxiliary": []}, "several different ones"),
-        ({"auxiliary": ["vit", "convnet"]}, "Did you mean 'convnext'"),
+        ({"auxiliary": ["vit", "vit"]}, "without repetitions"),
+        ({"auxiliary": []}, "a list of 1 to 6 values"),
+        ({"auxiliary": ["vit", "convnet"]}, "expected one of 'convnext', .*, got 'convnet'"),
         ({"auxiliary": ["vit", "swin"], "auxiliary_connection": "parallel"}, "the name of one timm model"),
-        ({"auxiliary_sublayers": ["mixr"]}, "auxiliary_sublayers: expected"),
+        ({"auxiliary_sublayers": ["mixr"]}, r"auxiliary_sublayers\[0\]: expected"),
         ({"auxiliary_sublayers": []}, "auxiliary_sublayers: expected"),
         ({"queue_size": 64}, "only moco_v3 has a queue"),
     ],

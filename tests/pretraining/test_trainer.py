@@ -80,7 +80,9 @@ def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
 
 
 @pytest.mark.fault("trackers")
-@pytest.mark.parametrize(("name", "hint"), [("comet_ml", "pip install comet-ml"), ("wandb", "pip install wandb")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("comet_ml", "pip install comet-ml"), ("trackio", "pip install 'hssl-hf[trackers]'")]
+)
 def test_the_hint_names_the_package_of_the_tracker(monkeypatch, name, hint):
     monkeypatch.setattr("hssl_hf.pretraining.setup.get_available_trackers", list)
     with refused("run.report_to", name, hint):
@@ -116,7 +118,7 @@ def test_collapsed_training_raises_an_alarm(pretrain, tmp_path, capsys):
 def empty(folder):
     folder.mkdir()
     features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_dict({"image": []}, features=features).to_parquet(folder / "train.parquet", batch_size=1)
     return folder
 
 
@@ -130,7 +132,7 @@ def empty(folder):
             "timm has no model 'vit_tini_patch16_224'. Did you mean vit_tiny_patch16_224",
         ),
         (["data.image_column=photo"], "has no column 'photo'; it has ['image', 'label']"),
-        (["data.path={tmp}/empty", "data.images_per_epoch=null"], "only 0 images"),
+        (["data.path={tmp}/empty", "data.images_per_epoch=null"], "has no images in it"),
         (["views.global_crop_size=30"], "30 pixels do not divide into patches of 14"),
         (
             ["model.objective=dino", "views.num_local_crops=1", "views.local_crop_size=16"],
@@ -186,7 +188,7 @@ def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
     folder.mkdir()
     rows = [{"bytes": b"broken" if i in (3, 70) else _real()[i], "path": f"{i}.png"} for i in range(200)]
     features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(folder / "train.parquet", batch_size=1)
     arguments = [f"data.path={folder}", "data.images_per_epoch=198", "optim.epochs=1"]
     assert pretrain(*arguments, "data.max_corrupt_fraction=0.05") == 0
     assert "2 images could not be decoded: " in capsys.readouterr().out

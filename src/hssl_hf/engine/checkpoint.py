@@ -120,7 +120,7 @@ class CheckpointManager:
             torch.save(loader_state, draft / f"loader-{accelerator.process_index}.pt")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                (draft / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(draft)}, indent=1))
+                write_state(draft, step, **state)
                 _sync(draft)
                 shutil.rmtree(path, ignore_errors=True)
                 draft.rename(path)
@@ -150,6 +150,11 @@ class CheckpointManager:
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
             ) from error
         return state, loaders
+
+
+def write_state(folder: Path, step: int, **state) -> None:
+    """Write down the step of a checkpoint, further state, and the checksums of its files, which are complete."""
+    (folder / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(folder)}, indent=1))
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:

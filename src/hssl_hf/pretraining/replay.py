@@ -3,7 +3,6 @@
 Such an error is hard to reproduce otherwise. `hssl-hf replay` shows which losses and which gradients are not finite.
 """
 
-import json
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hssl_hf.data.views import Views
-from hssl_hf.engine.checkpoint import STATE, WEIGHTS
+from hssl_hf.engine.checkpoint import WEIGHTS, write_state
 from hssl_hf.pretraining.setup import forward_on_cpu
 from hssl_hf.runs.run_directory import RunDirectory
 
@@ -50,8 +49,9 @@ class BatchRecorder:
         torch.save(micro_batches, capture / f"micro-batches-{accelerator.process_index}.pt")
         if accelerator.is_main_process:
             save_file({name: value.contiguous() for name, value in model.state_dict().items()}, capture / WEIGHTS)
-            (capture / STATE).write_text(json.dumps({"step": step, "processes": accelerator.num_processes}))
         accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_state(capture, step, processes=accelerator.num_processes)
         return capture
 
 

@@ -52,7 +52,8 @@ def require_trackers(names: tuple[str, ...]) -> None:
     if unknown := [name for name in missing if name not in known]:
         raise RecipeError(f"run.report_to: expected any of {', '.join(known)}, got {', '.join(unknown)}")
     if missing:
-        packages = " ".join(name.replace("_", "-") for name in missing)
+        extra = "'hssl-hf[trackers]'" if set(missing) <= {"tensorboard", "trackio"} else None
+        packages = extra or " ".join(name.replace("_", "-") for name in missing)
         raise RecipeError(f"run.report_to: {', '.join(missing)} not installed; pip install {packages}")
 
 
