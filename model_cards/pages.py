@@ -12,11 +12,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from hssl_hf.config.recipe_files import recipe_differences, recipes
+from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments import study_report
 from hssl_hf.experiments.study import Study
 from hssl_hf.experiments.study_report import Findings
 from hssl_hf.publish.paper_differences import paper_differences
-from hssl_hf.runs.run_directory import read_lines
 from model_cards import paper_tables
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def results() -> list[str]:
     """One table per file of records and metric: every subject with its mean, its seeds, and their standard deviation."""
     lines = []
     for path in sorted((ROOT / "model_cards" / "results").glob("*.jsonl")):
-        records = read_lines(path)
+        records = read_records(path)
         if path.stem.startswith("study_"):
             continue
         for metric in sorted({record["metric"] for record in records if record["metric"].endswith("top1")}):
@@ -68,7 +68,7 @@ def draw_studies() -> None:
 def studies() -> dict[str, Findings]:
     """Findings by the name of a study, for the studies that have records."""
     paths = sorted((ROOT / "training" / "studies").glob("*.yaml"))
-    records = {path: read_lines(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl") for path in paths}
+    records = {path: read_records(ROOT / "model_cards" / "results" / f"study_{path.stem}.jsonl") for path in paths}
     return {path.stem: Findings(Study.read(path), records[path]) for path in paths if records[path]}
 
 

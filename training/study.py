@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from hssl_hf.config.recipe_files import TRAINING
+from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments.study import Measurement, Study, study_recipe
 from hssl_hf.experiments.study_report import Findings, draw, rank_table, table
 from hssl_hf.experiments.study_runner import Runner, run
-from hssl_hf.runs.run_directory import read_lines
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
         runner = Runner(path, study, overrides, folder)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         run(study, runner, measurement, max(1, options.jobs))
-        findings = Findings(study, read_lines(results))
+        findings = Findings(study, read_records(results))
         draw(findings, folder / "study.png")
         print("\n".join([*table(findings), "", *rank_table(findings), f"plots  {folder / 'study.png'}", f"records  {results}"]))
     except (ValueError, RuntimeError) as error:

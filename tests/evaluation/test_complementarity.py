@@ -51,7 +51,7 @@ def test_a_backbone_with_itself_gains_nothing():
     splits = halves(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3)
     curve, overlap = complementarity(splits, splits, points=3)
     assert len({accuracy for _, accuracy in curve}) == 1 and overlap["N_s"] == 0 and overlap["sIoU"] == 1
-    with pytest.raises(ValueError, match="at least two points"):
+    with pytest.raises(ValueError, match="points: expected a whole number from 2 to 1001, got 1"):
         complementarity(splits, splits, points=1)
 
 

@@ -17,7 +17,7 @@ from hssl_hf.publish.export import CardContext, ExportError, export_backbone, ex
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import MAE, SAMPLE, tiny_model, tiny_siamese, tiny_views
+from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
 from tests.faults import refused
 
 OTHERS = {  # timm model -> its arguments, image size, class in transformers
@@ -310,7 +310,7 @@ def test_folder_with_files_that_no_export_has_written_is_not_overwritten(trained
 @pytest.mark.fault("files of a user")
 def test_only_what_an_export_has_written_is_replaced(trained, tmp_path, unchecked):
     folder = export_backbone(trained, tmp_path / "export")
-    update_card(folder, CardContext(figures={"curves.png": SAMPLE / "README.md"}))
+    update_card(folder, CardContext(figures={"curves.png": b"a figure"}))
     (folder / ".cache").mkdir()
     (folder / ".cache" / "upload").write_text("of the Hub's client")
     export_backbone(trained, folder, kind="timm")

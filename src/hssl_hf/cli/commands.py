@@ -139,7 +139,7 @@ def push(
     revision: Annotated[str, Option(help="Branch of the stock model.")] = "main",
     create_pr: Annotated[bool, Option("--create-pr", help="Open pull requests instead of committing.")] = False,
     commit_message: Annotated[str, Option(help="Title of the commits.")] = "Upload a pre-trained backbone",
-    dry_run: Annotated[bool, Option("--dry-run", help="Only write to RUN/push what would be uploaded.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Make all checks and write RUN/push, but upload nothing.")] = False,
     network: WhichNetwork = None,
     license: License = None,
     onnx: Onnx = False,
@@ -149,14 +149,16 @@ def push(
     Pushes the stock model, the timm model, feature maps, and the full model to continue training.
     """
     from hssl_hf.publish.hub import push as library
+    from hssl_hf.publish.push_checks import check_push
     from hssl_hf.runs.run_directory import RunDirectory
 
-    staged = RunDirectory.open(run).stage(repository, revision, network, license, onnx)
+    check_push(repository, revision, token, license, commit_message)
+    staged = RunDirectory.open(run).stage(repository, revision, network, license, onnx, token)
+    options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr, "dry_run": dry_run}
+    commits = library(staged, repository, **options, commit_message=commit_message)
     if dry_run:
         print(f"{staged} holds what would be uploaded to {repository}")
-        return
-    options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
-    for kind, commit in library(staged, repository, **options, commit_message=commit_message).items():
+    for kind, commit in commits.items():
         print(f"{kind:10s}{commit.pr_url or commit.commit_url}")
 
 

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import typer
 
-from hssl_hf.errors import EndedPeerError, UserError
+from hssl_hf.errors import EndedPeerError, UserError, is_about_disk, reason
 
 FAILED = 2
 PATIENCE = 10  # seconds in which a process that has failed reports why, before those that miss it report that
@@ -75,7 +75,8 @@ def _discard_unread_output(stream: TextIO) -> bool:
 def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run an application with its messages on the screen and return the exit code.
 
-    Errors for users become one line and exit code 2; with the option `--traceback` their origin is shown.
+    Errors for users, and of the disk, become one line and exit code 2; with the option `--traceback` their origin is shown.
+    Neither shows a token.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logger, handler, output = logging.getLogger("hssl_hf"), ConsoleHandler(), sys.stdout
@@ -86,17 +87,27 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     except SystemExit as exit:
         code = int(exit.code or 0)
         return 0 if _discard_unread_output(output) and code == 1 else code  # which typer makes of it
-    except UserError as error:
-        if "--traceback" in arguments:
-            traceback.print_exc()
+    except Exception as error:
+        is_expected = isinstance(error, UserError) or is_about_disk(error)
+        if "--traceback" in arguments or not is_expected:
+            _print_error(traceback.format_exc())
+        elif not isinstance(error, UserError):
+            name = getattr(error, "filename", None)
+            _print_error(f"error: {f'{name} cannot be read or written: ' if name else ''}{reason(error)}")
         elif not _is_reported(error):
             message = str(error).rpartition(f"{type(error).__name__}: ")[2]  # without the traceback of a data loader worker
-            with contextlib.suppress(BrokenPipeError):
-                print(f"error: {message.strip()}", file=sys.stderr)
-        return FAILED
+            _print_error(f"error: {message.strip()}")
+        return FAILED if is_expected else 1
     finally:
         logger.removeHandler(handler)
     return 0
+
+
+def _print_error(text: str) -> None:
+    from hssl_hf.publish.secret_scan import redact
+
+    with contextlib.suppress(BrokenPipeError):
+        print(redact(text), file=sys.stderr)
 
 
 def _is_reported(error: UserError) -> bool:

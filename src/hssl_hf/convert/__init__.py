@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from transformers import AutoModelForImageClassification
@@ -20,6 +21,7 @@ from hssl_hf.convert.siamese_im import (
     to_siamese_im,
 )
 from hssl_hf.convert.state_dict import base_config, require_tensor
+from hssl_hf.fields import Range, check
 from hssl_hf.models.configuration_mae import HSSLMAEConfig
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
@@ -57,9 +59,14 @@ def convert_checkpoint(
         ConversionError: if the checkpoint cannot be read or converted.
         UserError: if the folder contains anything that no export has written.
     """
-    checkpoint, folder = read_checkpoint(path), Path(folder)
+    folder = Path(folder)
     require_replaceable(folder)
-    num_heads = (overrides.get("backbone_kwargs") or {}).get("num_heads")
+    if method is not None and method not in METHODS:
+        raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
+    num_heads = _attention_heads((overrides.get("backbone_kwargs") or {}).get("num_heads"), "num_attention_heads")
+    if "decoder_num_attention_heads" in overrides:
+        _attention_heads(overrides["decoder_num_attention_heads"], "decoder_num_attention_heads")
+    checkpoint = read_checkpoint(path)
     if "head.weight" in checkpoint.state:  # fine-tuned
         if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
@@ -68,6 +75,10 @@ def convert_checkpoint(
         return folder
     model = _convert(checkpoint, method or detect_method(checkpoint), for_pretraining, num_heads, overrides)
     return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
+
+
+def _attention_heads(number: int | None, name: str) -> int | None:
+    return check(Annotated[int, Range(1, 1024)] | None, number, name)
 
 
 def detect_method(checkpoint: Checkpoint) -> str:
@@ -81,7 +92,7 @@ def detect_method(checkpoint: Checkpoint) -> str:
         if any(".conv_blocks." in name for name in names):
             return "hssl"
         return "ibot" if "student.backbone.masked_embed" in names else "dino"
-    if any(name.removeprefix("module.").startswith("base_encoder.") for name in names):
+    if any(name.startswith("base_encoder.") for name in names):
         return "moco_v3"
     if any(name.startswith("decoder_blocks.") for name in names):
         return "mae"
@@ -119,8 +130,6 @@ def method_of_classifier(checkpoint: Checkpoint) -> str:
 def _convert(
     checkpoint: Checkpoint, method: str, for_pretraining: bool, num_heads: int | None, overrides: dict
 ) -> StudentTeacherPreTrainedModel:
-    if method not in METHODS:
-        raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
     if method == "siamese_im":
         return from_siamese_im(checkpoint, **overrides)
     if method == "moco_v3":

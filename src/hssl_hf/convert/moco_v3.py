@@ -24,7 +24,7 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
     Raises:
         ConversionError: if a tensor is missing, unexpected or of another shape, or the encoder is not a vision transformer.
     """
-    state = {name.removeprefix("module."): value for name, value in checkpoint.state.items()}
+    state = checkpoint.state
     encoder = strip_prefix(state, "base_encoder.")
     if "conv1.weight" in encoder:
         raise ConversionError("expected a vision transformer, got a ResNet, whose projector has two layers instead of three")

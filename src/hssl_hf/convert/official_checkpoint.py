@@ -2,17 +2,17 @@
 
 import argparse
 import codecs
+import logging
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hssl_hf.errors import UserError
+from hssl_hf.errors import UserError, reason, shown
 
 SAFE_CLASSES = {
     ("argparse", "Namespace"): argparse.Namespace,
@@ -24,8 +24,10 @@ SAFE_CLASSES = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
 }
 DTYPES = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]  # old pickles contain instances
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, AttributeError, LookupError, pickle.UnpicklingError, SafetensorError)
+CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher", "student", "model_ema", "module", "net")
+LARGEST_DEPTH = 4  # of dictionaries in each other
 LOSSES = ("ibot_loss", "dino_loss", "pretrain_loss")  # the keys under which files keep the centers
+logger = logging.getLogger(__name__)
 
 
 class ConversionError(UserError):
@@ -53,15 +55,42 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         ConversionError: if the file cannot be read safely, or contains no tensors.
     """
     content = _load(Path(path))
-    if not isinstance(content, dict):
-        content = {}
-    state = content.get("model", content.get("state_dict", content))
-    if isinstance(content.get("student"), dict) and isinstance(content.get("teacher"), dict):
-        state = _join(content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConversionError(f"expected tensors by name in {path}, at the top or under 'model' or 'state_dict', got none")
+    content = content if isinstance(content, dict) else {}
+    state = _find_state(content)
+    if not state:
+        raise ConversionError(
+            f"{path} holds no weights: expected tensors by name, at the top or under {', '.join(CONTAINERS)}, got "
+            f"{f'the entries {shown([str(key) for key in content][:20])}' if content else 'no entries'}"
+        )
     arguments = content.get("args")
-    return Checkpoint(dict(state), vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+    return Checkpoint(state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+
+
+def _find_state(content: dict, depth: int = 0) -> dict[str, Tensor]:
+    """Tensors by name in a dictionary or in one that it holds, without prefixes of wrappers; empty if there are none."""
+    if isinstance(content.get("student"), dict) and isinstance(content.get("teacher"), dict):
+        return _only_tensors(_join(content))
+    for name in CONTAINERS if depth < LARGEST_DEPTH else ():
+        if isinstance(content.get(name), dict) and (state := _find_state(content[name], depth + 1)):
+            return state
+    return _without_wrappers(_only_tensors(content))
+
+
+def _only_tensors(state: dict) -> dict[str, Tensor]:
+    """The dictionary itself; empty if it holds anything but tensors by name."""
+    return state if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()) else {}
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the prefix `module.` of distributed training, and of those with `backbone.` these alone, without it."""
+    if state and all(name.startswith("module.") for name in state):
+        return _without_wrappers({name.removeprefix("module."): value for name, value in state.items()})
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    if not backbone:
+        return dict(state)
+    if left_out := sorted(name for name in state if not name.startswith("backbone.")):
+        logger.warning("only the backbone is converted; %d tensors are left out, such as %s", len(left_out), left_out[0])
+    return _without_wrappers(backbone)
 
 
 def _load(path: Path):
@@ -75,10 +104,10 @@ def _load(path: Path):
                 return _tensors(_ArrayUnpickler(file).load())
         with torch.serialization.safe_globals([(kind, ".".join(name)) for name, kind in SAFE_CLASSES.items()] + DTYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # of pickle, zip or tensors, about any content
         raise ConversionError(
-            f"{path} cannot be read safely: {error}\nExpected a file of tensors, as torch.save or safetensors write it; other "
-            "objects in it are never loaded."
+            f"{path} cannot be read safely: {reason(error)[:600]}\nExpected a file of tensors, as torch.save or safetensors "
+            "write it; other objects in it are never loaded."
         ) from error
 
 
@@ -101,10 +130,11 @@ def _tensors(value):
 def _join(content: dict) -> dict[str, Tensor]:
     """Student, teacher and centers in one dict, without the prefix `module.` of distributed training."""
     joined = {
-        f"{network}.{name.removeprefix('module.')}": value
+        f"{network}.{str(name).removeprefix('module.')}": value
         for network in ("student", "teacher")
         for name, value in content[network].items()
     }
     for loss in LOSSES:
-        joined |= {f"loss.{name}": value for name, value in content.get(loss, {}).items()}
+        centers = content.get(loss)
+        joined |= {f"loss.{name}": value for name, value in centers.items()} if isinstance(centers, dict) else {}
     return joined

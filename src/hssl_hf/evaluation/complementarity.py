@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hssl_hf.errors import UserError
+from hssl_hf.errors import writing
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import accuracy, overlap
+from hssl_hf.fields import Range, check
 
+Points = Annotated[int, Range(2, 1001)]
+FORMATS = ("png", "pdf", "svg", "jpg")  # of the curve
 Splits = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -37,19 +41,18 @@ def complementarity(
     Args:
         first, second: features and labels (n,) of training and test images, the same images for both; (n, C) features of one
             backbone, (n, D) of the other.
-        points: values of alpha, evenly from 0 to 1, at least 2.
+        points: values of alpha, evenly from 0 to 1, from 2 to 1001.
         num_neighbors, temperature: of the k-NN.
     Returns:
         the curve, (alpha, accuracy in percent) of alpha parts of the first and 1 - alpha parts of the second; and the metrics
         N_s and sIoU of the single backbones on the test images.
     Raises:
-        UserError: for fewer than two points.
+        FieldError: for other numbers of points.
     Source: HSSL, section 3.3 and figures 7-8.
     Differs: two backbones share no space in which their features could be added, so that here their similarities are, which is
         a concatenation with weights; alpha = 0 and 1 are the single backbones.
     """
-    if points < 2:
-        raise UserError(f"a curve needs at least two points, got {points}")
+    points = check(Points, points, "points")
     (first_train, train_labels), (first_test, labels) = first
     (second_train, _), (second_test, _) = second
     alphas = np.linspace(0, 1, points).tolist()
@@ -61,7 +64,7 @@ def complementarity(
     return curve, overlap(predictions[-1], predictions[0], labels)
 
 
-def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path) -> None:
+def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path | str) -> None:
     """The curve, with the better of the single backbones as a line."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -69,7 +72,8 @@ def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path) -
     axes.plot(alphas, accuracies, marker="o", markersize=3.5)
     axes.axhline(max(accuracies[0], accuracies[-1]), color="gray", linewidth=0.9, linestyle="--", label="the better one alone")
     axes.set(xlabel="α", ylabel="k-NN top-1 (%)")
-    axes.set_title(f"α · {names[0]} + (1 − α) · {names[1]}", fontsize=9)
+    axes.set_title(f"α · {names[0]} + (1 − α) · {names[1]}".replace("$", r"\$"), fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with writing(path):
+        figure.savefig(path, dpi=110)

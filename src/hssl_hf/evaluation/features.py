@@ -1,6 +1,7 @@
 """Labeled images -> features."""
 
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,9 @@ from hssl_hf.data.errors import StreamError
 from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.local_dataset import LeftOut
 from hssl_hf.data.source import Source, load_source, resolve_classes
+from hssl_hf.errors import UserError, reading
 from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.labels import class_of, require_integer_column
 from hssl_hf.evaluation.progress import ProgressBar
 
 BATCH_SIZE = 256
@@ -39,12 +42,13 @@ class LabeledImages:
         """(C, H, W) uint8 and label; images that cannot be decoded are left out, with a warning that names them.
 
         Raises:
-            StreamError: if no image is left.
+            StreamError: if no image is left, or the label of one is no class.
         """
         column = self.source.label_column
         dataset = load_source(self.source, also=[column])
+        require_integer_column(dataset.features, self.source)
         chosen = resolve_classes(self.source, dataset)
-        rows = (row for batch in dataset.iter(batch_size=64) for row in zip(batch["image"], batch[column], strict=True))
+        rows = ((image, class_of(label, (image or {}).get("path"), self.source)) for image, label in self._cells(dataset))
         empty, reason, left_out = True, "", LeftOut()
         for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
             try:
@@ -53,12 +57,40 @@ class LabeledImages:
                 reason = f"; the last one cannot be decoded: {error}"
                 left_out.add("that cannot be decoded", (image or {}).get("path") or "without a name")
             else:
-                yield pixels, int(label)
+                yield pixels, label
                 empty = False
         if empty:
             raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on{reason}")
         if left_out:
             logger.warning("split %r of %r: left out are %s images", self.source.split, self.source.path, left_out)
+
+    def _cells(self, dataset) -> Iterator[tuple]:
+        """Encoded images and their labels as they are."""
+        name, column = f"split {self.source.split!r} of {self.source.path!r}", self.source.label_column
+        with reading(name, f"expected images, and in the column {column!r} integers, in all splits", StreamError):
+            for batch in dataset.iter(batch_size=64):
+                yield from zip(batch["image"], batch[column], strict=True)
+
+
+class Seen:
+    """Images that pass on, noted by a checksum of their pixels.
+
+    Args:
+        images: (C, H, W) and label.
+    """
+
+    def __init__(self, images: Iterable[tuple[Tensor, int]]):
+        self.images, self.checksums = images, []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for pixels, label in self.images:
+            self.checksums.append(zlib.crc32(pixels.contiguous().numpy(), zlib.adler32(str(tuple(pixels.shape)).encode())))
+            yield pixels, label
+
+    def among(self, others: "Seen") -> int:
+        """How many of these images are among the others too."""
+        known = set(others.checksums)
+        return sum(checksum in known for checksum in self.checksums)
 
 
 def image_features(cls: Tensor, patches: Tensor, kind: str) -> Tensor:
@@ -88,6 +120,8 @@ def extract(
         progress: caption of a progress bar; None for none.
     Returns:
         features (n, D) float32 and labels (n,) int64.
+    Raises:
+        UserError: if features are not finite.
     """
     features, labels, iterator = [], [], iter(images)
     with ProgressBar(desc=progress, unit="img", disable=progress is None, leave=False) as bar:
@@ -96,4 +130,10 @@ def extract(
             features.append(image_features(*encoder(pixels), kind).float().cpu())
             labels += [label for _, label in batch]
             bar.update(len(batch))
-    return torch.cat(features), torch.tensor(labels)
+    joined = torch.cat(features)
+    if bad := int((~joined.isfinite().all(dim=1)).sum()):
+        raise UserError(
+            f"the features of {bad} of {len(joined)} images are infinite or not numbers, so that a figure would mean nothing; "
+            "check the weights of the model, and the pixels of the images"
+        )
+    return joined, torch.tensor(labels)

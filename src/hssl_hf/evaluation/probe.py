@@ -1,5 +1,6 @@
 """The probes: one protocol for training curves, final figures and the command line."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import Encoder, num_channels
-from hssl_hf.evaluation.features import LabeledImages, extract
+from hssl_hf.evaluation.features import LabeledImages, Seen, extract
 from hssl_hf.evaluation.knn import knn_scores
+from hssl_hf.evaluation.labels import require_comparable
 from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.records import Record
 from hssl_hf.fields import Images, Range, Section, Temperature
+
+REPEATED = 0.01  # of the test images, which may also be among those of training without a warning
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,23 @@ class Probe:
         return linear_accuracy(*self.features(encoder, progress), config, progress)
 
     def features(self, encoder: Encoder, progress: str) -> list[tuple[Tensor, Tensor]]:
-        """Features (n, D) and labels (n,) of training and test images."""
-        kind = self.config.features
-        return [extract(encoder, self.processor, split, kind, f"{progress}: {split.source.split}") for split in self.splits()]
+        """Features (n, D) and labels (n,) of training and test images; a warning if the same images are among both.
+
+        Raises:
+            UserError: for images, labels and features with which an accuracy would mean nothing.
+        """
+        kind, splits = self.config.features, self.splits()
+        images = train, test = [Seen(split) for split in splits]
+        names = [f"{progress}: {split.source.split}" for split in splits]
+        features = [extract(encoder, self.processor, *pair) for pair in zip(images, [kind] * 2, names, strict=True)]
+        require_comparable(features[0][1], features[1][1])
+        if (repeated := test.among(train)) > REPEATED * len(test.checksums):
+            logger.warning(
+                "%d of %d test images (split %r) are among the training images (split %r) too, and are their own nearest "
+                "neighbors: the accuracy is not that on new images; choose other splits",
+                repeated, len(test.checksums), self.config.test_split, self.config.train_split,
+            )  # fmt: skip
+        return features
 
     def record(
         self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"

@@ -1,11 +1,13 @@
 """Records: measured values with what is needed to reproduce them."""
 
-import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+from hssl_hf.data.files import append_line, read_lines
+from hssl_hf.fields import check
 
 
 def current_command() -> str:
@@ -46,6 +48,25 @@ class Record:
     commit: str = field(default_factory=current_commit)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def append_to(self, path: Path) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(self)) + "\n")
+    def append_to(self, path: Path | str) -> None:
+        """Add the record to a file of JSON lines; raises a UserError if it cannot be written."""
+        append_line(path, asdict(self))
+
+
+KINDS = {"metric": str, "value": float, "unit": str, "subject": str, "dataset": str, "revision": str | None, "split": str}
+KINDS |= {"n": int, "settings": dict, "seed": int, "date": str}
+
+
+def read_records(path: Path | str) -> list[dict]:
+    """Records of a file as dictionaries; none if there is no such file. Damaged ones are skipped, with a warning.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    return read_lines(path, _check_record)
+
+
+def _check_record(line: dict) -> None:
+    """Raise a ValueError for an object that is no record, or one whose value is no finite number."""
+    for name, kind in KINDS.items():
+        check(kind, line.get(name), name)

@@ -5,21 +5,23 @@ from pathlib import Path
 
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.config.strict_yaml import build, override
+from hssl_hf.data.files import require_output
 from hssl_hf.errors import UserError
-from hssl_hf.evaluation.complementarity import complementarity, draw
+from hssl_hf.evaluation.complementarity import FORMATS, Points, complementarity, draw
 from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
 from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
+from hssl_hf.fields import Seed, check
 
 PROTOCOLS = {"knn": "k-NN", "linear": "linear"}  # their names on the screen
 
 
 def evaluate(
-    export: str,
+    export: str | Path,
     protocol: str,
     settings: list[str],
     pixels: bool = False,
-    results: Path | None = None,
+    results: Path | str | None = None,
     subject: str | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -41,6 +43,8 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"expected a protocol of {list(PROTOCOLS)}, got {protocol!r}")
+    export, seed = str(export), check(Seed, seed, "seed")
+    require_output(results, "results")
     tree = {"linear": {}}
     for setting in settings:
         if setting.startswith("linear."):
@@ -67,7 +71,9 @@ def describe(protocol: str, result: dict[str, float]) -> str:
     return ((held_out if "learning_rate" in result else "") + figures).format(**result).rstrip()
 
 
-def compare(first: str, second: str, settings: list[str], points: int, output: Path, results: Path | None) -> list[str]:
+def compare(
+    first: str | Path, second: str | Path, settings: list[str], points: int, output: Path | str, results: Path | str | None
+) -> list[str]:
     """Classify by linear combinations of two frozen backbones, and draw the curve.
 
     Args:
@@ -78,7 +84,12 @@ def compare(first: str, second: str, settings: list[str], points: int, output: P
         results: file to which the records are added, or None.
     Returns:
         lines for the screen.
+    Raises:
+        UserError: before any work, for numbers and files that cannot be; and as `evaluate`.
     """
+    first, second, points = str(first), str(second), check(Points, points, "points")
+    require_output(output, "output", *FORMATS)
+    require_output(results, "results")
     config, features = _labeled_images(settings), []
     for name in (first, second):
         encoder, processor = load_encoder(name)

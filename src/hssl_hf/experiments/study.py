@@ -22,12 +22,13 @@ from hssl_hf.evaluation.features import extract
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import Discrepancy, accuracy, overlap
 from hssl_hf.evaluation.probe import Probe
+from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments.head_search import RANKING
 from hssl_hf.fields import Distinct, Length, PositiveFraction, Section, Seed
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from hssl_hf.modules.projection_heads import prototype_logits
-from hssl_hf.runs.run_directory import RunDirectory, image_processor_for, read_lines
+from hssl_hf.runs.run_directory import RunDirectory, image_processor_for
 
 UNTRAINED, PIXELS = "untrained base", "raw pixels"
 
@@ -98,7 +99,7 @@ class Measurement:
     def done(self) -> set[tuple[str, int]]:
         """Subjects and seeds that have been measured; the k-NN accuracy is the last record of a subject."""
         last = {"knn_top1", "search_discrepancy"}
-        return {(line["subject"], line["seed"]) for line in read_lines(self.results) if line["metric"] in last}
+        return {(line["subject"], line["seed"]) for line in read_records(self.results) if line["metric"] in last}
 
     def measure(self, variant: str, seed: int, folder: Path) -> None:
         """Records of one finished run or search."""

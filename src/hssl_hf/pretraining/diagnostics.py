@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hssl_hf.data.files import append_line, write_below
 from hssl_hf.errors import UserError
 from hssl_hf.runs.run_directory import ALARMS
 
@@ -171,8 +172,7 @@ class TrainingMonitor:
         self.seen = {name: self.seen.get(name, 0) + 1 for name in alarms}
         raised = [alarm for name, alarm in alarms.items() if self.seen[name] == PATIENCE]
         for alarm in raised:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")
+            append_line(self.path, {"step": step, **asdict(alarm)})
             logger.warning("alarm at step %d: %s", step, alarm)
         return raised
 
@@ -193,7 +193,7 @@ def require_finite(values: dict[str, float], step: int, report: Path, checkpoint
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        report.write_text(json.dumps({"step": step, "not_finite": bad, "values": values}, indent=1))
+        write_below(report.parent, report.name, json.dumps({"step": step, "not_finite": bad, "values": values}, indent=1))
         raise NonFiniteError(f"not finite in the steps up to {step}: {', '.join(bad)} (see {report}).\n{advice(checkpoint)}")
 
 

@@ -21,9 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf.config.recipe import Recipe
+from hssl_hf.data.files import write_below
 from hssl_hf.data.loader import epoch_length
 from hssl_hf.data.views import Views, collate
 from hssl_hf.engine.memory import GIB, peak_allocation, process_peaks, total
+from hssl_hf.errors import writing
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.pretraining.setup import build_augmentation, build_model, forward_on_cpu, with_supported_precision
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
@@ -206,9 +208,11 @@ class LogitBytes(TorchDispatchMode):
 
 def write_estimate(folder: Path, estimate: Estimate) -> None:
     """Write the estimate to the folder of the planned run, whose manifest shows it beside the measurements."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     record = {"needed_gib": round(estimate.needed / GIB, 3), **asdict(estimate)}
-    (folder / ESTIMATE).write_text(json.dumps(record, indent=1) + "\n")
+    write_below(folder, ESTIMATE, json.dumps(record, indent=1) + "\n")
 
 
 def _samples(recipe: Recipe, model: StudentTeacherPreTrainedModel, count: int) -> list[dict]:

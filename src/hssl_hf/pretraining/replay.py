@@ -14,6 +14,7 @@ from torch import nn
 
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import WEIGHTS, write_state
+from hssl_hf.errors import reading
 from hssl_hf.pretraining.setup import forward_on_cpu
 from hssl_hf.runs.run_directory import RunDirectory
 
@@ -74,18 +75,22 @@ class ReplayedMicroBatch:
         return "\n    ".join([f"{values}\n  gradients that are not finite: {len(self.not_finite)}", *self.not_finite])
 
 
-def replay(folder: Path) -> list[ReplayedMicroBatch]:
+def replay(folder: Path | str) -> list[ReplayedMicroBatch]:
     """Run the micro-batches of a captured step again, forward and backward.
 
     Args:
         folder: of a capture.
     Raises:
         CheckpointError: if the folder holds no capture.
+        UserError: if its files are damaged.
     """
+    folder = Path(folder)
     run, reports = RunDirectory.open(folder), []
     model = run.model.train()
     for path in sorted(folder.glob("micro-batches-*.pt")):
-        for micro_batch in torch.load(path, weights_only=True):
+        with reading(path, "run the training again to capture the step again"):
+            micro_batches = torch.load(path, weights_only=True)
+        for micro_batch in micro_batches:
             views = Views(**micro_batch["batch"]).augment_and_normalize(run.recipe.views)
             torch.set_rng_state(micro_batch["random"])
             output = forward_on_cpu(model, run.recipe, views, micro_batch["temperature"])

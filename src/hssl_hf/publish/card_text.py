@@ -1,10 +1,14 @@
 """Texts of a model card: summary, code snippets, figure captions, training."""
 
+import logging
 from typing import TYPE_CHECKING
+
+from hssl_hf.publish.markdown import code, plain
 
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_base import PreTrainingConfig
 
+logger = logging.getLogger(__name__)
 FIGURES = {  # path -> caption
     "curves.png": "Training curves: losses, discrepancy or collapse, k-NN accuracy.",
     "figures/components.png": "First three principal components of the patch features as red, green and blue.",
@@ -22,10 +26,10 @@ TRAINING = {
     "estimated": lambda m: ESTIMATE.format(**m["estimate"]) if m.get("estimate") else None,
     "images per second": lambda m: f"{m['images_per_second']:,.1f}" if "images_per_second" in m else None,
     "peak memory per process": lambda m: f"{m['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in m else None,
-    "hardware": lambda m: "{processes} × {hardware[device]} ({hardware[cores]} cores), strategy {engine}".format(**m),
+    "hardware": lambda m: plain("{processes} × {hardware[device]} ({hardware[cores]} cores), strategy {engine}".format(**m)),
     "seed": lambda m: m["seed"],
-    "versions": lambda m: ", ".join(f"{name} {version}" for name, version in m["versions"].items()),
-    "commit": lambda m: f"`{m['commit']}`" if m["commit"] else None,
+    "versions": lambda m: plain(", ".join(f"{name} {version}" for name, version in m["versions"].items())),
+    "commit": lambda m: code(m["commit"], in_table=True) if m["commit"] else None,
 }
 
 
@@ -137,7 +141,7 @@ model.backbone.load_state_dict(backbone.state_dict())"""
 def title(config: "PreTrainingConfig", kind: str) -> str:
     endings = {"timm": ", for timm", "backbone": ", for feature maps", "training": ", to continue training"}
     endings |= {"main": "", "classifier": ", fine-tuned"}
-    return f"{config.backbone} by {config.describe()[0]}{endings[kind]}"
+    return f"{plain(config.backbone)} by {config.describe()[0]}{endings[kind]}"
 
 
 def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
@@ -147,7 +151,7 @@ def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
     if kind == "classifier":
         return "A linear classifier on the layer norm of the mean patch token."
     arguments = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
-    model = f"timm's `{config.backbone}`" + (f" with {arguments}," if arguments else "")
+    model = f"timm's {code(config.backbone)}" + (f" with {plain(arguments)}," if arguments else "")
     library = "timm" if kind == "timm" else "transformers"
     return (
         f"The {network}'s base after pre-training by {method}, without the modules that only training needs: {model} for "
@@ -156,8 +160,16 @@ def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
 
 
 def training(manifest: dict) -> list[tuple[str, object]]:
-    """Rows of the table about the training run."""
-    return [(name, value) for name, row in TRAINING.items() if (value := row(manifest)) is not None]
+    """Rows of the table about the training run; what a damaged manifest lacks is left out, with a warning."""
+    rows, lost = {}, []
+    for name, row in TRAINING.items():
+        try:
+            rows[name] = row(manifest)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            lost.append(name)
+    if lost:
+        logger.warning("the manifest of the run is damaged; rows of its table are left out: %s", ", ".join(lost))
+    return [(name, value) for name, value in rows.items() if value is not None]
 
 
 def parity(facts: dict) -> list[tuple[str, str]]:
@@ -170,8 +182,8 @@ def _source(repository: str, branch: str) -> str:
 
 
 def _data(data: dict) -> str:
-    versions = [f"{name} `{data[name]}`" for name in ("revision", "fingerprint") if data.get(name)]
-    return ", ".join([f"`{data['path']}`", f"split {data['split']}", *versions])
+    versions = [f"{name} {code(data[name], in_table=True)}" for name in ("revision", "fingerprint") if data.get(name)]
+    return ", ".join([code(data["path"], in_table=True), f"split {plain(data['split'])}", *versions])
 
 
 def _duration(seconds: float) -> str:

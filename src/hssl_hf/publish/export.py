@@ -19,7 +19,8 @@ import yaml
 from transformers import BitImageProcessor, PreTrainedModel
 
 from hssl_hf.data.channels import default_normalization
-from hssl_hf.errors import UserError
+from hssl_hf.data.files import read_below, require_writable, write_below
+from hssl_hf.errors import UserError, reading, writing
 from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
 from hssl_hf.publish import model_card, parity
 from hssl_hf.publish.image_processor import image_processor
@@ -42,13 +43,13 @@ class CardContext:
     Args:
         about: `recipe`, `manifest`, `subject`, `license`, `tags`, `base_model`, as far as they are known (`model_card.facts`).
         records: results, `Record`s as dictionaries.
-        figures: image files, by their path inside the repository.
+        figures: content of PNG files, by their path inside the repository.
         repository, revision: where the model will be published, for the code snippets.
     """
 
     about: dict = field(default_factory=dict)
     records: list[dict] = field(default_factory=list)
-    figures: dict[str, Path] = field(default_factory=dict)
+    figures: dict[str, bytes] = field(default_factory=dict)
     repository: str = "user/name"
     revision: str = "main"
 
@@ -138,16 +139,21 @@ def export_model(
     return Path(folder)
 
 
-def update_card(folder: Path, context: CardContext) -> None:
+def update_card(folder: Path | str, context: CardContext) -> None:
     """Rewrite the model card of an exported backbone with what has become known since the export."""
-    facts = {**yaml.safe_load((folder / FACTS).read_text()), **{name: value for name, value in context.about.items() if value}}
+    folder = Path(folder)
+    with reading(folder / FACTS, "export the backbone again"):
+        before = dict(yaml.safe_load(read_below(folder, FACTS)))
+    facts = {**before, **{name: value for name, value in context.about.items() if value}}
     require_replaceable(folder)  # else the files of others would be listed as written by the export
     _mark(folder, model_card.EVAL_RESULTS, *context.figures)  # before they are written, which may be cut short
     _write_card(folder, facts, context, "main")
 
 
-def require_replaceable(folder: Path) -> None:
-    """Raise a UserError if a folder to write to contains anything that no export has written, as its `MARKER` lists."""
+def require_replaceable(folder: Path | str) -> None:
+    """Raise a UserError if a folder to write to cannot be written, or holds what no export has written, by its `MARKER`."""
+    folder = Path(folder)
+    require_writable(folder.absolute().parent)
     if not folder.exists():
         return
     written = (folder / MARKER).read_text().splitlines() if (folder / MARKER).is_file() else []
@@ -164,21 +170,22 @@ def export_draft(folder: Path) -> Iterator[Path]:
     """A folder to write to, which replaces an earlier export only when it is complete.
 
     Raises:
-        UserError: if the folder contains anything that no export has written.
+        UserError: if the folder contains anything that no export has written, or the disk is full.
     """
     folder = folder.resolve()
     require_replaceable(folder)
     draft, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("draft", "old"))
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
-        yield draft
-        _mark(draft)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)  # not removed first, since a folder that is removed in part has no marker
-        draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with writing(folder):
+            draft.mkdir(parents=True)
+            yield draft
+            _mark(draft)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)  # not removed first, since a folder that is removed in part has no marker
+            draft.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -221,12 +228,10 @@ def _write_card(folder: Path, facts: dict, context: CardContext, kind: str) -> N
     """Model card, facts, results and figures, next to the weights."""
     location = {"repository": context.repository, "revision": context.revision}
     figures = context.figures if kind == "main" else {}
-    (folder / "README.md").write_text(model_card.render(facts, context.records, kind=kind, figures=list(figures), **location))
-    (folder / FACTS).write_text(yaml.safe_dump(facts, sort_keys=False))
+    write_below(folder, "README.md", model_card.render(facts, context.records, kind=kind, figures=list(figures), **location))
+    write_below(folder, FACTS, yaml.safe_dump(facts, sort_keys=False))
     entries = model_card.eval_results(facts, context.records) if kind == "main" else None
     if entries:
-        (folder / model_card.EVAL_RESULTS).parent.mkdir(exist_ok=True)
-        (folder / model_card.EVAL_RESULTS).write_text(entries)
-    for name, path in figures.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        write_below(folder, model_card.EVAL_RESULTS, entries)
+    for name, content in figures.items():
+        write_below(folder, name, content)

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
-from hssl_hf.errors import UserError
+from hssl_hf.data.files import open_below
+from hssl_hf.errors import writing
 from hssl_hf.publish.export import CardContext, export_backbone, export_model, require_replaceable
+from hssl_hf.publish.file_formats import require_formats
 from hssl_hf.publish.kinds import KINDS, branch
-from hssl_hf.publish.secret_scan import refuse_secrets
+from hssl_hf.publish.push_checks import PushError, check_push
+from hssl_hf.publish.secret_scan import redact, refuse_secrets
 from hssl_hf.publish.to_backbone import to_backbone
 
 if TYPE_CHECKING:
@@ -36,13 +39,9 @@ TRIES, FIRST_PAUSE = 6, 1.0
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
-class PushError(UserError):
-    """A push that failed; the message reports what is visible now and what to do."""
-
-
 def stage(
     model: "StudentTeacherPreTrainedModel",
-    folder: Path,
+    folder: Path | str,
     *,
     network: str | None = None,
     processor=None,
@@ -51,6 +50,7 @@ def stage(
     max_shard_size: int | str = "50GB",
 ) -> Path:
     """Write every kind of export into a folder of its name, checked and with its card; `backbone` only where it exists."""
+    folder = Path(folder)
     shared = {"processor": processor, "context": context, "max_shard_size": max_shard_size}
     export_model(model, folder / "training", **shared)
     shared["network"] = network
@@ -79,15 +79,17 @@ def push_model(
     `license` and `tags` are for the card, `processor` and `max_shard_size` those of `export_backbone`; `kwargs` and errors are
     those of `push`.
     """
+    revision, message = kwargs.get("revision", "main"), kwargs.get("commit_message", "Upload a pre-trained backbone")
+    check_push(repository, revision, kwargs.get("token"), license, message)
     about = {"license": license, "tags": tags}
-    context = CardContext(about, repository=repository, revision=kwargs.get("revision", "main"))
+    context = CardContext(about, repository=repository, revision=revision)
     with tempfile.TemporaryDirectory() as folder:
         staged = stage(model, Path(folder), processor=processor, context=context, max_shard_size=max_shard_size)
         return push(staged, repository, **kwargs)
 
 
 def push(
-    folder: Path,
+    folder: Path | str,
     repository: str,
     *,
     private: bool | None = None,
@@ -96,10 +98,12 @@ def push(
     create_pr: bool = False,
     commit_message: str = "Upload a pre-trained backbone",
     commit_description: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, CommitInfo]:
     """Push staged branches to the Hub.
 
-    Files are copied first, so that exactly what was searched for secrets is uploaded.
+    Files are read once, into copies which are checked and uploaded: links are refused, files must be what their names promise,
+    and none may contain a secret.
 
     Args:
         folder: from `stage`.
@@ -110,17 +114,25 @@ def push(
         create_pr: open pull requests instead of committing.
         commit_message: title of the commits or pull requests.
         commit_description: their description.
+        dry_run: make all checks, and upload nothing.
     Returns:
-        the commit or pull request, by kind of branch.
+        the commit or pull request, by kind of branch; none of a dry run.
     Raises:
-        PushError: if the Hub refuses, cannot be reached, or receives other pushes all the time.
-        UserError: if a file contains what looks like a secret.
+        PushError: if the Hub refuses, cannot be reached, or receives other pushes all the time, and as of `check_push`.
+        UserError: if a file is a link, of another format than its name, or contains what looks like a secret.
     """
+    check_push(repository, revision, token, commit_message=commit_message)
+    folder = Path(folder)
     api, message = HfApi(token=token), {"commit_message": commit_message, "commit_description": commit_description}
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as copies:
-        files = {kind: _copy_files(folder / kind, Path(copies) / kind) for kind in KINDS if (folder / kind).is_dir()}
+        files = {kind: _copy_files(folder, kind, Path(copies) / kind) for kind in KINDS if (folder / kind).is_dir()}
+        if "main" not in files:
+            raise PushError(f"{folder} holds no staged export; expected folders {', '.join(KINDS)}, as `stage` writes them")
         for branch_files in files.values():
+            require_formats(branch_files)
             refuse_secrets(branch_files, token if isinstance(token, str) else None)
+        if dry_run:
+            return {}
         try:
             _retry(api.create_repo, repository, private=private, exist_ok=True)
             for _ in range(TRIES):
@@ -136,15 +148,19 @@ def push(
     )
 
 
-def staged_files(folder: Path) -> dict[str, Path]:
+def staged_files(folder: Path | str) -> dict[str, Path]:
     """Files to be uploaded, by their path in the repository; other files in the folder are not."""
+    folder = Path(folder)
     return {path.relative_to(folder).as_posix(): path for pattern in ALLOWED for path in sorted(folder.glob(pattern))}
 
 
-def _copy_files(folder: Path, target: Path) -> dict[str, Path]:
-    for name, path in staged_files(folder).items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / name)
+def _copy_files(folder: Path, kind: str, target: Path) -> dict[str, Path]:
+    """Copy the files of a kind; raises a UserError for links, and if the disk is full."""
+    for name in staged_files(folder / kind):
+        with writing(target / name), open_below(folder, f"{kind}/{name}") as file:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with (target / name).open("wb") as copy:
+                shutil.copyfileobj(file, copy, 2**22)
     return staged_files(target)
 
 
@@ -219,4 +235,5 @@ def _explain(error: Exception, repository: str) -> str:
         return f"this token may not write to {repository!r}; it needs the role 'write' and write access to that repository"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no repository {repository!r}, or this token may not see it"
-    return f"the Hub could not be reached or refused: {error}\nPush again: uploaded files are kept, and main is unchanged"
+    refusal = redact(str(error))
+    return f"the Hub could not be reached or refused: {refusal}\nPush again: uploaded files are kept, and main is unchanged"

@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 import hssl_hf
 from hssl_hf.publish import card_text
 from hssl_hf.publish.kinds import KINDS, branch
+from hssl_hf.publish.markdown import block, code, plain
 from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.publish.redaction import is_hub_id
 
@@ -83,14 +84,14 @@ def render(
         backbone_revision=branches["backbone"] if facts.get("backbone_class") else None,
         training_revision=branches["training"] if recipe and not full_model else None,
         repository=repository,
-        license=_license(facts), converted="license" in facts["config"],
+        license=code(_license(facts)) if _license(facts) else None, converted="license" in facts["config"],
         results=_tables(records) if kind == "main" else [],
         figures=[] if full_model else [(name, caption) for name, caption in card_text.FIGURES.items() if name in figures],
         training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
-        recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110).strip(),
+        recipe_yaml=block(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110).strip(), "yaml"),
         parity=[] if full_model else card_text.parity(facts),
         differences=paper_differences(config.described_in()) if "manifest" in facts else [],
-        config=facts["config"], data=_data_path(facts), recipe=recipe,
+        config=facts["config"], data=code(_data_path(facts)) if _data_path(facts) else None, recipe=recipe,
         citations=[config.citation],
     )  # fmt: skip
     lines = "\n".join(line.rstrip() for line in card.content.strip().splitlines())
@@ -141,7 +142,8 @@ def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> M
 
 
 def _data_path(facts: dict) -> str | None:
-    return facts.get("manifest", {}).get("data", {}).get("path")
+    path = facts.get("manifest", {}).get("data", {}).get("path")
+    return path if isinstance(path, str) else None
 
 
 def _license(facts: dict) -> str | None:
@@ -156,6 +158,6 @@ def _tables(records: list[dict]) -> list[tuple[str, list[tuple[str, str]]]]:
             first = rows[0]
             settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
             data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
-            caption = f"{name} in {first['unit']} on {data}; {settings}."
-            tables.append((caption, [(record["subject"], f"{record['value']:.2f}") for record in rows]))
+            caption = plain(f"{name} in {first['unit']} on {data}; {settings}.")
+            tables.append((caption, [(plain(record["subject"]), f"{record['value']:.2f}") for record in rows]))
     return tables

@@ -45,5 +45,7 @@ def save_onnx(folder: Path, image_size: int, num_channels: int) -> None:
         model, (pixels,), dynamo=True, verbose=False, dynamic_shapes={"pixel_values": dynamic},
         input_names=["pixel_values"], output_names=["last_hidden_state", "pooler_output"],
     )  # fmt: skip
+    for node in program.model.graph.all_nodes():  # where in which file of this machine each was made
+        node.metadata_props.clear()
     (folder / "onnx").mkdir()
     program.save(folder / "onnx" / "model.onnx")

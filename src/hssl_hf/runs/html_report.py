@@ -7,13 +7,15 @@ import yaml
 from jinja2 import Environment
 
 from hssl_hf.config.recipe import Recipe, load_recipe
+from hssl_hf.data.files import read_lines, require_output, write_below
 from hssl_hf.errors import UserError
+from hssl_hf.evaluation.records import read_records
 from hssl_hf.publish import card_text
 from hssl_hf.publish.model_card import METRICS
 from hssl_hf.runs import manifest
 from hssl_hf.runs.metric_logger import CURVES, LOG, read_log
-from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_lines
-from hssl_hf.visualization.curves import draw_curves
+from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_figures
+from hssl_hf.visualization.curves import curves_png
 
 TEMPLATE = Path(__file__).with_name("report.html")
 HEADLINES = {
@@ -27,8 +29,8 @@ HEADLINES = {
 }
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page.
+def write_report(folder: Path | str, output: Path | str | None = None) -> Path:
+    """Write the page, and nothing else.
 
     Args:
         folder: of a run.
@@ -36,21 +38,24 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Returns:
         the file.
     Raises:
-        UserError: if the folder holds no run.
+        UserError: if the folder holds no run, or the file cannot be written.
     """
+    folder = Path(folder)
     if not (folder / RECIPE).is_file():
         raise UserError(
             f"{folder} is no run: it holds no {RECIPE}. Name the folder that training wrote to, such as runs/quickstart"
         )
+    output = Path(output or folder / "report.html")
+    require_output(output, "--output")
     recipe, log = load_recipe(folder / RECIPE), read_log(folder / LOG)
-    draw_curves(log, folder / CURVES)
-    output = output or folder / "report.html"
-    output.write_text(Environment(autoescape=True).from_string(TEMPLATE.read_text()).render(**_content(folder, recipe, log)))
+    page = Environment(autoescape=True).from_string(TEMPLATE.read_text()).render(**_content(folder, recipe, log))
+    write_below(output.parent, output.name, page)
     return output
 
 
 def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
-    config, known = recipe.model_config(), manifest.read(folder)
+    config, known, figures = recipe.model_config(), manifest.read(folder), read_figures(folder)
+    figures[CURVES] = curves_png(log) or figures.get(CURVES)
     last = {key: value for line in log for key, value in line.items() if value is not None}
     done = last.get("step", 0)
     steps = known.get("steps") or _planned(recipe, log) or done
@@ -61,10 +66,10 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
         "done": done, "steps": steps, "percent": round(100 * done / max(1, steps), 1),
         "headlines": {"of the steps": f"{done / max(1, steps):.0%}", **values},
         "alarms": read_lines(folder / ALARMS),
-        "results": read_lines(folder / RESULTS), "metrics": METRICS,
+        "results": read_records(folder / RESULTS), "metrics": METRICS,
         "figures": [
-            {"caption": caption, "photo": name != CURVES, "data": base64.b64encode((folder / name).read_bytes()).decode()}
-            for name, caption in card_text.FIGURES.items() if (folder / name).is_file()
+            {"caption": caption, "photo": name != CURVES, "data": base64.b64encode(figures[name]).decode()}
+            for name, caption in card_text.FIGURES.items() if figures.get(name)
         ],
         "training": card_text.training(known) if known else [],
         "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110),

@@ -4,6 +4,7 @@ Every field is chosen here; nothing of the environment gets in by itself, and pa
 """
 
 import json
+import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +13,22 @@ import torch
 from accelerate import Accelerator
 
 from hssl_hf.config.recipe import Recipe
+from hssl_hf.data.files import read_object, write_below
 from hssl_hf.data.source import StreamError, dataset_fingerprint
 from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.memory import GIB, total
 from hssl_hf.evaluation.records import current_commit
+from hssl_hf.fields import FieldError, check
 from hssl_hf.publish.redaction import public_path
 
 MANIFEST, ESTIMATE = "manifest.json", "estimate.json"
+OF_ESTIMATE = {"engine": str, "processes": int, "needed_gib": float, "images_per_second": float, "hours": float}
+KINDS = {
+    "data": dict, "seed": int, "commit": str, "versions": dict, "hardware": dict, "engine": str, "processes": int,
+    "estimate": dict | None, "steps": int, "images_seen": int, "undecodable": int, "seconds": float,
+    "peak_memory_gib": float, "images_per_second": float,
+}  # fmt: skip
+logger = logging.getLogger(__name__)
 PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
 
 
@@ -47,9 +57,8 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
 
 def read_estimate(folder: Path) -> dict | None:
     """The part of the estimate before the run that can be compared with what was measured."""
-    estimate = read(folder, ESTIMATE)
-    names = ("engine", "processes", "needed_gib", "images_per_second", "hours")
-    return {name: estimate[name] for name in names} if estimate else None
+    estimate = _sound(read_object(folder / ESTIMATE), OF_ESTIMATE, folder / ESTIMATE)
+    return {name: estimate[name] for name in OF_ESTIMATE} if estimate.keys() >= OF_ESTIMATE.keys() else None
 
 
 def hardware(accelerator: Accelerator) -> dict:
@@ -72,13 +81,23 @@ def _processor() -> str:
 
 
 def write(folder: Path, manifest: dict) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    write_below(folder, MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def read(folder: Path, name: str = MANIFEST) -> dict:
-    """The manifest of a run, or another of its JSON files; empty if there is none, as in old runs."""
-    path = folder / name
-    return json.loads(path.read_text()) if path.is_file() else {}
+def read(folder: Path) -> dict:
+    """The manifest of a run; empty if there is none, as in old runs. Damaged entries are skipped, with a warning."""
+    return _sound(read_object(folder / MANIFEST), KINDS, folder / MANIFEST)
+
+
+def _sound(values: dict, kinds: dict, path: Path) -> dict:
+    """The entries that are of the kind that was written, or of no known kind."""
+    sound = {}
+    for name, value in values.items():
+        try:
+            sound[name] = check(kinds.get(name, object), value, name) if value != "" else value
+        except FieldError as error:
+            logger.warning("%s: a damaged entry is skipped: %s", path, error)
+    return sound
 
 
 def public_recipe(recipe: Recipe) -> dict:

@@ -1,7 +1,7 @@
 """The log of a run: JSON lines always, a plot of its curves, trackers on request."""
 
 import json
-from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from time import perf_counter
 
@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hssl_hf.data.files import append_line, read_lines, write_below
 from hssl_hf.visualization.curves import draw_curves
 
 LOG, CURVES = "log.jsonl", "curves.png"
@@ -28,14 +29,13 @@ class MetricLogger:
         self.path, self.curves, self.accelerator = folder / LOG, folder / CURVES, accelerator
         if accelerator.is_main_process:
             kept = [line for line in read_log(self.path) if first_step and line["step"] <= first_step]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_below(folder, LOG, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one line; the step counts finished optimizer steps."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self.path, {"step": step, **values})
         self.accelerator.log(values, step=step)
 
     def has(self, step: int, name: str) -> bool:
@@ -89,10 +89,14 @@ def progress_metrics(values: dict[str, float]) -> dict[str, str]:
     return shown | {"img/s": f"{values['images_per_second']:.0f}", "wait": f"{100 * values['data_wait']:.0f}%"}
 
 
-def read_log(path: Path) -> list[dict]:
-    """All complete lines of a log; a last line cut short by a crash is left out."""
-    lines = []
-    with suppress(json.JSONDecodeError):
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            lines.append(json.loads(line))
-    return lines
+def read_log(path: Path | str) -> list[dict]:
+    """Lines of a log; damaged ones, such as a last one cut short by a crash, are skipped with a warning."""
+    return read_lines(path, _check_line)
+
+
+def _check_line(line: dict) -> None:
+    """Raise a ValueError for what is no line of a log: a step and further numbers."""
+    if not isinstance(line.get("step"), int):
+        raise ValueError("without a step")
+    if wrong := [name for name, value in line.items() if not isinstance(value, Real | None)]:
+        raise ValueError(f"{', '.join(wrong)[:80]}: expected numbers")

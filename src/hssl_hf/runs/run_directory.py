@@ -1,8 +1,9 @@
 """The folder of a run, read after the training: its model, recipe, records and figures; and how they are exported."""
 
-import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -10,14 +11,20 @@ from transformers import AutoModelForPreTraining, BitImageProcessor, PreTrainedM
 
 import hssl_hf
 from hssl_hf.config.recipe import Recipe, load_recipe
+from hssl_hf.data.files import LinkError, read_below, require_writable
 from hssl_hf.engine.checkpoint import STATE, WEIGHTS, CheckpointError, CheckpointManager
+from hssl_hf.errors import reading
+from hssl_hf.evaluation.records import read_records
 from hssl_hf.publish.card_text import FIGURES
-from hssl_hf.publish.export import CardContext, export_backbone, export_model
+from hssl_hf.publish.export import CardContext, export_backbone, export_model, require_replaceable
+from hssl_hf.publish.file_formats import FormatError, require_format
 from hssl_hf.publish.hub import stage
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.redaction import is_hub_id, public_path
+from hssl_hf.publish.secret_scan import refuse_secrets
 from hssl_hf.runs import manifest
 
+logger = logging.getLogger(__name__)
 RECIPE, RESULTS, ALARMS = "recipe.yaml", "results.jsonl", "alarms.jsonl"
 
 
@@ -34,14 +41,14 @@ class RunDirectory:
     checkpoint: Path
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: Path | str) -> "RunDirectory":
         """
         Args:
             path: folder of a run (its newest checkpoint is taken) or of one checkpoint.
         Raises:
             CheckpointError: if the folder holds no checkpoint that is complete and undamaged.
         """
-        path = path.resolve()
+        path = Path(path).resolve()
         checkpoints, checkpoint = CheckpointManager(path / "checkpoints"), path
         if (path / STATE).is_file():
             checkpoints.require_valid(path)
@@ -59,19 +66,31 @@ class RunDirectory:
     def model(self) -> PreTrainedModel:
         hssl_hf.register()
         model = AutoModelForPreTraining.from_config(self.recipe.model_config())
-        model.load_state_dict(load_file(self.checkpoint / WEIGHTS))
+        with reading(self.checkpoint / WEIGHTS, f"expected weights of the model in {self.folder / RECIPE}"):
+            model.load_state_dict(load_file(self.checkpoint / WEIGHTS))
         return model
 
     def export(self, folder: Path, kind: str, network: str | None, license: str | None, onnx: bool) -> Path:
         """Write one of the kinds of `hssl_hf.publish.export`; returns the folder."""
+        require_replaceable(folder)
         kwargs = self._export_kwargs(license=license)
         if kind == "training":
             return export_model(self.model, folder, **kwargs)
         return export_backbone(self.model, folder, kind=kind, network=network, onnx=onnx, **kwargs)
 
-    def stage(self, repository: str, revision: str, network: str | None, license: str | None, onnx: bool) -> Path:
-        """Write what is to be pushed to a repository into `push/`; returns that folder."""
+    def stage(
+        self, repository: str, revision: str, network: str | None, license: str | None, onnx: bool, token: str | None = None
+    ) -> Path:
+        """Write what is to be pushed to a repository into `push/`; returns that folder.
+
+        Raises:
+            UserError: before any work, if the run cannot be written, or holds what looks like a secret (or the token).
+        """
+        require_writable(self.folder / "push")
         kwargs = self._export_kwargs(license=license, repository=repository, revision=revision)
+        context = kwargs["context"]
+        texts = {RECIPE: context.about["recipe"], manifest.MANIFEST: context.about["manifest"], RESULTS: context.records}
+        refuse_secrets({name: str(text).encode(errors="replace") for name, text in texts.items()} | context.figures, token)
         return stage(self.model, self.folder / "push", network=network, onnx=onnx, **kwargs)
 
     def _export_kwargs(self, **kwargs) -> dict:
@@ -89,10 +108,20 @@ def card_context(folder: Path, recipe: Recipe, license: str | None = None, **loc
     start = (public_path(recipe.init_from) or "").partition("@")[0]
     about = {"recipe": manifest.public_recipe(recipe), "manifest": manifest.read(folder), "license": license}
     about["base_model"] = start if is_hub_id(start) else None
-    figures = {name: folder / name for name in FIGURES if (folder / name).is_file()}
-    return CardContext(about, read_lines(folder / RESULTS), figures, **location)
+    return CardContext(about, read_records(folder / RESULTS), read_figures(folder), **location)
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Objects of a file of JSON lines; none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def read_figures(folder: Path) -> dict[str, bytes]:
+    """The figures of a run as PNG, by path; with a warning, links and files of other kinds are left out."""
+    figures = {}
+    for name in FIGURES:
+        if not (folder / name).exists():
+            continue
+        try:
+            content = read_below(folder, name)
+            require_format(name, BytesIO(content))
+        except (LinkError, FormatError) as error:
+            logger.warning("a figure is left out: %s", error)
+        else:
+            figures[name] = content
+    return figures

@@ -1,21 +1,36 @@
 """The curves of a run, from the lines of its log."""
 
+from io import BytesIO
 from pathlib import Path
 
+from hssl_hf.data.files import write_below
 
-def draw_curves(lines: list[dict], target: Path) -> None:
-    """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them."""
+
+def draw_curves(lines: list[dict], target: Path | str) -> None:
+    """Draw `curves_png` into a file, if there is anything to draw."""
+    if content := curves_png(lines):
+        write_below(Path(target).parent, Path(target).name, content)
+
+
+def curves_png(lines: list[dict]) -> bytes:
+    """Loss and its terms, discrepancy or collapse, k-NN and learning rate over the steps, as far as the log has them.
+
+    Returns:
+        the figure; empty if the log has none of them.
+    """
     from matplotlib.figure import Figure
 
     panels = _panels(lines)
     if not panels:
-        return
+        return b""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
     for number, (title, keys) in enumerate(panels.items(), 1):
         _draw_panel(figure.add_subplot(rows, columns, number), title, {key: points_of(lines, key) for key in keys})
-    figure.savefig(target, dpi=110)
+    content = BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return content.getvalue()
 
 
 def points_of(lines: list[dict], key: str) -> list[tuple[int, float]]:

@@ -3,6 +3,7 @@
 All but the views read an export, as users load it, and labeled images.
 """
 
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, BitImageProcessor
 
 from hssl_hf.data.augmentation import ViewConfig
+from hssl_hf.data.files import write_below
 from hssl_hf.data.views import Views
 from hssl_hf.evaluation.encoder import Encoder, load_encoder
 from hssl_hf.evaluation.features import LabeledImages, extract
@@ -36,7 +38,6 @@ def draw_export(
     """
     encoder, _ = load_encoder(export)
     folder = folder / "figures"
-    folder.mkdir(exist_ok=True)
     shown = list(islice(test, SHOWN))
     config = AutoConfig.from_pretrained(export)
     fixed_size = config.model_type == "swin" or (getattr(config, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
@@ -66,7 +67,6 @@ def draw_views(views: Views, config: ViewConfig, path: Path) -> None:
     for row, masks in zip(rows.values(), [] if views.bool_masked_pos is None else views.bool_masked_pos, strict=False):
         hidden = F.interpolate(masks[:SHOWN, None].float(), size=row.shape[1:3], mode="nearest")[:, 0].bool().cpu()
         row[hidden.numpy()] = 0.5
-    path.parent.mkdir(exist_ok=True)
     _grid(rows, path)
 
 
@@ -122,7 +122,7 @@ def _denormalized(pixels: Tensor, mean, std) -> np.ndarray:
 
 
 def _grid(rows: dict[str, np.ndarray], path: Path) -> None:
-    """One column per image, one row per kind of image."""
+    """One column per image, one row per kind of image; in a folder of the run, `figures/`, which may be no link."""
     count = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.1 * count + 1.0, 1.15 * len(rows)), layout="constrained")
     for (name, images), axes in zip(rows.items(), figure.subplots(len(rows), count, squeeze=False), strict=True):
@@ -131,4 +131,6 @@ def _grid(rows: dict[str, np.ndarray], path: Path) -> None:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=110)
+    content = BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    write_below(path.parents[1], f"{path.parent.name}/{path.name}", content.getvalue())
