@@ -17,9 +17,10 @@ from transformers.utils import PushToHubMixin
 from hssl_hf import HSSLForPreTraining
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
-from hssl_hf.publish.hub import PushError, push, stage, staged_files
+from hssl_hf.publish.hub import PushError, push, push_model, stage, staged_files
 from hssl_hf.publish.kinds import KINDS, branch
 from tests.conftest import TINY_VIT, tiny_model
+from tests.faults import refused
 from tests.hub_server.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
 from tests.hub_server.store import Blob
 
@@ -245,6 +246,79 @@ def test_secret_stops_the_push_before_any_request(hub, staged, monkeypatch):
         assert TOKEN not in str(raised.value) and not hub.requests
     finally:
         facts.write_text(before)
+
+
+@pytest.fixture
+def copied(staged, tmp_path):
+    """A copy of the staged folder, to be spoiled."""
+    shutil.copytree(staged, tmp_path / "push")
+    return tmp_path / "push"
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("spoiled", ["main/curves.png", "main/README.md", "timm/model.safetensors", "main/figures", "training"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_links_are_not_uploaded(hub, copied, tmp_path, spoiled, dry_run):
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "views.png").write_bytes(b"private")
+    path = copied / spoiled
+    if path.is_dir() and not path.is_symlink():
+        path.rename(private / "moved")
+    path.unlink(missing_ok=True)
+    path.symlink_to({"main/figures": private, "training": private / "moved"}.get(spoiled, private / "views.png"))
+    with refused(spoiled, "link"):
+        push(copied, "user/name", token=TOKEN, dry_run=dry_run)
+    assert not hub.requests
+
+
+@pytest.mark.fault("files of other formats")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("main/curves.png", b"-----BEGIN"),
+        ("main/config.json", b"{"),
+        ("timm/model.safetensors", b"PK"),
+        ("main/README.md", b"\xff"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_files_that_are_not_what_their_names_promise(hub, copied, name, content, dry_run):
+    (copied / name).write_bytes(content)
+    with refused(name.partition("/")[2], "file"):
+        push(str(copied), "user/name", token=TOKEN, dry_run=dry_run)
+    assert not hub.requests
+
+
+@pytest.mark.fault("secrets")
+def test_a_secret_in_weights_stops_a_dry_run_too(hub, copied):
+    path = copied / "main" / "model.safetensors"
+    header = json.dumps({"__metadata__": {"note": TOKEN}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for dry_run in (True, False):
+        with refused("model.safetensors contains a Hugging Face token"):
+            push(copied, "user/name", token=TOKEN, dry_run=dry_run)
+    assert not hub.requests
+
+
+def test_a_dry_run_uploads_nothing(hub, staged):
+    assert push(staged, "user/name", token=TOKEN, dry_run=True) == {} and not hub.requests
+
+
+@pytest.mark.fault("names that the Hub refuses")
+@pytest.mark.parametrize(
+    "change", [{"revision": "a b"}, {"token": f"{TOKEN}\n"}, {"license": "Apache 2.0"}, {"repository": "x y"}]
+)
+def test_a_model_is_not_staged_for_what_the_hub_would_refuse(monkeypatch, change):
+    monkeypatch.setattr("hssl_hf.publish.hub.stage", lambda *_, **__: pytest.fail("work was done"))
+    with refused("expected") as _:
+        push_model(None, **{"repository": "user/name", "token": TOKEN, **change})
+
+
+@pytest.mark.fault("folders that hold no run")
+def test_a_folder_without_staged_exports(hub, tmp_path):
+    with refused("holds no staged export"):
+        push(tmp_path, "user/name", token=TOKEN)
 
 
 @pytest.mark.slow

@@ -107,3 +107,44 @@ def test_card_names_all_auxiliary_heads(changes, sentence):
 )
 def test_card_of_masked_autoencoding(auxiliary, sentence):
     assert sentence in model_card.render(model_card.facts(HSSLMAEConfig(auxiliary=auxiliary), "student", without_norm=False))
+
+
+HOSTILE = "a|b`<img src=x>[c](http://evil)\n# heading"
+
+
+@pytest.mark.fault("texts of others in cards")
+@pytest.mark.parametrize("where", ["path", "split", "dataset", "subject", "settings", "device", "recipe", "backbone_kwargs"])
+def test_texts_of_others_are_no_markup(where):
+    manifest, record, recipe, config = {**MANIFEST}, {**RECORD}, {"seed": 0}, tiny_config()
+    if where in ("path", "split"):
+        manifest["data"] = {**MANIFEST["data"], where: HOSTILE}
+    elif where == "device":
+        manifest["hardware"] = {**MANIFEST["hardware"], "device": HOSTILE}
+    elif where == "recipe":
+        recipe["data"] = {"classes": f"```\n{HOSTILE}"}
+    elif where == "backbone_kwargs":
+        config.backbone_kwargs = {**config.backbone_kwargs, "x": HOSTILE}
+    else:
+        record[where] = {"key": HOSTILE} if where == "settings" else HOSTILE
+    values = model_card.facts(config, "teacher", without_norm=False, recipe=recipe, manifest=manifest)
+    card = model_card.render(values, [record], repository="user/name").split("\n---\n", 1)[1]
+    prose = re.sub(r"(?s)^(`{3,}).*?^\1$", "", card, flags=re.MULTILINE)
+    outside = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", prose)
+    assert "heading" in card and "\n# heading" not in prose
+    assert not re.search(r"(?<!\\)(<img|\[c\]|\|b)", outside), outside
+
+
+@pytest.mark.fault("damaged files of a run")
+@pytest.mark.parametrize(
+    "damage", [{"data": {}}, {"versions": {}, "hardware": {}}, {"estimate": {"hours": 1}}, {"seconds": "long"}]
+)
+def test_what_a_damaged_manifest_lacks_is_left_out_by_name(damage, caplog):
+    values = model_card.facts(tiny_config(), "teacher", without_norm=False, manifest={**MANIFEST, **damage})
+    assert "## Training" in model_card.render(values)
+    assert "versions" in damage or "rows of its table are left out" in caplog.text
+
+
+@pytest.mark.fault("damaged files of a run")
+def test_an_empty_manifest(caplog):
+    assert model_card.render(model_card.facts(tiny_config(), "teacher", without_norm=False, manifest={"seed": 1}))
+    assert "left out: data" in caplog.text
