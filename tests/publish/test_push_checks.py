@@ -92,12 +92,14 @@ def test_what_the_hub_takes(change):
 
 @pytest.mark.fault("names that the Hub refuses")
 @pytest.mark.parametrize("value", [None, True])
-def test_without_a_token(value, monkeypatch):
+def test_without_a_token(value, monkeypatch, caplog):
     monkeypatch.setattr(push_checks, "get_token", lambda: None)
     with refused("not logged in"):
         check_push(**{**GOOD, "token": value})
     with refused("not logged in"):
         check_push(**{**GOOD, "token": False})
+    check_push(**{**GOOD, "token": value}, dry_run=True)
+    assert "a push would be refused: not logged in" in caplog.text
 
 
 @pytest.mark.fault("names that the Hub refuses")

@@ -152,7 +152,7 @@ def push(
     from hssl_hf.publish.push_checks import check_push
     from hssl_hf.runs.run_directory import RunDirectory
 
-    check_push(repository, revision, token, license, commit_message)
+    check_push(repository, revision, token, license, commit_message, dry_run)
     staged = RunDirectory.open(run).stage(repository, revision, network, license, onnx, token)
     options = {"private": private, "token": token, "revision": revision, "create_pr": create_pr, "dry_run": dry_run}
     commits = library(staged, repository, **options, commit_message=commit_message)

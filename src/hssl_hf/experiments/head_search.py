@@ -11,11 +11,12 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 
 from hssl_hf.config.recipe import Recipe, RecipeError
+from hssl_hf.data.files import write_below
 from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_head_search import FAMILIES, HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.runs.metric_logger import LOG, read_log
-from hssl_hf.visualization.curves import points_of, scale
+from hssl_hf.visualization.curves import png_of, points_of, scale
 
 RANKING, FIGURE, WINNER = "ranking.json", "ranking.png", "winner.yaml"
 DEPTH = 1  # as where the paper compares heads: one block each, whatever depth the winner will have
@@ -112,7 +113,7 @@ def report(folder: Path, recipe: Recipe) -> str:
         recipe: the one whose head was searched.
     """
     ranking = rank(folder)
-    (folder / RANKING).write_text(json.dumps([asdict(candidate) for candidate in ranking], indent=1) + "\n")
+    write_below(folder, RANKING, json.dumps([asdict(candidate) for candidate in ranking], indent=1) + "\n")
     _draw(folder, ranking)
     winner = replace(recipe, model={**recipe.model, "auxiliary": ranking[0].family}, run=replace(recipe.run, output_dir=None))
     winner.save(folder / WINNER)
@@ -146,4 +147,4 @@ def _draw(folder: Path, ranking: list[Candidate]) -> None:
     curves.set(title="discrepancy from the base (nats)", xlabel="step", yscale=scale(values))
     curves.grid(alpha=0.25)
     curves.legend(fontsize=7)
-    figure.savefig(folder / FIGURE, dpi=110)
+    write_below(folder, FIGURE, png_of(figure))

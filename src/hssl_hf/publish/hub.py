@@ -79,8 +79,9 @@ def push_model(
     `license` and `tags` are for the card, `processor` and `max_shard_size` those of `export_backbone`; `kwargs` and errors are
     those of `push`.
     """
-    revision, message = kwargs.get("revision", "main"), kwargs.get("commit_message", "Upload a pre-trained backbone")
-    check_push(repository, revision, kwargs.get("token"), license, message)
+    revision = kwargs.get("revision", "main")
+    checked = {name: kwargs[name] for name in ("token", "commit_message", "dry_run") if name in kwargs}
+    check_push(repository, revision, license=license, **checked)
     about = {"license": license, "tags": tags}
     context = CardContext(about, repository=repository, revision=revision)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,7 @@ def push(
         PushError: if the Hub refuses, cannot be reached, or receives other pushes all the time, and as of `check_push`.
         UserError: if a file is a link, of another format than its name, or contains what looks like a secret.
     """
-    check_push(repository, revision, token, commit_message=commit_message)
+    check_push(repository, revision, token, commit_message=commit_message, dry_run=dry_run)
     folder = Path(folder)
     api, message = HfApi(token=token), {"commit_message": commit_message, "commit_description": commit_description}
     with tempfile.TemporaryDirectory(prefix=".upload-", dir=folder) as copies:

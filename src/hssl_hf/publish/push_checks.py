@@ -1,5 +1,6 @@
 """What a push needs, checked before any work and without the Hub: names, license and token."""
 
+import logging
 import re
 
 from huggingface_hub import get_token
@@ -12,7 +13,9 @@ from hssl_hf.publish.kinds import KINDS
 TOKEN = re.compile(r"(hf_|api_|eyJ)[\w.~+/=-]{10,4000}", re.ASCII)  # of a user or an organization, or of a login in a browser
 BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|/\.))[A-Za-z0-9][\w./-]{0,199}(?<![./])", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_TOKEN = "not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
+logger = logging.getLogger(__name__)
 
 
 class PushError(UserError):
@@ -24,13 +27,14 @@ def check_push(
     revision: str = "main",
     token: bool | str | None = None,
     license: str | None = None,
-    commit_message: str = "x",
+    commit_message: str = "Upload",
+    dry_run: bool = False,
 ) -> None:
     """Check what a push is given; arguments as of `hub.push`.
 
     Raises:
         PushError: for a repository, branch, license or title that the Hub would refuse, a token that is none, and without any
-            token.
+            token, of which a dry run only warns.
     """
     _check_repository(repository)
     _check_revision(revision)
@@ -42,7 +46,7 @@ def check_push(
         )
     if not str(commit_message or "").strip():
         raise PushError("expected a title for the commits, got an empty one; set --commit-message")
-    _check_token(token)
+    _check_token(token, dry_run)
 
 
 def _check_repository(repository: str) -> None:
@@ -70,12 +74,14 @@ def _check_revision(revision: str) -> None:
         )
 
 
-def _check_token(token: bool | str | None) -> None:
+def _check_token(token: bool | str | None, dry_run: bool) -> None:
     """Check that there is a token and that it looks like one; messages do not repeat it."""
     given = token if isinstance(token, str) else None if token is False else get_token()
     if not given:
-        raise PushError("not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN")
-    if not TOKEN.fullmatch(given):
+        if not dry_run:
+            raise PushError(NO_TOKEN)
+        logger.warning("a push would be refused: %s", NO_TOKEN)
+    elif not TOKEN.fullmatch(given):
         raise PushError(
             f"expected a token of the Hub, hf_ and letters and digits without spaces, got {len(given)} characters of another "
             "form; pass one with --token or HF_TOKEN, or log in with `hf auth login`"

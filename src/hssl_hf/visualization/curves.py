@@ -2,8 +2,12 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hssl_hf.data.files import write_below
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_curves(lines: list[dict], target: Path | str) -> None:
@@ -28,6 +32,11 @@ def curves_png(lines: list[dict]) -> bytes:
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
     for number, (title, keys) in enumerate(panels.items(), 1):
         _draw_panel(figure.add_subplot(rows, columns, number), title, {key: points_of(lines, key) for key in keys})
+    return png_of(figure)
+
+
+def png_of(figure: "Figure") -> bytes:
+    """A figure of matplotlib as a PNG file."""
     content = BytesIO()
     figure.savefig(content, dpi=110, format="png")
     return content.getvalue()
@@ -40,7 +49,7 @@ def points_of(lines: list[dict], key: str) -> list[tuple[int, float]]:
 
 def _panels(lines: list[dict]) -> dict[str, list[str]]:
     """Keys of the log by the title of their panel; none of what the log lacks."""
-    names = {key for line in lines for key in line}
+    names = {key for line in lines for key, value in line.items() if value is not None}
     terms = sorted(k for k in names if k.startswith(("cls_", "patch_", "positive", "negative", "pixels", "representations")))
     panels = {
         "loss": ["loss", *(terms if len(terms) > 1 else [])],

@@ -3,7 +3,6 @@
 All but the views read an export, as users load it, and labeled images.
 """
 
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from hssl_hf.data.files import write_below
 from hssl_hf.data.views import Views
 from hssl_hf.evaluation.encoder import Encoder, load_encoder
 from hssl_hf.evaluation.features import LabeledImages, extract
+from hssl_hf.visualization.curves import png_of
 
 SHOWN, NEIGHBORS, CANDIDATES = 8, 5, 2000
 
@@ -131,6 +131,4 @@ def _grid(rows: dict[str, np.ndarray], path: Path) -> None:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-    content = BytesIO()
-    figure.savefig(content, dpi=110, format="png")
-    write_below(path.parents[1], f"{path.parent.name}/{path.name}", content.getvalue())
+    write_below(path.parents[1], f"{path.parent.name}/{path.name}", png_of(figure))
