@@ -25,7 +25,7 @@ def load_encoder(export: str | Path) -> tuple[Encoder, Callable]:
     """
     name = str(export)
     with reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor"):
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
         processor = AutoImageProcessor.from_pretrained(name)
         if hasattr(processor, "data_config") and num_channels(processor) not in (1, 3):
             processor = BitImageProcessor.from_pretrained(name)  # timm's transforms take Pillow images, as RGBA or LA
