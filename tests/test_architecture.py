@@ -186,7 +186,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "errors.py": "cli/test_main.py",
     "evaluation/encoder.py": "publish/test_export.py",
     "evaluation/features.py": "evaluation/test_knn.py",
-    "evaluation/metrics.py": "objectives/test_discrepancy.py",
     "evaluation/probe.py": "cli/test_main.py",
     "experiments/frozen_evaluation.py": "cli/test_main.py",
     "experiments/study_runner.py": "experiments/test_study.py",

@@ -38,19 +38,21 @@ def test_ends_of_the_curve_are_the_single_backbones_and_the_middle_is_better():
     labels = torch.arange(400) % 4
     noise = 0.05 * torch.randn(2, 400, 2, generator=generator)
     first, second = F.one_hot(labels // 2, 2) + noise[0], F.one_hot(labels % 2, 2) + noise[1]
-    curve, overlap = complementarity(halves(first, labels), halves(second, labels), points=5)
+    curve, counts = complementarity(halves(first, labels), halves(second, labels), points=5)
     curve = dict(curve)
     for alpha, features in ((1.0, first), (0.0, second)):
         alone = knn_scores(features[:200], labels[:200], features[200:]).argmax(1)
         assert curve[alpha] == pytest.approx(100 * (alone == labels[200:]).float().mean().item())
     assert max(curve[0.0], curve[1.0]) < 65 and curve[0.5] > 99
-    assert 0 < overlap["N_s"] <= 200 and overlap["sIoU"] < 0.6
+    alone = {"only_first": curve[1.0], "only_second": curve[0.0]}
+    for name, accuracy in alone.items():
+        assert counts[name] > 20 and counts[name] + counts["both"] == round(2 * accuracy), "of 200 images"
 
 
 def test_a_backbone_with_itself_gains_nothing():
     splits = halves(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3)
-    curve, overlap = complementarity(splits, splits, points=3)
-    assert len({accuracy for _, accuracy in curve}) == 1 and overlap["N_s"] == 0 and overlap["sIoU"] == 1
+    curve, counts = complementarity(splits, splits, points=3)
+    assert len({accuracy for _, accuracy in curve}) == 1 and counts["only_first"] == counts["only_second"] == 0
     with pytest.raises(ValueError, match="points: expected a whole number from 2 to 1001, got 1"):
         complementarity(splits, splits, points=1)
 
@@ -63,9 +65,10 @@ def test_through_the_command_line(tmp_path, unchecked, capsys):
     command += ["--output", str(tmp_path / "c.png")]
     assert main([*command, "--results", str(tmp_path / "r.jsonl")]) == 0
     shown = capsys.readouterr().out
-    assert "N_s" in shown and "sIoU" in shown and (tmp_path / "c.png").stat().st_size > 5_000
+    assert f"classified right by {tmp_path / 'a'} alone" in shown and (tmp_path / "c.png").stat().st_size > 5_000
     records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [record["settings"]["alpha"] for record in records if record["metric"] == "knn_top1"] == [0.0, 0.5, 1.0]
-    assert {record["metric"] for record in records} == {"knn_top1", "N_s", "sIoU"} and records[0]["n"] == 100
+    counts = {"knn_right_only_first", "knn_right_only_second", "knn_right_both"}
+    assert {record["metric"] for record in records} == {"knn_top1", *counts} and records[0]["n"] == 100
     shutil.rmtree(tmp_path / "b")
     assert main(command) == 2 and "neither an exported folder nor a Hub repository" in capsys.readouterr().err

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
-from hssl_hf.experiments.study import PIXELS, UNTRAINED, Measurement, Study, Value, study_recipe
+from hssl_hf.experiments.study import PIXELS, PREDICTIONS, UNTRAINED, Measurement, Study, Value, study_recipe
 from hssl_hf.experiments.study_runner import run
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from tests.conftest import ROOT, SAMPLE
@@ -76,6 +77,7 @@ class Fakes:
 
     def __init__(self, failing=()):
         self.records, self.trained, self.references, self.failing, self.stopped = set(), [], [], failing, False
+        self.compared = []
 
     def train(self, variant: str, seed: int) -> None:
         if (variant, seed) in self.failing:
@@ -95,6 +97,11 @@ class Fakes:
     def done(self) -> set:
         return set(self.records)
 
+    def compare(self, study: Study, seed: int, folder_of) -> list[str]:
+        assert folder_of(study.baseline, seed) == f"{study.baseline}-{seed}"
+        self.compared.append(seed)
+        return []
+
     def stop(self) -> None:
         self.stopped = True
 
@@ -109,7 +116,7 @@ def test_a_study_continues_with_what_has_no_record(jobs):
     measured, trained = set(fakes.records), len(fakes.trained)
     fakes.failing = ()
     run(study, fakes, fakes, jobs)
-    assert fakes.records == set(study.runs())
+    assert fakes.records == set(study.runs()) and fakes.compared[-3:] == [0, 1, 2]
     assert not measured & set(fakes.trained[trained:]), "what has a record is not trained again"
 
 
@@ -142,22 +149,59 @@ def test_through_the_command_line_and_again(tmp_path):
     assert all(record["dataset"] == SAMPLE.name and record["n"] == 200 for record in records)
 
 
-def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
-    """A head with the outputs of the base has no image to itself, complete overlap and no discrepancy."""
+def measurement_of(folder, images=None, labels=None) -> Measurement:
     recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
-    measurement = Measurement(recipe, tmp_path / "records.jsonl")
+    measurement = Measurement(recipe, folder / "records.jsonl")
+    measurement.__dict__["images"] = [(images, labels), (None if images is None else images[:30], labels[:30])]
+    return measurement
+
+
+def test_what_is_measured_is_the_pair_of_the_kept_network(tmp_path):
+    """A head with the outputs of the base predicts the same classes, without discrepancy."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     images = torch.randn(60, 3, 32, 32, generator=generator) + labels[:, None, None, None]
-    measurement.__dict__["images"] = [(images, labels), (images[:30], labels[:30])]
+    measurement = measurement_of(tmp_path, images, labels)
     torch.manual_seed(0)
-    model = HSSLForPreTraining(recipe.model_config())
+    model = HSSLForPreTraining(measurement.recipe.model_config())
     model.teacher.auxiliary.register_forward_hook(lambda *_: model.base_tokens)
     model.teacher.base.register_forward_hook(lambda _, __, output: setattr(model, "base_tokens", output[0]))
     model.teacher.heads.projections["auxiliary"].load_state_dict(model.teacher.heads.projections["base"].state_dict())
-    values = {value.metric: value.value for value in measurement._values(model, 0.04)}
-    assert values["N_s"] == 0 and values["sIoU"] == 1 and values["discrepancy"] == pytest.approx(0, abs=1e-6)
+    predictions, values = measurement._evaluate(model, 0.04)
+    values = {value.metric: value.value for value in values}
+    assert torch.equal(predictions["base"], predictions["auxiliary"]) and len(predictions["base"]) == 30
+    assert values["discrepancy"] == pytest.approx(0, abs=1e-6)
     assert values["knn_top1"] == values["knn_top1_auxiliary"] > 60
+
+
+def test_variants_are_compared_with_the_baseline_of_their_seed(tmp_path):
+    """Of 30 images the baseline solves the first 10 with seed 0 and none with seed 1; the variant is the same both times."""
+    labels = torch.arange(30) % 3 + 1
+    measurement, wrong = measurement_of(tmp_path, labels=labels), torch.zeros_like(labels)
+    study = Study(recipe="a.yaml", baseline="plain", variants={"plain": [], "vit": []}, seeds=(0, 1))
+
+    def folder_of(variant: str, seed: int):
+        return tmp_path / f"{variant}-{seed}"
+
+    def keep(variant: str, seed: int, **solved: int) -> None:
+        folder_of(variant, seed).mkdir()
+        classes = {name: torch.where(torch.arange(30) < count, labels, wrong) for name, count in solved.items()}
+        save_file(classes, folder_of(variant, seed) / PREDICTIONS)
+        extra = [Value("knn_top1_auxiliary", 50.0)] if "auxiliary" in classes else []
+        measurement._record([*extra, Value("knn_top1", 50.0)], variant, seed)
+
+    for seed in (0, 1):
+        keep("vit", seed, base=20, auxiliary=15)
+    assert measurement.compare(study, 0, folder_of) == ["vit"], "before the baseline there is nothing to compare with"
+    keep("plain", 0, base=10)
+    keep("plain", 1, base=0)
+    for _ in range(2):
+        assert [measurement.compare(study, seed, folder_of) for seed in (0, 1)] == [[], []]
+    lines = [json.loads(line) for line in measurement.results.read_text().splitlines()]
+    values = {(line["metric"], line["seed"]): line["value"] for line in lines if line["metric"] in ("N_s", "sIoU")}
+    assert values == {("N_s", 0): 5, ("sIoU", 0): 5 / 10, ("N_s", 1): 15, ("sIoU", 1): 15 / 20}
+    assert len(lines) == 6 + 4, "compared once"
+    assert all(line["settings"]["num_neighbors"] == 20 for line in lines), "solved is what k-NN with k = 20 gets right"
 
 
 def test_an_interrupted_measurement_leaves_no_record(tmp_path, monkeypatch):
@@ -169,7 +213,7 @@ def test_an_interrupted_measurement_leaves_no_record(tmp_path, monkeypatch):
 
     recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
     measurement = Measurement(recipe, tmp_path / "records.jsonl")
-    monkeypatch.setattr(measurement, "_values", interrupted)
+    monkeypatch.setattr(measurement, "_evaluate", lambda *_: (None, interrupted()))
     with pytest.raises(KeyboardInterrupt):
         measurement.measure_references(0)
     assert not (tmp_path / "records.jsonl").exists() and not measurement.done()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hssl_hf.evaluation.metrics import ComplementarySamples, Discrepancy, SuccessIoU
+from hssl_hf.evaluation.metrics import Discrepancy
 from hssl_hf.objectives.discrepancy import discrepancy
 
 
@@ -35,23 +35,3 @@ def test_metric_equals_the_function_and_can_center():
     assert plain == pytest.approx(discrepancy(a, b, 0.3).item(), rel=1e-6)
     shifted = metric.compute(predictions=a.numpy(), references=(a + torch.arange(9.0)).numpy(), temperature=0.3)["D"]
     assert shifted == pytest.approx(0, abs=1e-5), "what all images have in common is taken away"
-
-
-def test_complementary_samples_and_overlap_by_hand():
-    """Base right on images 0 1 2, head on 1 2 3 4, of 6: one and two apart, two of five in common."""
-    labels, base, head = [0, 1, 2, 3, 4, 5], [0, 1, 2, 9, 9, 9], [9, 1, 2, 3, 4, 9]
-    inputs = {"predictions": base, "auxiliary": head, "references": labels}
-    assert ComplementarySamples(keep_in_memory=True).compute(**inputs) == {"N_s": 3, "base_only": 1, "auxiliary_only": 2}
-    assert SuccessIoU(keep_in_memory=True).compute(**inputs) == {"sIoU": 2 / 5}
-
-
-@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=30))
-def test_counts_add_up(rows):
-    """The images that at least one branch gets right are those of one alone and those of both."""
-    base, head, labels = (list(column) for column in zip(*rows, strict=True))
-    inputs = {"predictions": base, "auxiliary": head, "references": labels}
-    apart = ComplementarySamples(keep_in_memory=True).compute(**inputs)["N_s"]
-    overlap = SuccessIoU(keep_in_memory=True).compute(**inputs)["sIoU"]
-    union = sum(label in pair for *pair, label in rows)
-    assert apart == pytest.approx(union * (1 - overlap))
-    assert SuccessIoU(keep_in_memory=True).compute(predictions=base, auxiliary=base, references=labels) == {"sIoU": 1.0}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hssl_hf.errors import writing
 from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.metrics import accuracy, overlap
+from hssl_hf.evaluation.metrics import accuracy, complementary_counts
 from hssl_hf.fields import Range, check
 
 Points = Annotated[int, Range(2, 1001)]
@@ -35,7 +35,7 @@ def combine(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
 def complementarity(
     first: Splits, second: Splits, points: int = 11, num_neighbors: int = 20, temperature: float = 0.07
-) -> tuple[list[tuple[float, float]], dict[str, float]]:
+) -> tuple[list[tuple[float, float]], dict[str, int]]:
     """Weighted k-NN on linear combinations of two frozen representations.
 
     Args:
@@ -44,8 +44,8 @@ def complementarity(
         points: values of alpha, evenly from 0 to 1, from 2 to 1001.
         num_neighbors, temperature: of the k-NN.
     Returns:
-        the curve, (alpha, accuracy in percent) of alpha parts of the first and 1 - alpha parts of the second; and the metrics
-        N_s and sIoU of the single backbones on the test images.
+        the curve, (alpha, accuracy in percent) of alpha parts of the first and 1 - alpha parts of the second; and the test
+        images that single backbones classify right: `only_first`, `only_second` and `both`.
     Raises:
         FieldError: for other numbers of points.
     Source: HSSL, section 3.3 and figures 7-8.
@@ -61,7 +61,7 @@ def complementarity(
         train, test = combine(first_train, second_train, alpha), combine(first_test, second_test, alpha)
         predictions.append(knn_scores(train, train_labels, test, num_neighbors, temperature).argmax(1))
     curve = [(alpha, accuracy(classes, labels)) for alpha, classes in zip(alphas, predictions, strict=True)]
-    return curve, overlap(predictions[-1], predictions[0], labels)
+    return curve, complementary_counts(predictions[-1], predictions[0], labels)
 
 
 def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path | str) -> None:

@@ -58,56 +58,59 @@ class Discrepancy(_Metric):
         return {"D": discrepancy(base, auxiliary, temperature).item()}
 
 
-class ComplementarySamples(_Metric):
-    """N_s: how many images exactly one of two branches classifies correctly.
+class SolvedSamples(_Metric):
+    """N_s: how many images the auxiliary head solves that the base model pre-trained without it does not.
 
     Example:
-        ComplementarySamples().compute(predictions=base, auxiliary=auxiliary, references=labels)
-        # {"N_s": 1200, "base_only": 700, "auxiliary_only": 500}
+        SolvedSamples().compute(baseline=baseline, auxiliary=auxiliary, references=labels)  # {"N_s": 1278}
 
     Args of compute:
-        predictions, auxiliary: (n,) classes that base and auxiliary head predict.
+        baseline: (n,) classes that the base pre-trained by the baseline predicts (it solves B1).
+        auxiliary: (n,) classes that the head pre-trained by HSSL predicts (it solves H).
         references: (n,) true classes.
-    Source: HSSL, equation 3; both one-sided counts are given beside their sum.
+    Source: HSSL, equation 3: |H ∩ (U - B1)|. An image is solved where the weighted k-NN of 20 neighbors classifies it right.
     """
 
-    inputs = datasets.Features(predictions=LABEL, auxiliary=LABEL, references=LABEL)
+    inputs = datasets.Features(baseline=LABEL, auxiliary=LABEL, references=LABEL)
 
-    def _compute(self, predictions, auxiliary, references) -> dict[str, int]:
-        base, other = _correct(predictions, auxiliary, references)
-        counts = {"base_only": int((base & ~other).sum()), "auxiliary_only": int((other & ~base).sum())}
-        return {"N_s": sum(counts.values()), **counts}
+    def _compute(self, baseline, auxiliary, references) -> dict[str, int]:
+        solved_before, solved_by_head = _solved(references, baseline, auxiliary)
+        return {"N_s": int((solved_by_head & ~solved_before).sum())}
 
 
-class SuccessIoU(_Metric):
-    """sIoU: the fraction that both branches classify correctly, of the images that at least one does; 1 if the sets agree.
+class SolvedIoU(_Metric):
+    """sIoU: of the images that the base solves with HSSL and not without, the fraction that the head solves too.
 
     Example:
-        SuccessIoU().compute(predictions=base, auxiliary=auxiliary, references=labels)  # {"sIoU": 0.81}
+        SolvedIoU().compute(base=base, baseline=baseline, auxiliary=auxiliary, references=labels)  # {"sIoU": 0.702}
 
     Args of compute:
-        as for `ComplementarySamples`. Where neither branch is ever right, the empty sets agree.
-    Source: HSSL, equation 4.
+        base: (n,) classes that the base pre-trained by HSSL predicts (it solves B2).
+        baseline, auxiliary, references: as for `SolvedSamples`.
+    Returns:
+        a fraction, of which the paper prints percentages; None where the base gains no image.
+    Source: HSSL, equation 4: |B2 ∩ (U - B1) ∩ H| / |B2 ∩ (U - B1)|.
     """
 
-    inputs = ComplementarySamples.inputs
+    inputs = datasets.Features(base=LABEL, baseline=LABEL, auxiliary=LABEL, references=LABEL)
 
-    def _compute(self, predictions, auxiliary, references) -> dict[str, float]:
-        base, other = _correct(predictions, auxiliary, references)
-        union = int((base | other).sum())
-        return {"sIoU": int((base & other).sum()) / union if union else 1.0}
+    def _compute(self, base, baseline, auxiliary, references) -> dict[str, float | None]:
+        solved_after, solved_before, solved_by_head = _solved(references, base, baseline, auxiliary)
+        gained = solved_after & ~solved_before
+        return {"sIoU": int((gained & solved_by_head).sum()) / int(gained.sum()) if gained.any() else None}
 
 
-def _correct(predictions, auxiliary, references) -> tuple[np.ndarray, np.ndarray]:
-    """Where base and auxiliary head are right."""
+def _solved(references, *predictions) -> list[np.ndarray]:
+    """The images that each of several networks solves."""
     labels = np.asarray(references)
-    return np.asarray(predictions) == labels, np.asarray(auxiliary) == labels
+    return [np.asarray(classes) == labels for classes in predictions]
 
 
-def overlap(base: Tensor, auxiliary: Tensor, labels: Tensor) -> dict[str, float]:
-    """N_s, with its one-sided counts, and sIoU of the classes (n,) that two branches predict."""
-    inputs = {"predictions": base, "auxiliary": auxiliary, "references": labels}
-    return ComplementarySamples(keep_in_memory=True).compute(**inputs) | SuccessIoU(keep_in_memory=True).compute(**inputs)
+def complementary_counts(first: Tensor, second: Tensor, labels: Tensor) -> dict[str, int]:
+    """How many images only the first, only the second, and both of two networks classify right, of (n,) classes each."""
+    first, second = first == labels, second == labels
+    counts = {"only_first": first & ~second, "only_second": second & ~first, "both": first & second}
+    return {name: int(images.sum()) for name, images in counts.items()}
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

@@ -95,12 +95,14 @@ def compare(
         encoder, processor = load_encoder(name)
         probe = Probe(config, processor)
         features.append(probe.features(encoder, name))
-    curve, overlap = complementarity(*features, points, **probe.knn_settings())
+    curve, counts = complementarity(*features, points, **probe.knn_settings())
     draw(curve, (first, second), output)
     lines = [f"α = {alpha:.2f}   k-NN top1  {accuracy:.2f} %" for alpha, accuracy in curve]
-    lines += [f"N_s  {overlap['N_s']:.4g}", f"sIoU  {overlap['sIoU']:.4g}", str(output)]
+    for name, who in (("only_first", f"{first} alone"), ("only_second", f"{second} alone"), ("both", "both")):
+        lines.append(f"{counts[name]} test images are classified right by {who}")
+    lines.append(str(output))
     values = [("knn_top1", accuracy, "percent", {"alpha": alpha}) for alpha, accuracy in curve]
-    values += [("N_s", overlap["N_s"], "images", {}), ("sIoU", overlap["sIoU"], "fraction", {})]
+    values += [(f"knn_right_{name}", count, "images", {}) for name, count in counts.items()]
     _, (_, labels) = features[0]
     for metric, value, unit, alpha in values if results else ():
         probe.record(metric, value, len(labels), {**probe.knn_settings(), **alpha}, f"{first} + {second}", 0, results, unit)

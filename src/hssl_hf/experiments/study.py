@@ -6,7 +6,8 @@ these records.
 """
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Annotated
 
 import torch
 from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
 from hssl_hf.config.strict_yaml import build, read_yaml
 from hssl_hf.evaluation.features import extract
 from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.metrics import Discrepancy, accuracy, overlap
+from hssl_hf.evaluation.metrics import Discrepancy, SolvedIoU, SolvedSamples, accuracy
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments.head_search import RANKING
@@ -31,6 +33,9 @@ from hssl_hf.modules.projection_heads import prototype_logits
 from hssl_hf.runs.run_directory import RunDirectory, image_processor_for
 
 UNTRAINED, PIXELS = "untrained base", "raw pixels"
+PREDICTIONS = "predictions.safetensors"  # classes of the test images by base and head, in the folder of a run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Measurement:
         return {(line["subject"], line["seed"]) for line in read_records(self.results) if line["metric"] in last}
 
     def measure(self, variant: str, seed: int, folder: Path) -> None:
-        """Records of one finished run or search."""
+        """Records of one finished run or search; the classes that a run predicts are kept in its folder."""
         if (folder / RANKING).is_file():
             ranking = json.loads((folder / RANKING).read_text())
             values = [Value("search_discrepancy", c["discrepancy"], "nats", {"head": c["family"]}) for c in ranking]
@@ -110,14 +115,48 @@ class Measurement:
             run = RunDirectory.open(folder)
             manifest = json.loads((folder / "manifest.json").read_text())
             seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
-            values = [seconds, *self._values(run.model, run.recipe.optim.teacher_temperature[1])]
+            predictions, values = self._evaluate(run.model, run.recipe.optim.teacher_temperature[1])
+            save_file(predictions, folder / PREDICTIONS)
+            values = [seconds, *values]
         self._record(values, variant, seed)
+
+    def compare(self, study: Study, seed: int, folder_of: Callable[[str, int], Path]) -> list[str]:
+        """Records of N_s and sIoU, which compare base and head of a variant with the base of the baseline and the same seed.
+
+        Args:
+            folder_of: folder of the run of a variant and a seed.
+        Returns:
+            the measured variants with a head that lack these records, because a run or its predictions are missing.
+        """
+        lines = [line for line in read_lines(self.results) if line["seed"] == seed]
+        with_head, compared = (
+            {line["subject"] for line in lines if line["metric"] == m} for m in ("knn_top1_auxiliary", "N_s")
+        )
+        missing, baseline = [], folder_of(study.baseline, seed) / PREDICTIONS
+        for variant in [name for name in study.variants if name in with_head - compared]:
+            predictions = folder_of(variant, seed) / PREDICTIONS
+            if predictions.exists() and baseline.exists():
+                solved = self._solved(load_file(baseline)["base"], **load_file(predictions))
+                self._record(solved, variant, seed)
+            else:
+                missing.append(variant)
+        return missing
+
+    def _solved(self, baseline: Tensor, base: Tensor, auxiliary: Tensor) -> Iterator[Value]:
+        """N_s and sIoU of predicted classes."""
+        inputs = {"baseline": baseline, "auxiliary": auxiliary, "references": self.images[1][1]}
+        yield Value("N_s", SolvedSamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
+        overlap = SolvedIoU(keep_in_memory=True).compute(base=base, **inputs)["sIoU"]
+        if overlap is None:
+            logger.warning("sIoU is not defined, since the base solves no image that the baseline does not; no record of it")
+        else:
+            yield Value("sIoU", overlap, "fraction")
 
     def measure_references(self, seed: int) -> None:
         """The untrained base, and the pixels themselves."""
         if (UNTRAINED, seed) not in self.done():
             set_seed(seed)
-            self._record(list(self._values(HSSLForPreTraining(self.recipe.model_config()), None)), UNTRAINED, seed)
+            self._record(self._evaluate(HSSLForPreTraining(self.recipe.model_config()), None)[1], UNTRAINED, seed)
         if (PIXELS, 0) not in self.done():
             predictions = self._classify(*(pixels.flatten(1) for pixels, _ in self.images))
             self._record([Value("knn_top1", accuracy(predictions, self.images[1][1]))], PIXELS, 0)
@@ -130,30 +169,27 @@ class Measurement:
             for split in self.probe.splits()
         ]
 
-    def _values(self, model: HSSLForPreTraining, temperature: float | None) -> Iterator[Value]:
-        """Records of one model; of its head only at a temperature of the teacher."""
+    def _evaluate(self, model: HSSLForPreTraining, temperature: float | None) -> tuple[dict[str, Tensor], list[Value]]:
+        """Predicted classes of the test images by branch, and values of one model; of its head only at a temperature."""
         network = model.get_network().eval()
         train, test = (_encode(network, pixels) for pixels, _ in self.images)
-        labels = self.images[1][1]
+        labels, values = self.images[1][1], []
         predictions = {name: self._classify(train[name], test[name]) for name in train}
         if temperature is not None and "auxiliary" in predictions:
-            yield Value("knn_top1_auxiliary", accuracy(predictions["auxiliary"], labels))
-            pair = overlap(predictions["base"], predictions["auxiliary"], labels)
-            yield Value("N_s", pair["N_s"], "images")
-            yield Value("sIoU", pair["sIoU"], "fraction")
+            values.append(Value("knn_top1_auxiliary", accuracy(predictions["auxiliary"], labels)))
             if outputs := _outputs(network, test):
                 value = Discrepancy(keep_in_memory=True).compute(**outputs, temperature=temperature)["D"]
-                yield Value("discrepancy", value, "nats", {"temperature": temperature, "centered": True})
-        yield Value("knn_top1", accuracy(predictions["base"], labels))
+                values.append(Value("discrepancy", value, "nats", {"temperature": temperature, "centered": True}))
+        return predictions, [*values, Value("knn_top1", accuracy(predictions["base"], labels))]
 
     def _classify(self, train: Tensor, test: Tensor) -> Tensor:
         """(m,) predicted classes."""
         return knn_scores(train, self.images[0][1], test, **self.probe.knn_settings()).argmax(1)
 
-    def _record(self, values: list[Value], subject: str, seed: int) -> None:
-        """Write the records of one subject at once."""
+    def _record(self, values: Iterable[Value], subject: str, seed: int) -> None:
+        """Write the records of one subject at once, when all are measured."""
         n = len(self.images[1][1])
-        for value in values:
+        for value in list(values):
             settings = {**self.probe.knn_settings(), **value.settings}
             self.probe.record(value.metric, value.value, n, settings, subject, seed, self.results, value.unit)
 

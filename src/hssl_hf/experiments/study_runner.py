@@ -1,5 +1,6 @@
 """Trains and measures the runs of a study that have no records yet."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.experiments.study import Measurement, Study
+
+logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -80,7 +83,15 @@ def run(study: Study, runner: Runner, measurement: Measurement, jobs: int) -> No
                     future.result()
                     start(1)
                     measurement.measure(*pair, runner.folder_of(*pair))
+                    measurement.compare(study, pair[1], runner.folder_of)
                     bar.set_postfix_str(f"{pair[0]}, seed {pair[1]}")
                     bar.update()
         finally:  # before the pool waits for what is running
             runner.stop()
+    for seed in study.seeds:
+        if missing := measurement.compare(study, seed, runner.folder_of):
+            logger.warning(
+                "no N_s and sIoU of %s with seed %d, since their predictions or those of %s were not kept; remove the records "
+                "of both to train and measure them again",
+                *(", ".join(missing), seed, study.baseline),
+            )
