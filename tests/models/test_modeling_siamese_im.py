@@ -12,11 +12,11 @@ from tests.conftest import MAE, checkpointing, siamese_views, tiny_siamese
 VARIANTS = {
     "siamese_im": {},
     "layer norm": {"decoder_norm": "layer"},
-    "moco normalization": {"loss_normalization": "l2"},
+    "moco normalization": {"loss_normalization": "batch_norm_l2"},
     "same view": {"views": "same"},
     "global": {"level": "global"},
     "global same view": {"level": "global", "views": "same"},
-    "moco v3 with a mask": {"level": "global", "loss_normalization": "l2"},
+    "moco v3 with a mask": {"level": "global", "loss_normalization": "batch_norm_l2"},
     "pixels of another view": {"target": "pixel"},
     "mae": MAE,
     "predictions normalized": {"normalize_prediction": True},
@@ -176,7 +176,7 @@ def test_projector_and_decoder_do_not_depend_on_the_base():
 
 
 def test_predictions_are_normalized_where_the_variant_requires_it():
-    """Layer norm without scale and shift, or squared length D; by default not at all."""
+    """Layer norm without scale and shift, or batch norm and length 1; by default not at all."""
     lengths = {}
     for variant in ("siamese_im", "predictions normalized", "moco normalization"):
         output = tiny_siamese(**VARIANTS[variant])(**siamese_views())
@@ -188,7 +188,7 @@ def test_predictions_are_normalized_where_the_variant_requires_it():
         ).sum(1)
         torch.testing.assert_close(output.loss, by_hand.mean() / 64, rtol=1e-4, atol=1e-5)
         assert (prediction.mean(1).abs().max() < 1e-5) == (variant == "predictions normalized")
-    torch.testing.assert_close(lengths["moco normalization"], torch.full((64,), 64.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(lengths["moco normalization"], torch.ones(64), rtol=1e-4, atol=0)
     assert lengths["siamese_im"].std() > 1
 
 

@@ -13,7 +13,8 @@ CASES = {
     "moco_v3": {"objective": "moco_v3", "auxiliary": "resnet"},
     "head alone": {"objective": "dino", "cls_supervision": ["auxiliary->auxiliary"]},
     "siamese_im": {},
-    "siamese_im global": {"level": "global", "loss_normalization": "l2"},
+    "siamese_im dense batch norm": {"loss_normalization": "batch_norm_l2"},
+    "siamese_im global": {"level": "global", "loss_normalization": "batch_norm_l2"},
     "mae": MAE,
 }
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hssl_hf.objectives import normalize_targets, unigrad
+from hssl_hf.objectives import normalize, unigrad
 from tests.processes import run_pair
 
 CASES = [(weight, norm) for weight in ("0.02", "0.5") for norm in (0, 1)]
@@ -15,7 +15,7 @@ def one(prediction, target, weight: float, norm: bool):
     """Loss and gradient as the model computes them from raw outputs (B, n, D)."""
     raw = prediction.clone().requires_grad_()
     prediction = F.layer_norm(raw, raw.shape[-1:]) if norm else raw
-    loss = unigrad(prediction.flatten(0, 1), normalize_targets(target, "layer_norm").flatten(0, 1), weight).loss
+    loss = unigrad(prediction.flatten(0, 1), normalize(target, "layer_norm").flatten(0, 1), weight).loss
     loss.backward()
     return loss.detach(), raw.grad
 
@@ -74,17 +74,29 @@ def test_known_values(prediction, target, expected):
 
 def test_collapse_is_the_fraction_that_all_targets_have_in_common():
     generator = torch.Generator().manual_seed(0)
-    spread = normalize_targets(torch.randn(4000, 16, generator=generator), "layer_norm")
-    same = normalize_targets(torch.randn(1, 16, generator=generator), "layer_norm").expand(4000, -1)
+    spread = normalize(torch.randn(4000, 16, generator=generator), "layer_norm")
+    same = normalize(torch.randn(1, 16, generator=generator), "layer_norm").expand(4000, -1)
     assert unigrad(spread, spread, 0.02).metrics["collapse"] < 0.01
     assert unigrad(same, same, 0.02).metrics["collapse"].item() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize("rule", ["layer_norm", "l2"])
-def test_normalized_targets_have_squared_length_d(rule):
-    target = normalize_targets(5 + 3 * torch.randn(6, 48), rule)
-    torch.testing.assert_close(target.square().sum(1), torch.full((6,), 48.0), rtol=1e-3, atol=0)
-    assert (target.mean(1).abs().max() < 1e-5) == (rule == "layer_norm")
+def test_layer_normalized_features_have_squared_length_d():
+    features = normalize(5 + 3 * torch.randn(6, 48), "layer_norm")
+    torch.testing.assert_close(features.square().sum(1), torch.full((6,), 48.0), rtol=1e-3, atol=0)
+    assert features.mean(1).abs().max() < 1e-5
+
+
+def test_moco_like_features_are_batch_normalized_before_their_length_is_one():
+    """What all tokens have in common, and the scale of a channel, is gone; all have length 1, of predictions too."""
+    features = torch.randn(4, 5, 48, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    offset, scale = 9 * torch.randn(48), 1 + 5 * torch.rand(48)
+    flat = features.flatten(0, 1)
+    standard = (flat - flat.mean(0)) / (flat.var(0, unbiased=False) + 1e-5).sqrt()
+    expected = (standard / standard.norm(dim=1, keepdim=True)).view(4, 5, 48)
+    torch.testing.assert_close(normalize(features, "batch_norm_l2"), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(normalize(offset + scale * features, "batch_norm_l2"), expected, rtol=1e-3, atol=1e-4)
+    (gradient,) = torch.autograd.grad(normalize(features, "batch_norm_l2")[..., 0].sum(), features)
+    assert gradient.abs().sum() > 0
 
 
 def test_targets_get_no_gradient():

@@ -212,7 +212,7 @@ VARIANTS = {
     ],
     "pixels of another view": ["model.target=pixel"],
     "global": ["model.level=global"],
-    "random masks, moco": ["model.loss_normalization=l2", "masks.shape=random", "model.decoder_norm=layer"],
+    "random masks, moco": ["model.loss_normalization=batch_norm_l2", "masks.shape=random", "model.decoder_norm=layer"],
 }
 
 

@@ -19,7 +19,8 @@ class SiameseIMConfig(PreTrainingConfig):
             of the one view.
         level: "dense", a prediction for every target patch, or "global", one for the class token.
         decoder_norm: of the blocks of projector and decoder: batch (over batch and tokens of all processes) or layer.
-        loss_normalization: of features: layer_norm (of the target) or l2 (prediction and target of one length).
+        loss_normalization: of features: layer_norm (of the target), or batch_norm_l2 (of prediction and target: batch norm
+            without scale and shift, then length 1). They are MAE-like and MoCo-like in Table 3.
         negative_weight: lambda of the UniGrad loss.
         normalize_prediction: also normalize the prediction by layer norm without scale and shift.
         norm_pix_loss: mean 0 and variance 1 within every patch of pixels.
@@ -32,7 +33,9 @@ class SiameseIMConfig(PreTrainingConfig):
         FieldError: for combinations that do not exist.
     Source: SiameseIM, section 3, Tables 3 and 4; released code for the defaults.
     Differs: the paper has 12 heads in projector and decoder, the released code 16. The code freezes the random patch embedding
-        and ends neither encoder nor decoder with a norm; the paper mentions neither.
+        and ends neither encoder nor decoder with a norm; the paper mentions neither. batch_norm_l2 is not in the released code:
+        its statistics are over the batch and the predicted tokens of all processes, and lambda is .02 as elsewhere, though at
+        length 1 the negative term is D times smaller beside the positive one than at squared length D.
     """
 
     model_type = "siamese_im"
@@ -51,7 +54,7 @@ class SiameseIMConfig(PreTrainingConfig):
     views: Literal["different", "same"] = "different"
     level: Literal["dense", "global"] = "dense"
     decoder_norm: Literal["batch", "layer"] = "batch"
-    loss_normalization: Literal["layer_norm", "l2"] = "layer_norm"
+    loss_normalization: Literal["layer_norm", "batch_norm_l2"] = "layer_norm"
     negative_weight: Annotated[float, Range(0, 1000)] = 0.02
     normalize_prediction: bool = False
     norm_pix_loss: bool = True

@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
@@ -16,7 +15,7 @@ from hssl_hf.modules.decoder import Decoder, Projector
 from hssl_hf.modules.position_embeddings import relative_geometry
 from hssl_hf.modules.projection_heads import init_linear_layers
 from hssl_hf.modules.visible_patches import prepare_base, split_patches
-from hssl_hf.objectives import ObjectiveOutput, normalize_targets, pixel_targets, reconstruction, unigrad
+from hssl_hf.objectives import ObjectiveOutput, normalize, pixel_targets, reconstruction, unigrad
 
 
 @dataclass
@@ -140,13 +139,13 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
         tokens = self.student.projector(torch.cat([tokens.cls[:, None], tokens.patches], dim=1))
         prediction = self.student.decoder(tokens, visible_indices, masked_indices, geometry)
         target = self._target(pixel_values[-1], None if self.config.views == "different" else masked_indices)
-        prediction, output = self._loss(prediction, target)
+        prediction, target, output = self._loss(prediction, target)
         loss = output.loss if return_loss else None
         return SiameseIMForPreTrainingOutput(loss, output.losses, output.metrics, prediction, target)
 
     @torch.no_grad()
     def _target(self, pixels: Tensor, masked_indices: Tensor | None) -> Tensor:
-        """Targets of one view, for the masked patches or for all."""
+        """Targets of one view, for the masked patches or for all; features are not normalized yet."""
         config = self.config
         if config.target == "pixel":
             target = pixel_targets(pixels, self.student.base.model.patch_embed.patch_size, config.norm_pix_loss)
@@ -154,19 +153,21 @@ class SiameseIMForPreTraining(StudentTeacherPreTrainedModel):
             tokens, _ = self.teacher.base(pixels)
             tokens = self.teacher.projector(torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 2)], dim=1))
             if config.level == "global":
-                return normalize_targets(tokens[:, :1], config.loss_normalization)
-            target = normalize_targets(tokens[:, 1:], config.loss_normalization)
+                return tokens[:, :1]
+            target = tokens[:, 1:]
         return target if masked_indices is None else take(target, masked_indices)
 
-    def _loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, ObjectiveOutput]:
+    def _loss(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, ObjectiveOutput]:
+        """Prediction and target as they are compared, and the loss."""
         config = self.config
         if config.normalize_prediction:
-            prediction = F.layer_norm(prediction.float(), prediction.shape[-1:])
+            prediction = normalize(prediction, "layer_norm")
         if config.target == "pixel":
-            return prediction, reconstruction(prediction, target)
-        if config.loss_normalization == "l2":
-            prediction = normalize_targets(prediction, "l2")
-        return prediction, unigrad(prediction.flatten(0, 1), target.flatten(0, 1), config.negative_weight)
+            return prediction, target, reconstruction(prediction, target)
+        target = normalize(target, config.loss_normalization)
+        if config.loss_normalization == "batch_norm_l2":
+            prediction = normalize(prediction, "batch_norm_l2")
+        return prediction, target, unigrad(prediction.flatten(0, 1), target.flatten(0, 1), config.negative_weight)
 
 
 class SiameseIMModel(EncoderModel):

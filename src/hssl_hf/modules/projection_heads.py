@@ -32,10 +32,11 @@ class BatchNorm(nn.BatchNorm1d):
         total = sums[-1].detach()
         mean = sums[: self.num_features] / total
         variance = sums[self.num_features : -1] / total - mean.square()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * total / (total - 1), self.momentum)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * total / (total - 1), self.momentum)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         normed = (values - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:

@@ -10,8 +10,8 @@ from hssl_hf.objectives.ibot import IBOT
 from hssl_hf.objectives.moco_v3 import MoCoV3
 from hssl_hf.objectives.reconstruction import pixel_targets, reconstruction
 from hssl_hf.objectives.supervision import ObjectiveOutput
-from hssl_hf.objectives.unigrad import normalize_targets, unigrad
+from hssl_hf.objectives.unigrad import normalize, unigrad
 
 OBJECTIVES = {"dino": DINO, "ibot": IBOT, "moco_v3": MoCoV3}
 
-__all__ = ["OBJECTIVES", "ObjectiveOutput", "normalize_targets", "pixel_targets", "reconstruction", "unigrad"]
+__all__ = ["OBJECTIVES", "ObjectiveOutput", "normalize", "pixel_targets", "reconstruction", "unigrad"]

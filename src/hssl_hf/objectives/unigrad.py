@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hssl_hf.modules.projection_heads import BatchNorm
 from hssl_hf.objectives.supervision import ObjectiveOutput, average_over_processes
 
 
@@ -14,7 +15,7 @@ def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> Objec
 
     Args:
         prediction: (M, D), of the student.
-        target: (M, D) of the teacher, normalized to squared length D; they carry no gradient.
+        target: (M, D) of the teacher, normalized by `normalize`; they carry no gradient.
         negative_weight: lambda.
     Returns:
         loss, its terms `positive` and `negative` (already weighted), and the metric `collapse`, the fraction of the targets'
@@ -35,14 +36,17 @@ def unigrad(prediction: Tensor, target: Tensor, negative_weight: float) -> Objec
     return ObjectiveOutput(positive + negative, losses, {"collapse": mean.square().sum() / covariance.trace()})
 
 
-def normalize_targets(target: Tensor, rule: str) -> Tensor:
-    """(..., D) -> (..., D) of squared length D.
+def normalize(features: Tensor, rule: str) -> Tensor:
+    """(..., D) -> (..., D) normalized without learned scale and shift.
 
     Args:
-        rule: "layer_norm", mean 0 and variance 1 over the channels (without scale and shift, epsilon 1e-5), or "l2", the
-            direction alone.
-    Source: SiameseIM, section 3.2 and Table 3.
+        rule: "layer_norm", mean 0 and variance 1 over the channels (epsilon 1e-5), so that the squared length is D; or
+            "batch_norm_l2", first mean 0 and variance 1 of every channel over all other positions and all processes, then
+            length 1.
+    Source: SiameseIM, section 3.2; Table 3, whose footnote calls them MAE-like (of targets) and MoCo-like (of both sides).
     """
+    features = features.float()
     if rule == "layer_norm":
-        return F.layer_norm(target.float(), target.shape[-1:])
-    return F.normalize(target.float(), dim=-1) * target.shape[-1] ** 0.5
+        return F.layer_norm(features, features.shape[-1:])
+    batch_norm = BatchNorm(features.shape[-1], affine=False, track_running_stats=False)
+    return F.normalize(batch_norm(features.flatten(0, -2)).view_as(features), dim=-1)
