@@ -168,10 +168,7 @@ def test_every_module_has_a_test_of_its_name():
 
 
 TESTED_THROUGH = {  # modules that are tested through their only user
-    **{
-        f"auxiliary/{name}.py": "auxiliary/test_head.py"
-        for name in ("convnext", "poolformer", "resmlp", "resnet", "swin", "vit")
-    },
+    **{f"auxiliary/{name}.py": "auxiliary/test_head.py" for name in ("convnext", "resmlp", "resnet", "swin", "vit")},
     "cli/commands.py": "cli/test_main.py",
     "cli/programs.py": "pretraining/test_trainer.py",
     "convert/official_checkpoint.py": "convert/test_siamese_im.py",

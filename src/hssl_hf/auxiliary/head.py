@@ -1,5 +1,6 @@
 """What is trained beside the base model: an auxiliary head, several heads together, or a second network on the image."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ class AuxiliaryHead(nn.Module):
     differs from the width, features are projected in and out linearly.
 
     Args:
-        block: the block class.
+        block: makes a block, as the class of its family does.
         config: its fields `auxiliary_...` describe the head.
         width: channels C of the base's features.
         grid: (h, w) of a global view.
@@ -33,7 +34,7 @@ class AuxiliaryHead(nn.Module):
     reads_image = False
 
     def __init__(
-        self, block: type[nn.Module], config: "TwoBranchConfig", width: int, grid: tuple[int, int], rates: list[float]
+        self, block: Callable[..., nn.Module], config: "TwoBranchConfig", width: int, grid: tuple[int, int], rates: list[float]
     ):
         super().__init__()
         self.width = width

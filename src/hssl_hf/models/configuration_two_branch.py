@@ -20,6 +20,8 @@ class TwoBranchConfig(PreTrainingConfig):
         auxiliary_depth: its number of blocks.
         auxiliary_first_shortcut: keep its first shortcut (an ablation).
         auxiliary_sublayers: of its blocks: token_mixer and mlp, or one of them alone (Table 15).
+        auxiliary_pooling: of poolformer where the first shortcut is removed: plain, or minus_input, less the pooling's input,
+            as PoolFormer has it for the shortcut to add back.
         auxiliary_hidden_size: its channels; None for those of the backbone.
         auxiliary_init: its linear layers: trunc_normal (standard deviation .02, as released), or xavier, which suits widths far
             below 768, where .02 is much too small for a head without first shortcut.
@@ -45,6 +47,7 @@ class TwoBranchConfig(PreTrainingConfig):
     auxiliary_depth: Depth = 3
     auxiliary_first_shortcut: bool = False
     auxiliary_sublayers: Annotated[tuple[Literal["token_mixer", "mlp"], ...], Length(1, 2), Distinct()] = ("token_mixer", "mlp")
+    auxiliary_pooling: Literal["plain", "minus_input"] = "plain"
     auxiliary_hidden_size: Width | None = None
     auxiliary_init: Literal["trunc_normal", "xavier"] = "trunc_normal"
     freeze_patch_embed: bool = False
