@@ -137,6 +137,30 @@ def test_timms_own_initialization_survives(backbone):
     assert spread.item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("objective", "spread"), [("dino", 0.02), ("ibot", 0.02), ("moco_v3", 1e-6)], ids=["dino", "ibot", "moco_v3"]
+)
+@pytest.mark.parametrize("auxiliary", [None, "vit"])
+def test_initial_values_are_those_of_the_originals(objective, spread, auxiliary):
+    """Class token, positions, mask token, linear layers and norms of the base; the teacher starts as the student."""
+    arrows = {"cls_supervision": ["base->base"]} if auxiliary is None else {}
+    kwargs = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}
+    model = tiny_model(objective=objective, auxiliary=auxiliary, backbone_kwargs=kwargs, **arrows)
+    base = model.student.base.model
+    assert base.cls_token.std().item() == pytest.approx(spread, rel=0.15)
+    assert base.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert (
+        base.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02) and not base.blocks[0].attn.qkv.bias.any()
+    )
+    assert torch.equal(model.student.base.norm.weight, torch.ones(192)) and not model.student.base.norm.bias.any()
+    if objective == "ibot":
+        assert not model.student.base.mask_token.any()
+    if objective != "moco_v3":
+        assert model.student.heads.projections["base"][0].weight.std().item() == pytest.approx(0.02, rel=0.05)
+    student = model.student.state_dict()
+    assert all(torch.equal(value, student[name]) for name, value in model.teacher.state_dict().items())
+
+
 def test_backbone_does_not_depend_on_the_head():
     """Two variants of a comparison start from the same base, with the same projection of it."""
     plain = tiny_model(seed=1, auxiliary=None, cls_supervision=["base->base"])

@@ -25,6 +25,16 @@ def test_prototypes_are_cosines_and_ignore_their_own_length():
     torch.testing.assert_close(prototype_logits(x, learned()), 2 * before)
 
 
+@pytest.mark.parametrize("bottleneck", [64, 256])
+def test_prototypes_start_as_in_the_originals(bottleneck):
+    """As torch's linear layer, whose weights DINO's weight norm takes over: uniform, rows of length 1 / sqrt(3)."""
+    torch.manual_seed(0)
+    weight = Prototypes(bottleneck, 4096).weight_v.detach()
+    assert weight.norm(dim=1).mean().item() == pytest.approx(0.577, abs=3e-3)
+    assert 0.999 * bottleneck**-0.5 < weight.abs().max() <= bottleneck**-0.5 and weight.mean().abs() < 1e-3
+    assert torch.equal(Prototypes(bottleneck, 5, norm_last_layer=False).weight_g, torch.ones(5, 1))
+
+
 def test_prototypes_are_linear_in_the_mean():
     """What makes the center exact from one vector."""
     prototypes, x = Prototypes(16, 32, norm_last_layer=False), torch.randn(40, 16)

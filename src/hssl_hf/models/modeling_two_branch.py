@@ -96,7 +96,15 @@ def build_base(config: TwoBranchConfig, mask_token: bool = False) -> Backbone:
         )
     if config.sincos_position_embeddings:
         base.use_sincos_position_embedding()
+    _init_class_token(base, config, config.backbone_kwargs or {})
     return base
+
+
+def _init_class_token(base: Backbone, config: TwoBranchConfig, kwargs: dict) -> None:
+    """Standard deviation .02, as in DINO, iBOT, HSSL and MAE; MoCo v3 keeps timm's 1e-6, and weights that timm loads stay."""
+    loaded = kwargs.get("pretrained") or kwargs.get("checkpoint_path")
+    if base.is_transformer and not loaded and getattr(config, "objective", None) != "moco_v3":
+        nn.init.trunc_normal_(base.model.cls_token, std=0.02)
 
 
 def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxiliary | None:
@@ -106,7 +114,9 @@ def build_auxiliary(config: TwoBranchConfig, base: Backbone, seed: int) -> Auxil
     if config.auxiliary_connection == "parallel":
         torch.manual_seed(seed)
         channels = {"in_chans": config.num_channels}
-        return ParallelNetwork(Backbone(config.families[0], config.image_size, channels, config.drop_path_rate))
+        network = Backbone(config.families[0], config.image_size, channels, config.drop_path_rate)
+        _init_class_token(network, config, channels)
+        return ParallelNetwork(network)
     heads = {}
     for number, family in enumerate(config.families):
         torch.manual_seed(seed + number)

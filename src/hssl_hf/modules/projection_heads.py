@@ -93,12 +93,14 @@ class Prototypes(nn.Module):
         bottleneck: width of the projections.
         count: number of prototypes K.
         norm_last_layer: keep every length at 1; otherwise lengths are learned.
+    Source: DINO, whose last layer starts as torch's linear layers do, uniformly within 1 / sqrt(bottleneck), with rows of
+        length .577. Their length sets how fast their directions turn.
     """
 
     def __init__(self, bottleneck: int, count: int, norm_last_layer: bool = True):
         super().__init__()
         self.weight_v = nn.Parameter(torch.empty(count, bottleneck))
-        nn.init.trunc_normal_(self.weight_v, std=0.02)
+        nn.init.uniform_(self.weight_v, -(bottleneck**-0.5), bottleneck**-0.5)
         self.weight_g = None if norm_last_layer else nn.Parameter(torch.ones(count, 1))
 
     def forward(self) -> Tensor:
