@@ -33,25 +33,6 @@ def test_local_views_are_refused():
         tiny_model(objective="moco_v3")(**tiny_views(grid=None))
 
 
-def queued(length: int = 12) -> MoCoV3:
-    return MoCoV3(tiny_config(objective="moco_v3", queue_size=length))
-
-
-def test_with_a_queue_it_is_equation_11():
-    """-log exp(q·k+ / T) / (exp(q·k+ / T) + sum over the queue), times 2T; other keys of the batch do not matter."""
-    objective, temperature = queued(), 0.2
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = (F.normalize(torch.randn(4, 24, generator=generator), dim=1) for _ in range(2))
-    own, others = (queries * keys).sum(1) / temperature, queries @ objective.queues["auxiliary"].keys.T / temperature
-    by_hand = (torch.log(own.exp() + others.exp().sum(1)) - own).mean() * 2 * temperature
-    queue = objective.queues["auxiliary"]
-    torch.testing.assert_close(objective._contrast(queries, keys, queue), by_hand)
-    for image in range(4):
-        alone = objective._contrast(queries[image : image + 1], keys[image : image + 1], queue)
-        own_terms = torch.log(own.exp() + others.exp().sum(1)) - own
-        torch.testing.assert_close(alone, own_terms[image] * 2 * temperature)
-
-
 def test_the_queue_holds_the_newest_keys_first_in_first_out():
     queue = Queue(5, 2)
     start = queue.keys.clone()
