@@ -135,3 +135,22 @@ def test_a_photograph_decoded_at_a_fraction_gives_nearly_the_same_views():
     for name in ("pixel_values", "local_pixel_values"):
         difference = (reduced[name].float() - full[name].float()).abs()
         assert 0 < difference.mean() < 2.5 and difference.max() < 60, name
+
+
+def test_color_operations_have_the_chances_of_dino_in_every_view():
+    """First view: always blurred, never solarized; second: one in ten and one in five; local ones: one in two and never.
+
+    DINO and iBOT code: jitter .4, .4, .2, .1 of four in five, gray one in five, sigma of the blur from .1 to 2 pixels.
+    """
+    config, count = ViewConfig(num_local_crops=2), 4000
+    augmentation = Augmentation(config, grid=(14, 14))
+    drawn = np.stack([augmentation.draw((64, 64), 0, identity).color_ops for identity in range(count)])
+    sigma, solarized, gray = drawn[..., 9], drawn[..., 10], drawn[..., 8]
+    np.testing.assert_allclose((sigma > 0).mean(0), [1.0, 0.1, 0.5, 0.5], atol=0.03)
+    np.testing.assert_allclose(solarized.mean(0), [0.0, 0.2, 0.0, 0.0], atol=0.03)
+    assert (sigma[:, 0] > 0).all() and not solarized[:, [0, 2, 3]].any()
+    assert 0.1 <= sigma[sigma > 0].min() < 0.12 and 1.98 < sigma.max() <= 2.0
+    assert gray.mean() == pytest.approx(0.2, abs=0.02)
+    strengths = drawn[..., 4:8] - (1.0, 1.0, 1.0, 0.0)
+    np.testing.assert_allclose(np.abs(strengths).max((0, 1)), [0.4, 0.4, 0.2, 0.1], rtol=0.01)
+    assert (strengths != 0).any(-1).mean() == pytest.approx(0.8, abs=0.02)

@@ -74,3 +74,59 @@ def test_fixed_count_block_masks_are_those_of_the_reference_before_single_patche
     counts = np.array([block_mask((14, 14), 118.5 / 196, rng).sum() for _ in range(4000)])
     assert counts.mean() == pytest.approx(reference[0], abs=0.1) and counts.max() == reference[2]
     assert (counts == 118).mean() == pytest.approx(reference[3], abs=0.03)
+
+
+class Scripted:
+    """A source of randomness that draws given fractions for the area and the aspect ratio of every block, and corners."""
+
+    def __init__(self, area: float, aspect: float):
+        self.fractions = [area, aspect]
+
+    def random(self) -> float:
+        self.fractions.reverse()
+        return self.fractions[1]
+
+    def integers(self, count: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("mask", [block_mask, fixed_count_block_mask])
+@pytest.mark.parametrize(
+    ("grid", "aspect", "block"),
+    [((14, 14), 0.5, (4, 4)), ((9, 9), 0.5, (3, 3)), ((6, 6), 0.5, (2, 2)), ((14, 14), 0.0, (2, 7)), ((14, 14), 1.0, (7, 2))],
+)
+def test_the_smallest_block_is_a_third_of_the_side_squared_and_aspects_go_from_03_to_333(mask, grid, aspect, block):
+    """By hand on 14 × 14: area 16, so 4 × 4; at the aspect ratio .3 sqrt(4.8) × sqrt(53.3), rounded 2 × 7."""
+    drawn = _first_block(mask, grid, Scripted(area=0.0, aspect=aspect))
+    expected = np.zeros(grid, dtype=bool)
+    expected[: block[0], : block[1]] = True
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def _first_block(mask, grid: tuple[int, int], generator) -> np.ndarray:
+    """The blocks alone: all lie in one corner, so that no second one hides a new patch."""
+    generator.permutation = lambda patches: patches[:0]
+    return mask(grid, 0.6, generator)
+
+
+def test_block_masks_are_those_of_an_independent_derivation():
+    """Written from the description of the sampler, with the constants of 14 × 14 patches and the same randomness."""
+    for seed in range(200):
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        ratio = 0.1 + 0.4 * seed / 200
+        hidden, failures = set(), 0
+        while len(hidden) < ratio * 196 and failures < 10:
+            left = ratio * 196 - len(hidden)
+            area = 16 + (left - 16) * theirs.random()
+            aspect = 0.3 * (1 / 0.09) ** theirs.random()
+            h, w = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            failures += 1
+            if 1 <= h <= 13 and 1 <= w <= 13:
+                top, side = theirs.integers(15 - h), theirs.integers(15 - w)
+                block = {(top + i, side + j) for i in range(h) for j in range(w)}
+                if 0 < len(block - hidden) <= left:
+                    hidden, failures = hidden | block, 0
+        expected = np.zeros((14, 14), dtype=bool)
+        for patch in hidden:
+            expected[patch] = True
+        np.testing.assert_array_equal(block_mask((14, 14), ratio, ours), expected)

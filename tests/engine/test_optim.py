@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from hssl_hf.config.recipe import load_recipe
+from hssl_hf.config.recipe_files import recipes
 from hssl_hf.engine.optim import (
+    CLIPS,
     build_optimizer,
     clip_global_norm,
     clip_per_parameter,
@@ -110,3 +113,29 @@ def test_fused_adamw_equals_the_formula():
     layer.weight.grad = torch.full((1, 1), 2.0)
     optimizer.step()
     assert layer.weight.item() == pytest.approx(start * (1 - 0.001) - 0.01, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"), [("per_parameter", 1 / 5, 1.0), ("global", 1 / 25.25**0.5, 1 / 25.25**0.5)]
+)
+def test_the_name_of_a_clip_rule_chooses_it(name, first, second):
+    """Gradients of length 5 and .5, at most 1: each by its own length, or both by their common one, sqrt(25.25)."""
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.5])]
+    CLIPS[name](gradients, 1.0)
+    torch.testing.assert_close(gradients, [torch.tensor([3.0, 4.0]) * first, torch.tensor([0.5]) * second])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "largest", "rule"),
+    [
+        ("dino_vits16", 3.0, "per_parameter"),
+        ("ibot_vits16", 3.0, "per_parameter"),
+        ("hssl_ibot_vitb16", 0.3, "per_parameter"),
+        ("siamese_im_vitb16_400", 1.0, "global"),
+        ("moco_v3_vits16", None, None),
+        ("mae_vits16", None, None),
+    ],
+)
+def test_recipes_clip_as_the_published_code_of_their_method(recipe, largest, rule):
+    optim = load_recipe(recipes()[recipe]).optim
+    assert optim.max_grad_norm == largest and rule in (None, optim.grad_clip)

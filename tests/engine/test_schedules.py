@@ -58,3 +58,12 @@ def test_equals_the_official_siamese_schedules(golden):
         assert rate(step) == pytest.approx(expected_rate, rel=1e-6, abs=1e-15)
         assert momentum(step) == pytest.approx(expected_momentum, rel=1e-9)
     assert rate(40 * per_epoch - 1) < 1e-3 == rate(40 * per_epoch), "the peak comes after the warm-up"
+
+
+def test_equals_schedules_by_hand():
+    """Ten steps: DINO's warm-up of 4 ends at its peak, MAE's one step before it; half way through, the mean of both ends."""
+    np.testing.assert_allclose([Cosine(3.0, 1.0, 10, 4)(s) for s in (0, 1, 2, 3, 4, 7)], [0, 1, 2, 3, 3, 2], atol=1e-12)
+    mae = Cosine(4.0, 0.0, 10, 4, warmup_rule="mae")
+    np.testing.assert_allclose([mae(s) for s in (0, 1, 3, 4, 6, 7)], [0, 1, 3, 4, 3, 2], atol=1e-12)
+    expected = 1 - (1 - 0.995) * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    np.testing.assert_allclose([Cosine(0.995, 1.0, 8)(s) for s in range(8)], expected, rtol=1e-12)
