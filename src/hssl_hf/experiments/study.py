@@ -128,7 +128,7 @@ class Measurement:
         Returns:
             the measured variants with a head that lack these records, because a run or its predictions are missing.
         """
-        lines = [line for line in read_lines(self.results) if line["seed"] == seed]
+        lines = [line for line in read_records(self.results) if line["seed"] == seed]
         with_head, compared = (
             {line["subject"] for line in lines if line["metric"] == m} for m in ("knn_top1_auxiliary", "N_s")
         )
