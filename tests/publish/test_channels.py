@@ -22,6 +22,7 @@ from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_transformers import to_transformers
 from hssl_hf.visualization import figures
 from tests.conftest import TINY_VIT, tiny_model, tiny_siamese
+from tests.hub_server.server import TOKEN
 from tests.publish.test_export import OTHERS, run_snippet
 
 
@@ -141,7 +142,7 @@ def test_without_statistics_four_channels_are_refused(tmp_path, unchecked):
     with pytest.raises(ChannelsError, match=r"4 channels have no default mean .* processor=image_processor"):
         export_backbone(model_for(4), tmp_path / "export")
     with pytest.raises(ChannelsError, match="4 channels have no default mean"):
-        push_model(model_for(4), "user/name")
+        push_model(model_for(4), "user/name", token=TOKEN)
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (4, [0, 1, 2])])
