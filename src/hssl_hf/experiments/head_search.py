@@ -73,6 +73,9 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
 def rank(folder: Path) -> list[Candidate]:
     """Candidates of a finished search by decreasing discrepancy.
 
+    Source: HSSL, equation 8.
+    Differs: the paper computes the discrepancies after the training; here they are means over the last fifth of the log, on
+        training images, whose spread shows whether the order is settled.
     Raises:
         UserError: if the log has no discrepancies.
     """

@@ -33,8 +33,7 @@ class SearchTokens(NamedTuple):
 class HeadSearchNetwork(nn.Module):
     """A base model, candidates behind it, and projections of base and candidate, separate for every candidate.
 
-    Each is built from a seed of its own, so that a candidate starts from the same values whatever the others are. Prototypes,
-    where there are any, are parameters of the first candidate's heads alone, and used by all.
+    Each is built from a seed of its own, so that a candidate starts from the same values whatever the others are.
     """
 
     def __init__(self, config: HeadSearchConfig, objectives: dict[str, Objective]):
@@ -55,11 +54,6 @@ class HeadSearchNetwork(nn.Module):
             if COMMON in objectives:
                 torch.manual_seed(seeds[1])
                 self.heads[COMMON] = objectives[COMMON].make_heads({"base": self.base.width})
-        owner, *others = self.heads.values()
-        if hasattr(owner, "prototypes"):
-            for heads in others:
-                del heads.prototypes
-                object.__setattr__(heads, "prototypes", owner.prototypes)  # not registered as a submodule
 
     def forward(
         self, pixels: Tensor, bool_masked_pos: Tensor | None = None, mask_indices: Tensor | None = None
@@ -76,10 +70,12 @@ class HeadSearchForPreTraining(ObjectivePreTrainedModel):
 
     `losses` and `metrics` of the output have an entry of every candidate, with its name behind it; the larger
     `discrepancy_<candidate>`, the larger the expected gain of the base; `discrepancy` is the mean over the candidates.
-    Prototypes, where there are any, are shared by all. Patch-level losses of the base alone, which are the same for all
-    candidates, are computed once, with a projection of their own.
+    Every candidate has projections and, where there are any, prototypes of its own, so that none interferes with another.
 
     Source: HSSL, section 3.5, equations 6-8 and figure 4.
+    Differs: patch-level losses of the base alone, which are the same for all candidates, are computed once, with a projection
+        and prototypes of their own. That the prototypes are separate is not printed; the paper has separate projections, and
+        candidates that learn without interference.
     """
 
     config_class = HeadSearchConfig
@@ -99,12 +95,10 @@ class HeadSearchForPreTraining(ObjectivePreTrainedModel):
 
     def _compare(self, student, teacher, local, masks_and_temperature: tuple) -> ObjectiveOutput:
         heads = {name: (self.student.heads[name], self.teacher.heads[name]) for name in self.objectives}
-        first = heads[self.config.candidates[0]]
-        prototypes = prototypes_of(*first) if hasattr(first[0], "prototypes") else None
         outputs = {}
         for name in self.config.candidates:
             tokens = (student.pair(name), teacher.pair(name), *heads[name], None if local is None else local.pair(name))
-            outputs[name] = self.objectives[name](ObjectiveInputs(*tokens, *masks_and_temperature, prototypes))
+            outputs[name] = self.objectives[name](ObjectiveInputs(*tokens, *masks_and_temperature))
         losses = {f"{key}_{name}": value for name, output in outputs.items() for key, value in output.losses.items()}
         metrics = {}
         for name, output in outputs.items():
@@ -116,7 +110,7 @@ class HeadSearchForPreTraining(ObjectivePreTrainedModel):
             inputs = ObjectiveInputs(
                 Branches(student.base), Branches(teacher.base), *heads[COMMON], None, *masks_and_temperature
             )
-            common = self.objectives[COMMON].compare_patches(inputs, *prototypes)
+            common = self.objectives[COMMON].compare_patches(inputs, *prototypes_of(*heads[COMMON]))
             loss, losses = loss + combine(common, self.config.reduction), losses | common
         return ObjectiveOutput(loss, losses, metrics, discrepancy)
 

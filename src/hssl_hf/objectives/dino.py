@@ -42,7 +42,7 @@ class DINO(Objective):
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveOutput:
         """The image level, from class tokens alone."""
-        return self._compare_cls(inputs, *(inputs.prototypes or prototypes_of(inputs.student_heads, inputs.teacher_heads)))
+        return self._compare_cls(inputs, *prototypes_of(inputs.student_heads, inputs.teacher_heads))
 
     def _compare_cls(self, inputs: ObjectiveInputs, prototypes: Tensor, teacher_prototypes: Tensor) -> ObjectiveOutput:
         teacher_logits, targets = self._targets(inputs, teacher_prototypes)

@@ -21,7 +21,7 @@ class IBOT(DINO):
         Raises:
             ValueError: without a mask.
         """
-        prototypes = inputs.prototypes or prototypes_of(inputs.student_heads, inputs.teacher_heads)
+        prototypes = prototypes_of(inputs.student_heads, inputs.teacher_heads)
         output = self._compare_cls(inputs, *prototypes)
         if self.patch_arrows:
             losses = self.compare_patches(inputs, *prototypes)

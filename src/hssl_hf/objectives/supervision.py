@@ -25,7 +25,6 @@ class ObjectiveInputs:
         bool_masked_pos: (V, B, h, w) bool, True = masked in the student's input.
         mask_indices: (M,) positions of the masked patches in the flattened mask, or None to compute them.
         teacher_temperature: tau_t (dino, ibot).
-        prototypes: (K, bottleneck) of student and teacher where they have been computed already (`prototypes_of`).
     """
 
     student: Branches
@@ -36,7 +35,6 @@ class ObjectiveInputs:
     bool_masked_pos: Tensor | None = None
     mask_indices: Tensor | None = None
     teacher_temperature: float | None = None
-    prototypes: tuple[Tensor, Tensor] | None = None
 
     def projected_teacher_cls(self) -> dict[str, Tensor]:
         """(V, B, C) class tokens of the teacher's branches that have a projection."""
