@@ -104,7 +104,7 @@ def test_the_smallest_block_is_a_third_of_the_side_squared_and_aspects_go_from_0
 
 
 def _first_block(mask, grid: tuple[int, int], generator) -> np.ndarray:
-    """The blocks alone: all lie in one corner, so that no second one hides a new patch."""
+    """The blocks alone: all are in one corner, so that no second one hides a new patch."""
     generator.permutation = lambda patches: patches[:0]
     return mask(grid, 0.6, generator)
 
