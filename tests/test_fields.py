@@ -104,3 +104,8 @@ def test_of_a_long_message_the_middle_is_left_out():
     message = str(UserError("start" + "x" * 10**6 + "end"))
     assert message.startswith("start") and message.endswith("end") and len(message) < LONGEST_MESSAGE + 100
     assert str(UserError("short")) == "short" and str(pickle.loads(pickle.dumps(UserError("short")))) == "short"
+
+
+def test_free_values_may_be_empty_texts():
+    """timm's `stem_type` of a plain ResNet is one."""
+    assert check(dict, {"stem_type": ""}, "backbone_kwargs") == {"stem_type": ""}

@@ -281,7 +281,7 @@ def _check_plain(value, name: str, depth: int):
         return type(value)(_check_plain(item, f"{name}[{index}]", depth + 1) for index, item in enumerate(value))
     if isinstance(value, Integral):
         return value if isinstance(value, bool) else int(value)
-    return check(float | str | None, value, name)
+    return value if value == "" else check(float | str | None, value, name)  # some arguments of timm are empty texts
 
 
 _CHECKS = {
