@@ -32,6 +32,18 @@ def test_lines_come_at_intervals():
     assert len(written(1000, lambda: count(50)).splitlines()) == 2, "at the start and at the end"
 
 
+def test_no_thread_adds_lines():
+    """tqdm's monitor shows bars that have come to skip updates once more."""
+
+    def count_by_five():
+        with ProgressBar(total=50) as bar:
+            for _ in range(10):
+                bar.update(5)
+            assert bar.miniters == 1
+
+    assert len(written(0, count_by_five).splitlines()) == 11
+
+
 @pytest.mark.parametrize("leave", [True, False])
 def test_only_the_outermost_bar_is_shown_in_a_log_file(leave):
     def nested():

@@ -24,6 +24,7 @@ class ProgressBar(tqdm):
             nested = any(not getattr(bar, "disable", True) for bar in tqdm._instances)
             kwargs["disable"] = kwargs.get("disable") or nested
             kwargs["mininterval"] = float(os.environ.get("TQDM_MININTERVAL", INTERVAL))
+            kwargs["miniters"] = 1  # tqdm adapts it otherwise, and a thread of it then adds lines
         super().__init__(*args, **kwargs)
 
     def status_printer(self, file):
