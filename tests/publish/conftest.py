@@ -1,4 +1,4 @@
-"""Fixtures of the tests that publish: a Hub on localhost."""
+"""Fixtures of the tests that publish: a Hub on localhost, and a model that is staged for a push."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,10 @@ import pytest
 from huggingface_hub import constants
 
 from hssl_hf.publish import hub as hub_module
+from hssl_hf.publish import parity
+from hssl_hf.publish.export import CardContext
+from hssl_hf.publish.hub import stage
+from tests.conftest import tiny_model
 from tests.hub_server.server import HubServer
 
 
@@ -18,3 +22,13 @@ def hub(monkeypatch):
         monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.0)
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
         yield server
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A tiny model, staged once; the comparison in a fresh process has tests of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(parity, "compare", lambda *_, **__: {"pooler_output": 1e-7})
+    context = CardContext({"recipe": {"seed": 0}}, repository="user/name")
+    yield stage(tiny_model(), tmp_path_factory.mktemp("push"), context=context)
+    patch.undo()

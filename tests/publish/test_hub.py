@@ -1,6 +1,5 @@
 """To the Hub and back, with a server on localhost: nothing is lost or visible in part, and no token is written."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,16 +22,6 @@ from tests.conftest import TINY_VIT, tiny_model
 from tests.faults import refused
 from tests.hub_server.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Fault, HubServer
 from tests.hub_server.store import Blob
-
-
-@pytest.fixture(scope="module")
-def staged(tmp_path_factory):
-    """A tiny model, staged once; the comparison in a fresh process has tests of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(parity, "compare", lambda *_, **__: {"pooler_output": 1e-7})
-    context = CardContext({"recipe": {"seed": 0}}, repository="user/name")
-    yield stage(tiny_model(), tmp_path_factory.mktemp("push"), context=context)
-    patch.undo()
 
 
 def contents(server: HubServer, revision: str) -> dict[str, bytes]:
@@ -248,59 +237,6 @@ def test_secret_stops_the_push_before_any_request(hub, staged, monkeypatch):
         facts.write_text(before)
 
 
-@pytest.fixture
-def copied(staged, tmp_path):
-    """A copy of the staged folder, to be spoiled."""
-    shutil.copytree(staged, tmp_path / "push")
-    return tmp_path / "push"
-
-
-@pytest.mark.fault("links in a run")
-@pytest.mark.parametrize("spoiled", ["main/curves.png", "main/README.md", "timm/model.safetensors", "main/figures", "training"])
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_links_are_not_uploaded(hub, copied, tmp_path, spoiled, dry_run):
-    private = tmp_path / "private"
-    private.mkdir()
-    (private / "views.png").write_bytes(b"private")
-    path = copied / spoiled
-    if path.is_dir() and not path.is_symlink():
-        path.rename(private / "moved")
-    path.unlink(missing_ok=True)
-    path.symlink_to({"main/figures": private, "training": private / "moved"}.get(spoiled, private / "views.png"))
-    with refused(spoiled, "link"):
-        push(copied, "user/name", token=TOKEN, dry_run=dry_run)
-    assert not hub.requests
-
-
-@pytest.mark.fault("files of other formats")
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("main/curves.png", b"-----BEGIN"),
-        ("main/config.json", b"{"),
-        ("timm/model.safetensors", b"PK"),
-        ("main/README.md", b"\xff"),
-    ],
-)
-@pytest.mark.parametrize("dry_run", [True, False])
-def test_files_that_are_not_what_their_names_promise(hub, copied, name, content, dry_run):
-    (copied / name).write_bytes(content)
-    with refused(name.partition("/")[2], "file"):
-        push(str(copied), "user/name", token=TOKEN, dry_run=dry_run)
-    assert not hub.requests
-
-
-@pytest.mark.fault("secrets")
-def test_a_secret_in_weights_stops_a_dry_run_too(hub, copied):
-    path = copied / "main" / "model.safetensors"
-    header = json.dumps({"__metadata__": {"note": TOKEN}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    for dry_run in (True, False):
-        with refused("model.safetensors contains a Hugging Face token"):
-            push(copied, "user/name", token=TOKEN, dry_run=dry_run)
-    assert not hub.requests
-
-
 def test_a_dry_run_uploads_nothing(hub, staged):
     assert push(staged, "user/name", token=TOKEN, dry_run=True) == {} and not hub.requests
 
@@ -319,78 +255,3 @@ def test_a_model_is_not_staged_for_what_the_hub_would_refuse(monkeypatch, change
 def test_a_folder_without_staged_exports(hub, tmp_path):
     with refused("holds no staged export"):
         push(tmp_path, "user/name", token=TOKEN)
-
-
-@pytest.mark.slow
-def test_round_trip_from_a_dataset_on_the_hub_to_continued_training(hub, tmp_path):
-    """Stream from the Hub, pre-train, push, load with AutoModel and timm, continue from heads, and from the base alone."""
-    from tests.conftest import SAMPLE
-    from tests.launches import SCRIPT, settings_of
-
-    api = HfApi(token=TOKEN)
-    api.create_repo("user/images", repo_type="dataset")
-    api.upload_folder(
-        repo_id="user/images", repo_type="dataset", folder_path=SAMPLE, path_in_repo="data", allow_patterns="*.parquet"
-    )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": TOKEN,
-        "HF_HOME": str(tmp_path / "cache"),
-    }
-
-    def run(*command: str) -> str:
-        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert TOKEN not in done.stdout + done.stderr
-        return done.stdout
-
-    def pretrain(name: str, *arguments: str) -> None:
-        fixed = ["data.path=user/images", "data.images_per_epoch=10000", "probe.path=user/images", "data.num_workers=0"]
-        fixed += ["probe.train_images=200", "probe.test_images=50", f"run.output_dir={tmp_path}/{name}"]
-        run(str(SCRIPT), *settings_of("hssl"), *fixed, *arguments)
-
-    hub.faults += [Fault("GET", "/datasets/user/images/resolve", status) for status in (503, 429)]
-    pretrain("first")
-    command = ["-m", "hssl_hf.cli.main", "push", str(tmp_path / "first"), "user/name", "--license", "apache-2.0", "--onnx"]
-    killed = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path)
-    hub.faults += [Fault("PUT", "/_lfs/", 503), Fault("POST", "/commit/main", lambda: killed.kill() or True)]
-    assert killed.wait() < 0 and contents(hub, "main") == {}
-    hub.faults += [Fault("POST", "/commit/main", 500), Fault("POST", "/preupload/", "drop")]
-    run(*command)
-    assert [fault for fault in hub.faults if fault.times] == [], "all faults occurred"
-    files = contents(hub, "main")
-    assert files.keys() >= {"curves.png", "figures/views.png", "figures/neighbors.png", "onnx/model.onnx"}
-    assert ".eval_results/hssl_hf.yaml" in files
-    card, manifest = files["README.md"].decode(), json.loads((tmp_path / "first" / "manifest.json").read_text())
-    assert manifest["data"]["path"] == "user/images" and manifest["data"]["revision"] in card and "license: apache-2.0" in card
-    assert manifest["images_seen"] == 384 and "datasets:\n- user/images" in card
-    code = """
-import sys; sys.modules["hssl_hf"] = None
-import numpy as np, timm, torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-model, report = AutoModel.from_pretrained("user/name", output_loading_info=True)
-assert not any(report.values()), report
-image = Image.fromarray(np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3))
-pixels = AutoImageProcessor.from_pretrained("user/name")(image, return_tensors="pt")["pixel_values"]
-other = timm.create_model("hf-hub:user/name@timm", pretrained=True).eval()
-torch.testing.assert_close(model.eval()(pixels).pooler_output, other(pixels), atol=1e-5, rtol=1e-4)
-"""
-    run("-c", code)
-    pretrain("second", "init_from=user/name@training", "model.auxiliary_depth=1")
-    pretrain("third", "init_from=user/name", "optim.freeze_backbone_epochs=0.0384")
-    run("-m", "hssl_hf.cli.main", "push", str(tmp_path / "second"), "user/name")
-    assert "base_model: user/name" in contents(hub, "main")["README.md"].decode()
-    from safetensors.torch import load_file
-
-    first, second, third = (
-        load_file(max((tmp_path / name / "checkpoints").glob("step-*")) / "model.safetensors")
-        for name in ("first", "second", "third")
-    )
-    base = [name for name in first if name.startswith("teacher.base.")]
-    assert all(torch.equal(first[name], third[name]) for name in base), "frozen for the entire run"
-    assert not all(torch.equal(first[name], second[name]) for name in base)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "token"]
-    assert len(written) > 50 and not [path for path in written if TOKEN.encode() in path.read_bytes()]
