@@ -22,56 +22,12 @@ SHARDS = 128
 APPLE_DOUBLE = "._"  # macOS keeps attributes of x.jpg in ._x.jpg on other file systems
 VERSION_CONTROL = ".git"  # which may hold every image a second time
 METADATA = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}  # and their builders in `datasets`
-OTHER_SUFFIXES = frozenset(  # of files that are no images, which need not be opened to know it
-    [
-        ".arrow",
-        ".avi",
-        ".bin",
-        ".cls",
-        ".csv",
-        ".db",
-        ".gz",
-        ".h5",
-        ".hdf5",
-        ".heic",
-        ".heif",
-        ".html",
-        ".ini",
-        ".json",
-        ".jsonl",
-        ".lock",
-        ".log",
-        ".mat",
-        ".md",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pdf",
-        ".pickle",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".py",
-        ".rar",
-        ".safetensors",
-        ".sh",
-        ".svg",
-        ".tar",
-        ".tgz",
-        ".toml",
-        ".tsv",
-        ".txt",
-        ".wav",
-        ".xml",
-        ".xz",
-        ".yaml",
-        ".yml",
-        ".zip",
-    ]
-)
+OTHER_SUFFIXES = frozenset((  # of files that are no images, which need not be opened to know it
+    ".arrow", ".avi", ".bin", ".cls", ".csv", ".db", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".html", ".ini", ".json",
+    ".jsonl", ".lock", ".log", ".mat", ".md", ".mkv", ".mov", ".mp4", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl",
+    ".pt", ".pth", ".py", ".rar", ".safetensors", ".sh", ".svg", ".tar", ".tgz", ".toml", ".tsv", ".txt", ".wav", ".xml",
+    ".xz", ".yaml", ".yml", ".zip",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from hssl_hf.data.files import write_below
 from hssl_hf.errors import UserError
 from hssl_hf.runs.manifest import MANIFEST
 from hssl_hf.runs.metric_logger import CURVES, LOG
@@ -89,7 +90,7 @@ class RunLock:
         self._released.set()
         if not self._held or _read(self.path) != self.owner:
             return
-        with contextlib.suppress(OSError):  # such as a full disk, of which the run itself has ended
+        with contextlib.suppress(UserError):  # such as a full disk, of which the run itself has ended
             if not self._begun:
                 pass
             elif self.interrupted or (kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)):
@@ -134,9 +135,7 @@ class RunLock:
 
     def _write_status(self, state: str, message: str = "") -> None:
         status = {"state": state, "time": datetime.now(UTC).isoformat(timespec="seconds"), "message": message}
-        draft = self.folder / f".{STATUS}"
-        draft.write_text(json.dumps({name: value for name, value in status.items() if value}) + "\n")
-        draft.replace(self.folder / STATUS)
+        write_below(self.folder, STATUS, json.dumps({name: value for name, value in status.items() if value}) + "\n")
 
 
 def read_status(folder: Path) -> dict:
