@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models, real images on disk, no network."""
 
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,9 @@ SAMPLE = ROOT / "training" / "data" / "fashion_mnist"
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")
+
+for number, action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    signal.signal(number, action)  # under nohup, or in the background of a shell, they are ignored, which programs inherit
 
 
 @pytest.fixture

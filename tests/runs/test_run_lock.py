@@ -38,6 +38,7 @@ def test_the_lock_of_a_process_that_is_gone_counts_no_longer(tmp_path, owner, ag
         lock.acquire()
         assert json.loads((tmp_path / LOCK).read_text()) == HERE
     assert [path.name for path in tmp_path.iterdir()] == [STATUS]
+    assert read_status(tmp_path)["state"] == "interrupted", "the run of the process that is gone"
 
 
 @pytest.mark.fault("two runs in a folder")

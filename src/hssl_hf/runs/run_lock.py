@@ -92,7 +92,8 @@ class RunLock:
             return
         with contextlib.suppress(UserError):  # such as a full disk, of which the run itself has ended
             if not self._begun:
-                pass
+                if read_status(self.folder).get("state") == "running":  # left by a process that is gone, or has given way
+                    self._write_status("interrupted")
             elif self.interrupted or (kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)):
                 self._write_status("interrupted")
             else:
