@@ -101,6 +101,15 @@ def test_other_numbers_of_workers_continue_without_loss_or_repetition(parquet, d
     assert Counter(seen) == complete
 
 
+def test_images_left_by_others_may_be_fewer_than_a_batch(parquet):
+    before = [ImageStream(parquet, seed=3, rank=r, world_size=2, minimum=20) for r in range(2)]
+    seen = [image.name for stream in before for image in islice(stream, 20)]
+    stream = ImageStream(parquet, seed=3, minimum=40)
+    stream.reshard_from([other.state_dict() for other in before])
+    assert sorted(seen + [image.name for image in islice(stream, 10)]) == sorted(f"{i}.png" for i in range(50))
+    assert len(list(islice(stream, 40))) == 40
+
+
 def test_what_is_resharded_is_resumed_exactly(parquet):
     before = [ImageStream(parquet, seed=3, shuffle_buffer_size=8, rank=r, world_size=3) for r in range(3)]
     for count, stream in zip((5, 30, 12), before, strict=True):

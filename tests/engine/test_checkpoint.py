@@ -1,4 +1,4 @@
-import contextlib
+import io
 import json
 import os
 import shutil
@@ -6,57 +6,59 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from hssl_hf.engine.checkpoint import CheckpointError, CheckpointManager
+from hssl_hf.engine.distributed import Engine
 from hssl_hf.runs.run_directory import RunDirectory
 from tests.faults import refused
 
 
+class Layer(torch.nn.Linear):
+    has_unused_parameters = False
+
+
 @pytest.fixture
-def training():
-    accelerator = Accelerator(cpu=True)
+def engine():
     torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2)
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    return accelerator, model, optimizer
+    layer = Layer(3, 2)
+    return Engine(Accelerator(cpu=True), layer, torch.optim.AdamW(layer.parameters(), fused=True), bf16=False)
 
 
-def move(training):
-    accelerator, model, optimizer = training
-    accelerator.backward(model(torch.randn(4, 3)).square().sum())
-    optimizer.step()
-    optimizer.zero_grad()
+def move(engine):
+    engine.backward(engine.model(torch.randn(4, 3)).square().sum())
+    engine.optimizer.step()
+    engine.optimizer.zero_grad()
 
 
-def test_everything_comes_back(training, tmp_path):
-    accelerator, model, _ = training
-    move(training)
+def test_everything_comes_back(engine, tmp_path):
+    move(engine)
     checkpoints = CheckpointManager(tmp_path)
-    path = checkpoints.save(accelerator, 7, {"position": 11}, {"corrupt": ["x"]})
+    path = checkpoints.save(engine, 7, {"position": 11}, {"corrupt": ["x"]})
     expected = []
     for _ in range(2):
-        move(training)
-        expected.append((model.weight.clone(), torch.rand(3)))
-    state, loader = checkpoints.load(accelerator, path)
+        move(engine)
+        expected.append((engine.method.weight.clone(), torch.rand(3)))
+    state, loader = checkpoints.load(engine, path)
     assert (state["step"], state["corrupt"]) == (7, ["x"]) and loader == [{"position": 11}]
     for weight, random in expected:
-        move(training)
-        assert torch.equal(model.weight, weight) and torch.equal(torch.rand(3), random)
+        move(engine)
+        assert torch.equal(engine.method.weight, weight) and torch.equal(torch.rand(3), random)
 
 
-def test_only_the_newest_stay_and_drafts_do_not_count(training, tmp_path):
+def test_only_the_newest_stay_and_drafts_do_not_count(engine, tmp_path):
     checkpoints = CheckpointManager(tmp_path, keep=2)
     for step in (1, 2, 10):
-        checkpoints.save(training[0], step, {}, {})
+        checkpoints.save(engine, step, {}, {})
     assert [path.name for path in checkpoints.all()] == ["step-00000002", "step-00000010"]
     (tmp_path / "step-00000011").mkdir()
     (tmp_path / ".step-00000012.draft").mkdir()
     assert checkpoints.all()[-1].name == "step-00000010", "a folder without its state is no checkpoint"
 
 
-def test_failure_keeps_the_last_good_one_and_reports_it(training, tmp_path, monkeypatch):
-    accelerator, checkpoints = training[0], CheckpointManager(tmp_path)
-    good = checkpoints.save(accelerator, 1, {}, {})
+def test_failure_keeps_the_last_good_one_and_reports_it(engine, tmp_path, monkeypatch):
+    checkpoints = CheckpointManager(tmp_path)
+    good = checkpoints.save(engine, 1, {}, {})
     before = {path.name: path.read_bytes() for path in good.iterdir()}
 
     def full(*_):
@@ -66,16 +68,16 @@ def test_failure_keeps_the_last_good_one_and_reports_it(training, tmp_path, monk
     with pytest.raises(
         CheckpointError, match=r"step 2 .*MiB free\): .*No space left.*\n.*step-00000001.*resume_from_checkpoint=auto"
     ):
-        checkpoints.save(accelerator, 2, {}, {})
+        checkpoints.save(engine, 2, {}, {})
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_damage_is_reported_with_what_to_do(training, tmp_path):
-    path = CheckpointManager(tmp_path).save(training[0], 1, {}, {})
+def test_damage_is_reported_with_what_to_do(engine, tmp_path):
+    path = CheckpointManager(tmp_path).save(engine, 1, {}, {})
     (path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"is damaged.*\nRemove that folder"):
-        CheckpointManager(tmp_path).load(training[0], path)
+        CheckpointManager(tmp_path).load(engine, path)
 
 
 def test_folder_without_checkpoint_is_refused(tmp_path):
@@ -84,27 +86,31 @@ def test_folder_without_checkpoint_is_refused(tmp_path):
 
 
 @pytest.mark.fault("checkpoints")
-def test_damaged_checkpoints_are_not_exported(training, tmp_path):
+def test_damaged_checkpoints_are_not_exported(engine, tmp_path):
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
-    good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
+    good, bad = (checkpoints.save(engine, step, {}, {}) for step in (1, 2))
     (bad / "model.safetensors").write_bytes(b"cut")
     assert RunDirectory.open(tmp_path).checkpoint == good
     with refused("step-00000002 is damaged", "model.safetensors"):
         RunDirectory.open(bad)
 
 
-def test_state_is_plain_json(training, tmp_path):
-    path = CheckpointManager(tmp_path).save(training[0], 3, {}, {"processes": 1})
+def test_state_is_plain_json(engine, tmp_path):
+    path = CheckpointManager(tmp_path).save(engine, 3, {}, {})
     state = json.loads((path / "state.json").read_text())
-    assert (state["step"], state["processes"]) == (3, 1) and {"model.safetensors", "loader-0.pt"} < set(state["files"])
+    assert (state["step"], state["processes"]) == (3, 1) and {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "process-0.pt",
+    } == set(state["files"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "state"])
-def test_damaged_checkpoints_are_quarantined(training, tmp_path, damage, caplog):
+def test_damaged_checkpoints_are_quarantined(engine, tmp_path, damage, caplog):
     checkpoints = CheckpointManager(tmp_path)
-    good, bad = (checkpoints.save(training[0], step, {}, {}) for step in (1, 2))
+    good, bad = (checkpoints.save(engine, step, {}, {}) for step in (1, 2))
     assert checkpoints.latest_valid(quarantine=True) == bad
-    file = bad / ("state.json" if damage == "state" else "optimizer.bin")
+    file = bad / ("state.json" if damage == "state" else "optimizer.safetensors")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.unlink() if damage == "missing" else file.write_bytes(data[:-1] if damage in ("cut", "state") else data)
@@ -115,10 +121,10 @@ def test_damaged_checkpoints_are_quarantined(training, tmp_path, damage, caplog)
 
 @pytest.mark.fault("checkpoints")
 @pytest.mark.parametrize("damage", ["cut", "missing", "state", "empty"])
-def test_nothing_starts_at_step_0_where_all_checkpoints_are_damaged(training, tmp_path, damage):
+def test_nothing_starts_at_step_0_where_all_checkpoints_are_damaged(engine, tmp_path, damage):
     checkpoints = CheckpointManager(tmp_path)
     for step in (1, 2):
-        path = checkpoints.save(training[0], step, {}, {})
+        path = checkpoints.save(engine, step, {}, {})
         file = path / ("state.json" if damage in ("state", "empty") else "model.safetensors")
         file.unlink() if damage == "missing" else file.write_bytes(b"{}" if damage == "empty" else file.read_bytes()[:-9])
     for _ in range(2):  # a second start neither
@@ -133,9 +139,9 @@ def test_nothing_starts_at_step_0_where_all_checkpoints_are_damaged(training, tm
 
 @pytest.mark.fault("checkpoints")
 @pytest.mark.parametrize("stray", ["copied", "empty state", "no state", "only a state"])
-def test_a_stray_folder_is_not_the_newest_checkpoint(training, tmp_path, stray):
+def test_a_stray_folder_is_not_the_newest_checkpoint(engine, tmp_path, stray):
     checkpoints = CheckpointManager(tmp_path, keep=2)
-    paths = [checkpoints.save(training[0], step, {}, {}) for step in (1, 2)]
+    paths = [checkpoints.save(engine, step, {}, {}) for step in (1, 2)]
     folder = tmp_path / "step-99999999"
     if stray == "copied":
         shutil.copytree(paths[0], folder)
@@ -145,7 +151,7 @@ def test_a_stray_folder_is_not_the_newest_checkpoint(training, tmp_path, stray):
         if state is not None:
             (folder / "state.json").write_text(state)
     assert checkpoints.latest_valid() == paths[1]
-    checkpoints.save(training[0], 3, {}, {})
+    checkpoints.save(engine, 3, {}, {})
     assert {"step-00000002", "step-00000003"} <= {path.name for path in checkpoints.all()}, "it counts as none of the newest"
 
 
@@ -159,13 +165,26 @@ class Harmful:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "loader-0.pt"])
-def test_a_foreign_checkpoint_runs_nothing(training, tmp_path, name):
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "process-0.pt"])
+def test_a_foreign_checkpoint_runs_nothing(engine, tmp_path, name):
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
-    path = checkpoints.save(training[0], 1, {}, {})
+    path = checkpoints.save(engine, 1, {}, {})
     torch.save(Harmful(tmp_path / "harm"), path / name)
-    with contextlib.suppress(CheckpointError):  # random states that cannot be read are left out by accelerate
-        checkpoints.load(training[0], path)
+    with pytest.raises(CheckpointError):
+        checkpoints.load(engine, path)
     assert not (tmp_path / "harm").exists()
-    torch.load(path / name, weights_only=False)
+    torch.load(io.BytesIO((path / name).read_bytes()), weights_only=False)
     assert (tmp_path / "harm").exists(), "the file is harmful indeed"
+
+
+@pytest.mark.fault("checkpoints")
+@pytest.mark.parametrize("name", ["weight", "exp_avg/weight", "exp_avg/bias", "step/bias"])
+def test_a_checkpoint_of_another_model_is_refused(engine, tmp_path, name):
+    move(engine)
+    path = CheckpointManager(tmp_path).save(engine, 1, {}, {})
+    file = path / ("optimizer.safetensors" if "/" in name else "model.safetensors")
+    tensors = load_file(file)
+    for change in ({name: torch.zeros(5)}, {f"{name}s": tensors[name].clone()}):
+        save_file(tensors | change, file)
+        with refused("step-00000001", name):
+            CheckpointManager(tmp_path).load(engine, path)

@@ -1,13 +1,11 @@
 """Engines are the same training; the full table is `make equivalence`."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import yaml
 from torch.distributed import DistBackendError
 
-from hssl_hf.engine.distributed import Engine, ended_peers_as_errors, make_accelerator
+from hssl_hf.engine.distributed import ended_peers_as_errors, make_accelerator
 from hssl_hf.engine.launch import LaunchError
 from tests.conftest import ROOT
 from tests.faults import refused
@@ -24,7 +22,7 @@ def test_sharded_engines_equal_one_process(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ibot", "moco_v3"])
+@pytest.mark.parametrize("method", list(equivalence.METHODS))
 def test_every_engine_equals_one_process(tmp_path, capsys, method):
     pytest.importorskip("deepspeed")
     assert equivalence.compare(method, list(equivalence.ENGINES), tmp_path), capsys.readouterr().out
@@ -66,15 +64,6 @@ def test_the_first_fsdp_is_refused(monkeypatch):
     monkeypatch.delenv("FSDP_VERSION", raising=False)
     with pytest.raises(LaunchError, match=r"--config_file fsdp2"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
-
-
-def test_deepspeed_does_not_change_its_number_of_processes():
-    engine = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2), is_deepspeed=True)
-    Engine.check_processes(engine, 2)
-    with pytest.raises(LaunchError, match="Resume with --num_processes 4"):
-        Engine.check_processes(engine, 4)
-    engine.is_deepspeed = False
-    Engine.check_processes(engine, 4)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

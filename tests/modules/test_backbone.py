@@ -133,7 +133,7 @@ def test_arguments_that_timm_cannot_take_are_refused(kwargs):
 
 def test_blocks_are_the_units_of_sharding():
     assert repeated_blocks(tiny_model(auxiliary_depth=2).student) == ["CheckpointedBlock", "ConvNeXtBlock"]
-    assert repeated_blocks(tiny_siamese().student) == ["Block", "CheckpointedBlock"]
+    assert repeated_blocks(tiny_siamese().student) == ["CheckpointedBlock", "DecoderBlock"]
     resnet = tiny_model(
         backbone="resnet26", backbone_kwargs=None, objective="dino", auxiliary=None, cls_supervision=["base->base"]
     )

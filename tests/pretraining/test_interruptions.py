@@ -279,12 +279,14 @@ def test_damaged_checkpoint_is_quarantined(tmp_path):
     reference = start(folder, "data.num_workers=0", "run.export=false")
     reference.communicate()
     expected = losses(folder), weights(folder)
-    newest = folder / "checkpoints" / "step-00000024" / "optimizer.bin"
+    newest = folder / "checkpoints" / "step-00000024" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     resumed = start(folder, "data.num_workers=0", "resume_from_checkpoint=auto", "run.export=false")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
-    assert "step-00000024 is damaged (optimizer.bin missing, cut short or changed)" in errors and "Traceback" not in errors
+    assert (
+        "step-00000024 is damaged (optimizer.safetensors missing, cut short or changed)" in errors and "Traceback" not in errors
+    )
     assert losses(folder) == expected[0]
     assert all(torch.equal(value, expected[1][name]) for name, value in weights(folder).items())
     assert (folder / "checkpoints" / "damaged-step-00000024").is_dir()

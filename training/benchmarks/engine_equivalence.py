@@ -3,9 +3,10 @@
     python -m training.benchmarks.engine_equivalence [--engines one accumulated ddp ...] [--methods ibot moco_v3]
 
 Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
-images. Each is run once more up to its third step and resumed, and is compared with the variant of one process. Everything is
-in fp32 on CPUs. The table shows the largest difference of a loss, of a weight of student and teacher, and whether
-resuming gave the same bits; the program fails if a difference exceeds its tolerance.
+images, and is compared with the variant of one process. Each is also resumed from its third step: under the same engine, and
+under the next one of the list. The table shows the largest difference of a loss, of a weight of student and teacher, whether
+resuming gave the same bits, and the largest difference of a loss or a weight after resuming under the other engine; the program
+fails if a difference exceeds its tolerance. In fp32 unless `--mixed_precision bf16`, which needs a processor or GPU with bf16.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from hssl_hf.runs.metric_logger import read_log
 
 TRAINING = Path(__file__).parents[1]
 IMAGES, STEPS = 16, 6
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-5, 1e-4  # six steps of AdamW, which makes much of the rounding of small gradients
+TOLERANCES = {"no": (2e-5, 1e-4), "bf16": (2e-2, 1e-2)}  # of a loss and a weight: AdamW enlarges rounding of small gradients
 ENGINES = {
     "one": (None, []),
     "accumulated": (None, ["optim.gradient_accumulation_steps=2"]),
@@ -35,15 +36,9 @@ ENGINES = {
     "zero2 accumulated": ("deepspeed_zero2", ["optim.gradient_accumulation_steps=2"]),
 }
 COMMON = [
-    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
-    "model.auxiliary_depth=2",
-    "model.projection_hidden_size=16",
-    "model.projection_size=8",
-    "model.num_prototypes=24",
     f"optim.batch_size={IMAGES}",
     f"optim.epochs={STEPS}",
     "optim.base_learning_rate=0.01",
-    "optim.mixed_precision=no",
     "optim.warmup_epochs=1",
     "data.num_workers=0",
     "data.images_per_epoch=null",
@@ -51,8 +46,21 @@ COMMON = [
     "run.save_steps=3",
     "probe.path=null",
 ]
+HSSL = [
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1, weight_init: moco}",
+    "model.auxiliary_depth=2",
+    "model.projection_hidden_size=16",
+    "model.projection_size=8",
+    "model.num_prototypes=24",
+]
+MASKED_IMAGES = [
+    "model.backbone_kwargs={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 1}",
+    "model.decoder_num_attention_heads=1",
+    "views.global_crop_size=28",
+]
 METHODS = {
     "ibot": [  # heads, masks, local crops; prototypes that are frozen at first
+        *HSSL,
         "model.objective=ibot",
         "model.patch_supervision=[base->base]",
         "views.num_local_crops=2",
@@ -60,12 +68,20 @@ METHODS = {
         "optim.freeze_last_layer_epochs=2",
     ],
     "moco_v3": [  # statistics and negatives of the batch
+        *HSSL,
         "model.auxiliary=resnet",
         "optim.grad_clip=global",
         "optim.max_grad_norm=1.0",
         "optim.base_learning_rate=0.002",
     ],
+    "siamese_im": [
+        f"{TRAINING}/recipes/siamese_im_cifar10.yaml",
+        *MASKED_IMAGES,
+    ],  # batch norms over the tokens of all processes
+    "mae": [f"{TRAINING}/recipes/mae_cifar10.yaml", *MASKED_IMAGES],  # without a teacher
 }
+
+OF_THE_BATCH = ("moco_v3", "siamese_im")  # whose losses compare the images of a micro-batch: accumulation changes them
 
 
 def write_images(folder: Path) -> None:
@@ -78,7 +94,7 @@ def write_images(folder: Path) -> None:
         table.shard(2, shard, contiguous=True).to_parquet(folder / f"train-{shard:05d}-of-00002.parquet")
 
 
-def train(engine: str, method: str, images: Path, folder: Path, *overrides: str) -> None:
+def train(engine: str, method: str, images: Path, folder: Path, precision: str, *overrides: str) -> None:
     config, own = ENGINES[engine]
     launcher = []
     if config:
@@ -90,7 +106,8 @@ def train(engine: str, method: str, images: Path, folder: Path, *overrides: str)
             f"{TRAINING}/accelerate/{config}.yaml",
         ]
         launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    settings = [*COMMON, *METHODS[method], *own, f"data.path={images}", f"run.output_dir={folder}", *overrides]
+    settings = [*COMMON, *METHODS[method], *own, f"optim.mixed_precision={precision}"]
+    settings += [f"data.path={images}", f"run.output_dir={folder}", *overrides]
     command = [sys.executable, *launcher, f"{TRAINING}/pretrain.py", *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
@@ -105,15 +122,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
 
 
-def resumes_exactly(engine: str, method: str, images: Path, folder: Path) -> bool:
-    """Delete the last checkpoint, resume from the one before, and compare every loss and every weight."""
-    expected_losses, expected = losses(folder), weights(folder)
+def resume(engine: str, method: str, images: Path, folder: Path, precision: str) -> None:
+    """Delete the last checkpoint of a run and resume the one before."""
     shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:08d}")
     shutil.rmtree(folder / "export")
-    train(engine, method, images, folder, "resume_from_checkpoint=auto")
-    resumed = weights(folder)
-    same = resumed.keys() == expected.keys() and all(torch.equal(resumed[name], expected[name]) for name in expected)
-    return same and torch.equal(losses(folder), expected_losses)
+    train(engine, method, images, folder, precision, "resume_from_checkpoint=auto")
+
+
+def same_bits(results: tuple, others: tuple) -> bool:
+    """Whether every loss and every weight is the same."""
+    (losses, weights), (other_losses, other_weights) = results, others
+    same = weights.keys() == other_weights.keys() and all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    return same and torch.equal(losses, other_losses)
 
 
 def largest(ours: dict, theirs: dict, network: str) -> float:
@@ -136,27 +156,41 @@ def _learned(name: str, weights: dict) -> torch.Tensor:
     return torch.stack([value.chunk(3)[0], value.chunk(3)[2]]) if name.endswith("qkv.bias") else value
 
 
-def compare(method: str, engines: list[str], work: Path) -> bool:
+def differences(results: tuple, reference: tuple) -> tuple[float, float, float]:
+    """The largest difference of a loss, of a weight of the student, and of one of the teacher."""
+    (losses, weights), (reference_losses, reference_weights) = results, reference
+    networks = (largest(weights, reference_weights, network) for network in ("student", "teacher"))
+    return (losses - reference_losses).abs().max().item(), *networks
+
+
+def compare(method: str, engines: list[str], work: Path, precision: str = "no") -> bool:
     """Print the table of one method; whether everything is within its tolerance."""
     images = work / "images"
     if not images.exists():
         write_images(images)
-    passed = True
-    for engine in dict.fromkeys(["one", *engines]):
-        if "optim.gradient_accumulation_steps=2" in ENGINES[engine][1] and method == "moco_v3":
-            continue  # refused: the batch is the set of its negatives
+    engines = list(dict.fromkeys(["one", *engines]))
+    if method in OF_THE_BATCH:
+        engines = [engine for engine in engines if not engine.endswith("accumulated")]
+    loss_tolerance, weight_tolerance = TOLERANCES[precision]
+    reference, passed = None, True
+    for engine, other in zip(engines, [*engines[1:], "one"], strict=True):
         folder = work / f"{method}-{engine}"
-        train(engine, method, images, folder)
-        if engine == "one":
-            reference = losses(folder), weights(folder)
-        loss = (losses(folder) - reference[0]).abs().max().item()
-        student, teacher = (largest(weights(folder), reference[1], network) for network in ("student", "teacher"))
-        exact = resumes_exactly(engine, method, images, folder)
-        good = loss <= LOSS_TOLERANCE and max(student, teacher) <= WEIGHT_TOLERANCE and exact
+        train(engine, method, images, folder, precision)
+        results = losses(folder), weights(folder)
+        reference = reference or results
+        loss, student, teacher = differences(results, reference)
+        resume(engine, method, images, folder, precision)
+        exact = same_bits((losses(folder), weights(folder)), results)
+        resume(other, method, images, folder, precision)
+        loss_after, *after = differences((losses(folder), weights(folder)), reference)
+        good = exact and max(loss, loss_after) <= loss_tolerance and max(student, teacher, *after) <= weight_tolerance
         passed &= good
-        verdict = "ok" if good else "FAILED"
-        resumed = "same bits" if exact else "differs"
-        print(f"{method:9}{engine:18}{loss:10.1e}{student:11.1e}{teacher:11.1e}{resumed:>12}{verdict:>8}", flush=True)
+        verdict, resumed = "ok" if good else "FAILED", "same bits" if exact else "differs"
+        after = max(loss_after, *after)
+        print(
+            f"{method:11}{engine:18}{loss:10.1e}{student:11.1e}{teacher:11.1e}{resumed:>12}{other:>18}{after:11.1e}{verdict:>8}",
+            flush=True,
+        )
     return passed
 
 
@@ -164,11 +198,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--mixed_precision", choices=TOLERANCES, default="no")
     options = parser.parse_args()
-    print(f"tolerances: loss {LOSS_TOLERANCE}, weights {WEIGHT_TOLERANCE}, resume exact; {STEPS} steps of {IMAGES} images")
-    print(f"{'method':9}{'engine':18}{'loss':>10}{'student':>11}{'teacher':>11}{'resume':>12}")
+    precision = options.mixed_precision
+    if precision == "bf16" and not torch.accelerator.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        parser.error("--mixed_precision bf16: this processor has no instructions for it")
+    loss, weight = TOLERANCES[precision]
+    print(f"tolerances: loss {loss}, weights {weight}, resume exact; {STEPS} steps of {IMAGES} images")
+    print(f"{'method':11}{'engine':18}{'loss':>10}{'student':>11}{'teacher':>11}{'resume':>12}{'then under':>18}{'after':>11}")
     with tempfile.TemporaryDirectory() as work:
-        results = [compare(method, options.engines, Path(work)) for method in options.methods]
+        results = [compare(method, options.engines, Path(work), precision) for method in options.methods]
     return 0 if all(results) else 1
 
 

@@ -153,6 +153,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         stride, offset = workers // groups, worker // groups
         for number in range(worker % groups, len(states), groups)[unread["finished"] :]:
             other = copy(self)
+            other.minimum = 0  # its images can be fewer than a batch of this worker, which has those of others too
             other.load_state_dict(states[number])
             for image in other._images(number, len(states), last_epoch=self._start.epoch - 1):
                 states[number] = other.state_dict()

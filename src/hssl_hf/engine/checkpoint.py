@@ -1,8 +1,8 @@
 """Checkpoints of a run: atomic, the newest kept, exactly resumed.
 
-A checkpoint is what Accelerate saves (weights, optimizer, random states), the position of every process in the stream, and a
-small JSON file with the step, what it depends on, and the size and checksum of every file. It is written under a temporary name
-and renamed when it is complete.
+A checkpoint is two files of full tensors, weights and optimizer, which every engine and any number of processes can resume; of
+every process its random states and its position in the stream; and a small JSON file with the step, what it depends on, and the
+size and checksum of every file. It is written under a temporary name and renamed when it is complete.
 """
 
 import json
@@ -15,14 +15,15 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from hssl_hf.engine import full_state
+from hssl_hf.engine.distributed import Engine
 from hssl_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
-STATE, WEIGHTS = "state.json", "model.safetensors"
+STATE, WEIGHTS, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
 
 
 class CheckpointError(UserError):
@@ -93,34 +94,32 @@ class CheckpointManager:
     def _quarantined(self) -> list[Path]:
         return list(self.folder.glob("damaged-step-*"))
 
-    def save(self, accelerator: Accelerator, step: int, loader_state: dict, state: dict, unsharded_model=None) -> Path:
-        """Write a checkpoint; on failure the earlier ones stay as they are.
+    def save(self, engine: Engine, step: int, loader_state: dict, state: dict) -> Path:
+        """Write a checkpoint; on failure the earlier ones stay as they are. To be called by all processes.
 
         Args:
-            accelerator: with the model and the optimizer.
+            engine: with the model and the optimizer.
             step: finished steps.
             loader_state: of this process.
             state: what else to write down, the same in all processes.
-            unsharded_model: a function that returns the model with unsharded weights, for engines that save it in shards.
         Raises:
             CheckpointError: if the disk is full or the folder cannot be written.
         """
-        path = self.folder / f"step-{step:08d}"
+        path, accelerator = self.folder / f"step-{step:08d}", engine.accelerator
         draft = self.folder / f".{path.name}.draft"
         try:
             if accelerator.is_main_process:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
             accelerator.wait_for_everyone()
-            accelerator.save_state(str(draft))
-            if unsharded_model is not None and not (draft / WEIGHTS).exists():
-                model = unsharded_model()
+            for name, tensors in ((WEIGHTS, full_state.full_weights(engine)), (OPTIMIZER, full_state.optimizer_state(engine))):
                 if accelerator.is_main_process:
-                    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, draft / WEIGHTS)
-            torch.save(loader_state, draft / f"loader-{accelerator.process_index}.pt")
+                    save_file({key: value.contiguous() for key, value in tensors.items()}, draft / name)
+            own = {"loader": loader_state, "random": full_state.random_states(accelerator.device)}
+            torch.save(own, draft / _process_file(accelerator.process_index))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_state(draft, step, **state)
+                write_state(draft, step, processes=accelerator.num_processes, **state)
                 _sync(draft)
                 shutil.rmtree(path, ignore_errors=True)
                 draft.rename(path)
@@ -138,18 +137,31 @@ class CheckpointManager:
         accelerator.wait_for_everyone()
         return path
 
-    def load(self, accelerator: Accelerator, path: Path) -> tuple[dict, list[dict]]:
-        """Restore weights, optimizer and random states; returns the state and the loader states of all processes that saved."""
-        state = json.loads((path / STATE).read_text())
+    def load(self, engine: Engine, path: Path) -> tuple[dict, list[dict]]:
+        """Restore weights, optimizer and random states, whatever engine has saved them. To be called by all processes.
+
+        Returns:
+            the state, and the loader states of all processes that have saved.
+        Raises:
+            CheckpointError: for a damaged checkpoint, or one of another model.
+        """
         try:
-            accelerator.load_state(str(path))
-            files = sorted(path.glob("loader-*.pt"), key=lambda file: int(file.stem.removeprefix("loader-")))
-            loaders = [torch.load(file, weights_only=True) for file in files]
+            state = json.loads((path / STATE).read_text())
+            full_state.load_weights(engine, load_file(path / WEIGHTS))
+            full_state.load_optimizer_state(engine, load_file(path / OPTIMIZER))
+            files = [path / _process_file(index) for index in range(state["processes"])]
+            processes = [torch.load(file, weights_only=True) for file in files]
+            if (own := engine.accelerator.process_index) < len(processes):
+                full_state.restore_random_states(processes[own]["random"], engine.accelerator.device)
+            return state, [process["loader"] for process in processes]
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, UnpicklingError) as error:
             raise CheckpointError(
                 f"the checkpoint {path} is damaged: {error}\nRemove that folder to resume from the one before it."
             ) from error
-        return state, loaders
+
+
+def _process_file(index: int) -> str:
+    return f"process-{index}.pt"
 
 
 def write_state(folder: Path, step: int, **state) -> None:

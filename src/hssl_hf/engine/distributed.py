@@ -141,33 +141,7 @@ class Engine:
         self.model, self.optimizer = accelerator.prepare(method, optimizer)
         self.bad_step = torch.tensor(-1, device=accelerator.device)
         self.is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-
-    def check_processes(self, before: int) -> None:
-        """Refuse to resume a checkpoint of another number of processes where the engine cannot.
-
-        Raises:
-            LaunchError: under DeepSpeed, whose checkpoints hold one piece of the optimizer per process.
-        """
-        now = self.accelerator.num_processes
-        if self.is_deepspeed and before != now:
-            raise LaunchError(
-                f"the checkpoint is of {before} processes under DeepSpeed, which keeps one piece of the optimizer's state for "
-                f"each, and this run has {now}. Resume with --num_processes {before}"
-            )
-
-    def unsharded_model(self) -> nn.Module | None:
-        """The model with full weights: itself, or where it is sharded a copy on the main process, and None on the others.
-
-        To be called by all processes.
-        """
-        if self.accelerator.distributed_type != DistributedType.FSDP:
-            return self.method
-        state = self.accelerator.get_state_dict(self.model)
-        if not self.accelerator.is_main_process:
-            return None
-        copy = type(self.method)(self.method.config)
-        copy.load_state_dict(state)
-        return copy.train()
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP  # the model's weights
 
     def forward(self, **arguments):
         """What the model returns."""
@@ -207,7 +181,7 @@ class Engine:
         first_bad = (self.bad_step < 0) & ~norms.isfinite().all()
         self.bad_step = torch.where(first_bad, number, self.bad_step)
         bad = self.bad_step >= 0  # on the device, which is not waited for
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self.is_sharded or self.is_deepspeed:
             for gradient in local_tensors(gradients):
                 gradient.masked_fill_(bad, 0)
         else:

@@ -103,10 +103,8 @@ class Decoder(nn.Module):
             where = self.positions[masked_indices] if geometry is None else self.project_positions(geometry)
             stream = torch.cat([stream, (self.mask_token + where).to(stream.dtype)], dim=1)
             predicted = slice(-where.shape[1], None)
-        stream = run_blocks(self.blocks[:-1], stream, self.grad_checkpointing)
-        last = self.blocks[-1]  # for the predicted tokens only; its norms run over all, since batch statistics are of all
-        stream = stream + last.attn(last.norm1(stream))
-        return self.norm(stream[:, predicted] + last.mlp(last.norm2(stream)[:, predicted]))
+        last = partial(self.blocks[-1], returned=predicted)
+        return self.norm(run_blocks([*self.blocks[:-1], last], stream, self.grad_checkpointing))
 
     def project_positions(self, geometry: Tensor) -> Tensor:
         """(B, 4) -> (B, h * w, C): the linear map of the relative positions, one component at a time."""
@@ -118,8 +116,17 @@ class Decoder(nn.Module):
         return (rows[:, :, None] + columns[:, None] + scale[:, None, None]).flatten(1, 2)
 
 
+class DecoderBlock(Block):
+    """A pre-norm transformer block that can return some of its tokens alone."""
+
+    def forward(self, tokens: Tensor, returned: slice = slice(None)) -> Tensor:
+        """(B, n, C) -> (B, m, C) of the returned tokens; its norms run over all, since batch statistics are of all."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens[:, returned] + self.mlp(self.norm2(tokens)[:, returned])
+
+
 def make_blocks(width: int, depth: int, heads: int, norm: str) -> nn.ModuleList:
-    """Pre-norm transformer blocks with the given norm.
+    """Transformer blocks with the given norm.
 
     Raises:
         ValueError: if the number of heads does not divide the width.
@@ -129,4 +136,4 @@ def make_blocks(width: int, depth: int, heads: int, norm: str) -> nn.ModuleList:
             f"expected decoder_num_attention_heads to divide the width {width} of the decoder, got {heads}; "
             "set decoder_num_attention_heads or decoder_hidden_size"
         )
-    return nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=NORMS[norm]) for _ in range(depth))
+    return nn.ModuleList(DecoderBlock(width, heads, qkv_bias=True, norm_layer=NORMS[norm]) for _ in range(depth))

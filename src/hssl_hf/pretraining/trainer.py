@@ -15,8 +15,9 @@ from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.loader import epoch_length, make_loader, restore_loader
 from hssl_hf.data.views import Views
 from hssl_hf.engine import memory
-from hssl_hf.engine.checkpoint import STATE, CheckpointError, CheckpointManager
+from hssl_hf.engine.checkpoint import CheckpointError, CheckpointManager
 from hssl_hf.engine.distributed import any_process, make_accelerator, on_main_process
+from hssl_hf.engine.full_state import unsharded_model
 from hssl_hf.engine.launch import check_launch
 from hssl_hf.engine.optim import set_rates
 from hssl_hf.engine.signals import SignalHandler
@@ -143,7 +144,7 @@ class PreTrainer:
 
     def _require_finite_gradients(self) -> None:
         if (step := int(self.engine.bad_step)) >= 0:
-            capture = self.recorder.save(self.accelerator, self.engine.unsharded_model(), self.folder, step)
+            capture = self.recorder.save(self.accelerator, unsharded_model(self.engine), self.folder, step)
             raise NonFiniteError(
                 f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {capture}; to "
                 f"see which losses and gradients: hssl-hf replay {capture}\n{advice(self.checkpoints.newest())}"
@@ -166,19 +167,17 @@ class PreTrainer:
 
     def _save(self, done: int) -> None:
         position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
-        state = {"processes": self.accelerator.num_processes, "seconds": self.artifacts.seconds}
-        state["frozen_steps"] = self.schedule.frozen_steps
+        state = {"seconds": self.artifacts.seconds, "frozen_steps": self.schedule.frozen_steps}
         state["data_fingerprint"] = self.artifacts.manifest["data"]["fingerprint"]
         on_main_process(self.accelerator, self.lock.require)
-        self.checkpoints.save(self.accelerator, done, position, state, self.engine.unsharded_model)
+        self.checkpoints.save(self.engine, done, position, state)
 
     def _restore(self) -> tuple[int, float]:
         """Finished steps, and the seconds that they took."""
         if not self.checkpoint:
             return 0, 0.0
         accelerator = self.accelerator
-        self.engine.check_processes(json.loads((self.checkpoint / STATE).read_text())["processes"])
-        state, positions = self.checkpoints.load(accelerator, self.checkpoint)
+        state, positions = self.checkpoints.load(self.engine, self.checkpoint)
         loaders = [position["loader"] for position in positions]
         restore_loader(self.loader, loaders, accelerator.process_index, accelerator.num_processes)
         if len(positions) == accelerator.num_processes:
@@ -193,13 +192,13 @@ class PreTrainer:
 
     def _probe(self, done: int) -> bool:
         """k-NN on the main process; returns whether a signal stops the run, after which it is repeated."""
-        method = self.engine.unsharded_model() if self.recipe.probe.path is not None else None
+        method = unsharded_model(self.engine) if self.recipe.probe.path is not None else None
         stop = self._run_on_main_process(lambda: self.artifacts.measure(method, done))
         memory.reset_peak(self.accelerator.device)
         return stop
 
     def _finish(self) -> int:
-        corrupt, method = gather_object(self.corrupt), self.engine.unsharded_model()
+        corrupt, method = gather_object(self.corrupt), unsharded_model(self.engine)
 
         def export() -> None:
             self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt)
