@@ -24,6 +24,21 @@ def test_equals_the_official_classifier(golden, num_neighbors):
     np.testing.assert_allclose([accuracy["top1"], accuracy["top5"]], arrays[f"knn/top1_top5_k{num_neighbors}"])
 
 
+@pytest.mark.parametrize(("num_neighbors", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5)])
+def test_every_neighbor_votes_with_the_exponential_of_its_similarity(num_neighbors, temperature):
+    """Section 3.4 of arXiv 1805.01978, image by image: w = exp(cosine / T) over the k nearest, relative to the nearest."""
+    rng = np.random.default_rng(num_neighbors)
+    train, test, labels = rng.normal(size=(40, 6)), rng.normal(size=(9, 6)), rng.integers(0, 4, 40)
+    expected = np.zeros((9, 4))
+    for image, feature in enumerate(test):
+        cosine = train @ feature / np.linalg.norm(train, axis=1) / np.linalg.norm(feature)
+        nearest = sorted(range(40), key=lambda other: -cosine[other])[:num_neighbors]
+        for other in nearest:
+            expected[image, labels[other]] += np.exp((cosine[other] - cosine[nearest[0]]) / temperature)
+    scores = knn_scores(*map(torch.from_numpy, (train, labels, test)), num_neighbors, temperature)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_nearest_wins_over_many_far_ones():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     scores = knn_scores(train, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.05]]), num_neighbors=3, temperature=0.07)

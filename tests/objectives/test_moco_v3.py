@@ -17,6 +17,18 @@ def test_equals_official_moco_v3(golden):
     np.testing.assert_allclose(torch.autograd.grad(loss, queries)[0], arrays["moco/grad"], atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_contrast_is_the_cross_entropy_among_the_keys_of_the_batch(temperature):
+    """MoCo v3, algorithm 1 (arXiv 2104.02057): logits q·k / T of unit vectors, labels on the diagonal, the loss times 2T."""
+    rng = np.random.default_rng(0)
+    queries, keys = rng.normal(size=(2, 7, 5))
+    unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (queries, keys)]
+    logits = unit[0] @ unit[1].T / temperature
+    expected = 2 * temperature * np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits))
+    objective = MoCoV3(tiny_config(objective="moco_v3", contrastive_temperature=temperature))
+    assert objective._contrast(*map(torch.Tensor, (queries, unit[1]))).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_matching_keys_cost_less_than_shuffled_ones():
     objective = MoCoV3(tiny_config(objective="moco_v3"))
     keys = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)

@@ -26,6 +26,23 @@ def test_reconstruction_is_the_mean_squared_error():
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+def test_loss_of_the_hidden_patches_written_out(normalize):
+    """Section 3 of MAE (arXiv 2111.06377), patch by patch: the mean over pixels, then over hidden patches."""
+    rng = np.random.default_rng(1)
+    images, predictions, hidden = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=(2, 4, 12)), rng.random((2, 4)) > 0.4
+    errors = []
+    for image, patch in zip(*np.nonzero(hidden), strict=True):
+        top, left = 2 * (patch // 2), 2 * (patch % 2)
+        pixels = [images[image, c, top + y, left + x] for y in range(2) for x in range(2) for c in range(3)]
+        if normalize:
+            pixels = (np.array(pixels) - np.mean(pixels)) / np.sqrt(np.var(pixels, ddof=1) + 1e-6)
+        errors.append(np.mean((predictions[image, patch] - pixels) ** 2))
+    target = pixel_targets(torch.from_numpy(images), (2, 2), normalize)
+    loss = reconstruction(torch.from_numpy(predictions)[torch.from_numpy(hidden)], target[torch.from_numpy(hidden)]).loss
+    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
 def test_equals_the_official_loss(golden, normalize):
     """MAE's own code on images of 64 pixels and patches of 16: over the hidden patches, with and without normalized pixels."""
     data = golden("base_methods")
