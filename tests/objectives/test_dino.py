@@ -64,6 +64,27 @@ def test_equals_official_dino(golden, call):
     np.testing.assert_allclose(objective.cls_centers["base"].value, load("center_after")[0], atol=1e-6)
 
 
+def test_loss_and_center_written_out():
+    """Equations 1-4 of DINO (arXiv 2104.14294): 2 global and 2 local views of 3 images, 5 prototypes, a center from before."""
+    rng = np.random.default_rng(3)
+    student, teacher, center = rng.normal(size=(4, 3, 5)), rng.normal(size=(2, 3, 5)), rng.normal(size=5)
+    softmax = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)  # noqa: E731
+    pairs = [(q, v) for q in range(2) for v in range(4) if v != q]
+    cross_entropies = [
+        -(softmax((teacher[q, image] - center) / 0.04) * np.log(softmax(student[v, image] / 0.1))).sum()
+        for q, v in pairs for image in range(3)
+    ]  # fmt: skip
+    config = tiny_config(objective="dino", auxiliary=None, cls_supervision=["base->base"], num_prototypes=5,
+                         student_temperature=0.1, center_momentum=0.8)  # fmt: skip
+    objective = DINO(config)
+    objective.cls_centers["base"].value.copy_(torch.Tensor(center))
+    views = [Branches(Tokens(torch.Tensor(outputs))) for outputs in (student[:2], teacher, student[2:])]
+    inputs = ObjectiveInputs(views[0], views[1], Bare(5), Bare(5), views[2], teacher_temperature=0.04)
+    assert objective(inputs).loss.item() == pytest.approx(np.mean(cross_entropies), rel=1e-5)
+    objective.update()
+    np.testing.assert_allclose(objective.cls_centers["base"].value, 0.8 * center + 0.2 * teacher.mean((0, 1)), rtol=1e-5)
+
+
 def teacher_temperature(arrays, epoch):
     return float(arrays["ibot/temp_schedule"][epoch])
 
