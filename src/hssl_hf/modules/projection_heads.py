@@ -7,7 +7,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is the sum of theirs.
+
+    PyTorch's own collectives have gradients in newer releases only; in older ones they are silently cut off.
+    """
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.apply(gradient)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -28,7 +44,7 @@ class BatchNorm(nn.BatchNorm1d):
         count = x.numel() // x.shape[1]
         values = x.float()
         sums = torch.cat([values.sum(axes), values.square().sum(axes), values.new_tensor([count])])
-        sums = all_reduce(sums, "sum", dist.group.WORLD)
+        sums = SumOverProcesses.apply(sums)
         total = sums[-1].detach()
         mean = sums[: self.num_features] / total
         variance = sums[self.num_features : -1] / total - mean.square()

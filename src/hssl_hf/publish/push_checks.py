@@ -13,6 +13,7 @@ from hssl_hf.publish.kinds import KINDS
 TOKEN = re.compile(r"(hf_|api_|eyJ)[\w.~+/=-]{10,4000}", re.ASCII)  # of a user or an organization, or of a login in a browser
 BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|/\.))[A-Za-z0-9][\w./-]{0,199}(?<![./])", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # beyond what `validate_repo_id` checks in all releases
 NO_TOKEN = "not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def _check_repository(repository: str) -> None:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise PushError(f"expected a repository of the form user/name, got {shown(repository)}: {error}") from error
-    if str(repository).count("/") != 1:
+    if not REPOSITORY.fullmatch(str(repository)):
         raise PushError(f"expected a repository of the form user/name, got {shown(repository)}")
 
 
