@@ -100,7 +100,7 @@ def export_backbone(
             scripts.append(parity.TIMM)
         processor.save_pretrained(draft)
         if onnx:
-            save_onnx(draft, size, base.num_channels)
+            save_onnx(draft, size, base.num_channels, before_norm=kind == "main" and not has_norm(base))
             scripts.append(parity.ONNX)
         differences = parity.compare(base, draft, sizes, processor, scripts)
         computed = {"parity": differences, "backbone_class": type(backbone).__name__ if backbone is not None else None}
