@@ -195,6 +195,7 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "pretraining/artifacts.py": "pretraining/test_trainer.py",
     "pretraining/training_schedule.py": "config/test_recipe.py",
     "publish/card_text.py": "publish/test_model_card.py",
+    "publish/citations.py": "publish/test_model_card.py",
     "publish/image_processor.py": "publish/test_export.py",
     "publish/kinds.py": "publish/test_model_card.py",
     "publish/onnx.py": "publish/test_export.py",

@@ -13,6 +13,7 @@ from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli.main import main
 from hssl_hf.convert import ConversionError, convert_checkpoint, from_distillation, read_checkpoint
 from hssl_hf.modules.projection_heads import prototype_logits
+from hssl_hf.publish.citations import CITATIONS
 from tests.conftest import tiny_views
 from tests.convert.official import SIZE, WIDTH, distillation, logits, under, vit
 
@@ -84,7 +85,10 @@ def test_backbone_is_stock_and_keeps_its_license(official, tmp_path, unchecked):
         actual, expected = stock.eval()(pixels).last_hidden_state, networks["teacher"]["vit"].forward_features(pixels)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     license = {"dino": "apache-2.0", "ibot": "apache-2.0", "hssl": "cc-by-nc-sa-4.0"}[method]
-    assert f"license: {license}" in (tmp_path / "stock" / "README.md").read_text()
+    card, name = (tmp_path / "stock" / "README.md").read_text(), {"dino": "DINO", "ibot": "iBOT", "hssl": "HSSL"}[method]
+    assert f"license: {license}" in card and ("not for commercial use" in card) == (method == "hssl")
+    assert f"a checkpoint of {name}, as the layout of the file suggests." in card
+    assert CITATIONS[name] in card and card.count("```bibtex") == 1 and f"by {name}\n" in card
 
 
 def test_files_with_a_backbone_only_need_a_method(tmp_path, capsys, unchecked):
@@ -99,6 +103,10 @@ def test_files_with_a_backbone_only_need_a_method(tmp_path, capsys, unchecked):
         actual = AutoModel.from_pretrained(tmp_path / "stock").eval()(pixels).last_hidden_state
         torch.testing.assert_close(actual, backbone.forward_features(pixels), atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "stock" / "config.json").read_text())["hidden_size"] == WIDTH
+    assert main([*command, "--method", "ibot"]) == 0
+    card = (tmp_path / "stock" / "README.md").read_text()
+    assert "a checkpoint of iBOT, as it was named for the conversion." in card
+    assert CITATIONS["iBOT"] in card and CITATIONS["DINO"] not in card and "by iBOT\n" in card
 
 
 def test_pickles_of_arrays_from_jittor_are_read(tmp_path):

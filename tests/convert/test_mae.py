@@ -6,6 +6,7 @@ from transformers import AutoModel
 
 from hssl_hf import HSSLMAEConfig, HSSLMAEForPreTraining
 from hssl_hf.convert import ConversionError, base_from_mae, convert_checkpoint, from_mae, read_checkpoint
+from hssl_hf.publish.citations import CITATIONS
 from tests.convert.official import PATCH, SIZE, WIDTH, under, vit
 from tests.models.test_modeling_mae import DECODER, views
 
@@ -60,7 +61,11 @@ def test_encoder_is_a_stock_backbone(tmp_path, with_decoder, unchecked):
     with torch.no_grad():
         actual = AutoModel.from_pretrained(tmp_path / "stock").eval()(pixels).last_hidden_state
         torch.testing.assert_close(actual, encoder.forward_features(pixels), atol=1e-4, rtol=1e-4)
-    assert "license: cc-by-nc-4.0" in (tmp_path / "stock" / "README.md").read_text()
+    card = (tmp_path / "stock" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card and "not for commercial use" in card
+    assert CITATIONS["MAE"] in card and CITATIONS["HSSL"] not in card
+    evidence = "as the layout of the file suggests" if with_decoder else "as it was named for the conversion"
+    assert f"converted from the file `mae.pth`: a checkpoint of MAE, {evidence}." in card
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from hssl_hf import HSSLForPreTraining
 from hssl_hf.convert import ConversionError, convert_checkpoint, from_moco_v3, read_checkpoint
+from hssl_hf.publish.citations import CITATIONS
 from tests.conftest import tiny_views
 from tests.convert.official import SIZE, moco_v3
 
@@ -35,6 +36,9 @@ def test_training_continues_with_frozen_patch_embedding_and_positions(official, 
     convert_checkpoint(path, tmp_path / "full", for_pretraining=True, backbone_kwargs={"num_heads": 2})
     model, info = HSSLForPreTraining.from_pretrained(tmp_path / "full", output_loading_info=True)
     assert not any(info.values()) and model.config.license == "cc-by-nc-4.0"
+    card = (tmp_path / "full" / "README.md").read_text()
+    assert "a checkpoint of MoCo v3, as the layout of the file suggests." in card and "not for commercial use" in card
+    assert CITATIONS["MoCo v3"] in card and CITATIONS["HSSL"] not in card
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.student.parameters(), lr=0.01)
     model.train()(**tiny_views(local=0, grid=None)).loss.backward()

@@ -231,6 +231,7 @@ def test_the_method_of_a_fine_tuned_checkpoint_is_that_of_its_positions(state, t
     cards = {name: (tmp_path / name / "README.md").read_text() for name in ("siamese_im", "mae")}
     assert "by SiameseIM, fine-tuned" in cards["siamese_im"] and "tao2023siamese" in cards["siamese_im"]
     assert "by MAE, fine-tuned" in cards["mae"] and "SiameseIM" not in cards["mae"]
+    assert "# ViT of width 16, depth" in cards["mae"] and "a checkpoint of MAE, as the layout" in cards["mae"]
     torch.save({"model": {**tuned, "pos_embed": torch.randn_like(drift)}}, tmp_path / "unknown.pth")
     assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "x"), *FLAGS]) == 2
     assert "set --method siamese_im or mae" in capsys.readouterr().err
@@ -260,6 +261,8 @@ def test_converted_backbone_is_stock_and_keeps_its_license(state, tmp_path, fork
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc-by-nc-4.0" in card and "hidden_states[-1]" in card
+    assert "the file `sim.safetensors`: a checkpoint of SiameseIM, as the layout of the file suggests." in card
+    assert "# ViT of width 16, depth" in card
 
 
 def test_full_model_continues_from_a_checkpoint(state, tmp_path, capsys):

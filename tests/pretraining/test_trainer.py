@@ -15,10 +15,13 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli import main as cli
 from hssl_hf.cli.programs import launch
 from hssl_hf.cli.programs import pretrain as pretrain_program
+from hssl_hf.config.recipe import load_recipe
 from hssl_hf.pretraining.setup import require_trackers
+from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
 from tests.data.test_stream import write_parquet
@@ -77,6 +80,31 @@ def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "hssl_hf"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
+
+
+def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked):
+    """Weights that are not for commercial use give a run, its export and its full model of the same license."""
+    config = load_recipe(None, settings_of("hssl")).model_config()
+    config.license = "cc-by-nc-4.0"
+    export_model(HSSLForPreTraining(config), tmp_path / "before")
+    settings = ["optim.epochs=0.016", "run.export=false", "run.save_steps=4", f"init_from={tmp_path}/before"]
+    assert pretrain(*settings, "model.license=mit") == 2, "a more permissive license is refused"
+    assert pretrain(*settings) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000010")
+    shutil.rmtree(tmp_path / "before")
+    assert pretrain(*settings, "resume_from_checkpoint=auto") == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["origin"]["name"], manifest["origin"]["license"], manifest["steps"]) == ("before", "cc-by-nc-4.0", 10)
+    for kind in ("main", "training"):
+        assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / kind), "--kind", kind]) == 0
+        card = (tmp_path / kind / "README.md").read_text()
+        assert "license: cc-by-nc-4.0" in card and "weights of `before`, under `cc-by-nc-4.0`, not for commercial use" in card
+        assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "x"), "--kind", kind, "--license", "mit"]) == 2
+    assert json.loads((tmp_path / "training" / "config.json").read_text())["license"] == "cc-by-nc-4.0"
+    manifest.pop("origin")
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "main")]) == 0
+    assert "weights of `before`, whose license is **unknown**" in (tmp_path / "main" / "README.md").read_text()
 
 
 @pytest.mark.fault("trackers")

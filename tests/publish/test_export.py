@@ -17,7 +17,7 @@ from hssl_hf.publish.export import CardContext, ExportError, export_backbone, ex
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import MAE, tiny_model, tiny_siamese, tiny_views
+from tests.conftest import MAE, TINY_VIT, tiny_model, tiny_siamese, tiny_views
 from tests.faults import refused
 
 OTHERS = {  # timm model -> its arguments, image size, class in transformers
@@ -89,9 +89,9 @@ def test_siamese_features_are_those_before_the_norm(tmp_path, forked_parity):
     torch.testing.assert_close(patches, expected.patches, atol=1e-5, rtol=1e-4)
 
 
-def run_snippet(card: str, folder, image) -> dict:
-    """Run the Python code of a card as a user would, with the names of repository and image replaced."""
-    code = card.split("```python\n")[1].split("```")[0]
+def run_snippet(card: str, folder, image, number: int = 0) -> dict:
+    """Run Python code of a card as a user would, with the names of repository and image replaced."""
+    code = card.split("```python\n")[1 + number].split("```")[0]
     scope = {}
     exec(code.replace("user/name", str(folder)).replace("image.png", str(image)), scope)
     return scope
@@ -111,14 +111,65 @@ def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
         torch.testing.assert_close(scope["cls"], tokens.cls, atol=1e-5, rtol=1e-4)
         expected = torch.nn.functional.layer_norm(tokens.patches.mean((1, 2)), (64,), eps=1e-6)
     torch.testing.assert_close(scope["features"], expected, atol=1e-5, rtol=1e-4)
-    assert card.startswith("---\n") and "library_name: transformers" in card and "license" not in card
+    assert card.startswith("---\n") and "library_name: transformers" in card and "license:" not in card
     assert ("hidden_states[-1]" in card) == (kind == "siamese_im")
     name = {"hssl": "by HSSL", "siamese_im": "by SiameseIM", "mae": "by MAE"}[kind]
-    assert f"# vit_tiny_patch16_224 {name}\n" in card
+    assert f"# ViT of width 64, depth 2 and patch size 8 {name}\n" in card
     if kind == "hssl":
         assert (
             "The teacher's base after pre-training by heterogeneous self-supervised learning: ibot with a convnext head" in card
         )
+
+
+ONNX = {
+    "hssl": (tiny_model, "main", ["pooler_output"]),
+    "siamese_im": (tiny_siamese, "main", ["pooler_output", "hidden_states"]),
+    "siamese_im for timm": (tiny_siamese, "timm", ["pooler_output"]),
+    "siamese_im with layer scale": (
+        lambda: tiny_siamese(backbone_kwargs={**TINY_VIT, "init_values": 0.1}), "main", ["pooler_output"]
+    ),
+    "mae": (lambda: tiny_siamese(**MAE), "main", ["pooler_output"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_path, unchecked, monkeypatch):
+    """By the code of the card, which gives the same features as its code for transformers; axes have names."""
+    make, kind, outputs = ONNX[name]
+    folder = export_backbone(make(), tmp_path / "export", kind=kind, onnx=True)
+    Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: repository)
+    card = (folder / "README.md").read_text()
+    scope = run_snippet(card, folder, tmp_path / "image.png", number=1)
+    names = [output.name for output in scope["session"].get_outputs()]
+    assert names == ["last_hidden_state", *outputs]
+    (pixels,) = scope["session"].get_inputs()
+    assert (pixels.name, pixels.shape[0], scope["session"].get_outputs()[0].shape[0]) == ("pixel_values", "batch", "batch")
+    assert kind == "timm" or "layer scale" in name or pixels.shape == ["batch", 3, "height", "width"]
+    if kind == "main":
+        with torch.no_grad():
+            expected = run_snippet(card, folder, tmp_path / "image.png")
+        for value in {"features", "cls"} & expected.keys():
+            actual = torch.from_numpy(scope[value])
+            torch.testing.assert_close(actual, expected[value], atol=1e-5, rtol=1e-4)
+    else:
+        model = AutoModel.from_pretrained(folder).eval()
+        with torch.no_grad():
+            expected = model.timm_model(torch.from_numpy(scope["pixels"]))
+        torch.testing.assert_close(torch.from_numpy(scope["features"]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_with_layer_scale_and_without_norm_has_its_tokens_in_the_last_hidden_state(tmp_path, unchecked):
+    """transformers has no ViT with a layer scale, and its wrapper of timm returns maps as hidden states."""
+    model = tiny_siamese(backbone_kwargs={**TINY_VIT, "init_values": 0.1}).eval()
+    folder = export_backbone(model, tmp_path / "export")
+    Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
+    with torch.no_grad():
+        scope = run_snippet((folder / "README.md").read_text(), folder, tmp_path / "image.png")
+        tokens = model.encode(scope["inputs"]["pixel_values"])
+    expected = torch.nn.functional.layer_norm(tokens.patches.mean((1, 2)), (64,), eps=1e-6)
+    torch.testing.assert_close(scope["features"], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scope["cls"], tokens.cls, atol=1e-5, rtol=1e-4)
 
 
 def model_on(backbone: str):
@@ -227,6 +278,7 @@ def test_vision_transformers_in_timm_and_onnx(make, tmp_path, forked_parity):
     folder = export_backbone(model, tmp_path / "main", onnx=True)
     parity_facts = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
     assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(parity_facts)
+    assert ("size_48/onnx_hidden_states" in parity_facts) == (make is tiny_siamese)
     assert max(parity_facts.values()) <= 1e-4
     assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
 

@@ -6,10 +6,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hssl_hf import HSSLMAEConfig
+from hssl_hf import HSSLMAEConfig, SiameseIMConfig
 from hssl_hf.publish import model_card
+from hssl_hf.publish.citations import CITATIONS
 from hssl_hf.publish.kinds import HELP, KINDS
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import MAE, ROOT, tiny_config
+from tests.faults import refused
 from tests.processes import Program
 from tests.runs.test_manifest import MANIFEST
 
@@ -26,7 +28,8 @@ def facts(**kwargs) -> dict:
 
 
 def test_metadata_is_valid_for_the_hub():
-    content = model_card.render(facts(license="apache-2.0", base_model="user/before"), [RECORD], repository="user/name")
+    origin = {"name": "user/before", "license": "mit", "base_model": ["user/before"]}
+    content = model_card.render(facts(license="apache-2.0", origin=origin), [RECORD], repository="user/name")
     data = ModelCard(content).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-feature-extraction", "apache-2.0")
     assert data.datasets == ["user/images"] and data.base_model == "user/before"
@@ -109,11 +112,142 @@ def test_card_of_masked_autoencoding(auxiliary, sentence):
     assert sentence in model_card.render(model_card.facts(HSSLMAEConfig(auxiliary=auxiliary), "student", without_norm=False))
 
 
+BEFORE = {"name": "user/before", "commit": "0" * 40, "base_model": ["user/before"]}
+
+
+@pytest.mark.parametrize(
+    ("origin", "license", "sentences"),
+    [
+        ({**BEFORE, "license": "mit"}, "mit", ["`user/before` at commit `000", ", under `mit`.", "weights are under `mit`."]),
+        (
+            {**BEFORE, "license": "cc-by-nc-4.0"},
+            "cc-by-nc-4.0",
+            ["`cc-by-nc-4.0`, not for commercial use.", "**They are not for"],
+        ),
+        ({**BEFORE, "license": None}, None, ["whose license is **unknown**"]),
+        (
+            {**BEFORE, "license": "other", "license_name": "x-nc", "license_link": "https://host/x"},
+            "other",
+            ["under `other` (`x-nc`, `https://host/x`), not for commercial use", "**They are not for commercial use.**"],
+        ),
+        (
+            {"name": "folder", "license": "apache-2.0", "release": {"method": "DINO", "detected": True}},
+            "apache-2.0",
+            ["`folder`, converted from a checkpoint of DINO, as the layout of the file suggests, under `apache-2.0`."],
+        ),
+    ],
+)
+def test_card_of_continued_training_names_origin_and_license(origin, license, sentences):
+    """The license is inherited, also by every kind of export."""
+    for kind in KINDS:
+        content = model_card.render(facts(origin=origin, backbone_class="Dinov2Backbone"), kind=kind)
+        assert all(sentence in content for sentence in sentences), content
+        data = ModelCard(content).data
+        assert data.license == license and data.base_model == ("user/before" if "base_model" in origin else None)
+        assert data.get("base_model_relation") == ("finetune" if "base_model" in origin else None)
+        assert data.get("license_name") == origin.get("license_name")
+        assert "Trained on `user/images` only" not in content
+    assert ("commercial" in content) == (origin["license"] not in ("mit", "apache-2.0", None))
+
+
+@pytest.mark.fault("licenses")
+def test_card_with_a_more_permissive_license_is_refused():
+    for change in ({"license": "apache-2.0"}, {"origin": {**BEFORE, "license": "gpl-3.0"}, "license": "mit"}):
+        values = facts(**{"origin": {**BEFORE, "license": "cc-by-nc-4.0"}, **change})
+        with refused("license: expected"):
+            model_card.render(values)
+
+
+@pytest.mark.parametrize(
+    ("method", "detected", "sentence"),
+    [
+        ("MAE", True, "a checkpoint of MAE, as the layout of the file suggests."),
+        ("iBOT", False, "a checkpoint of iBOT, as it was named for the conversion."),
+        ("SiameseIM", True, "a checkpoint of SiameseIM, as the layout of the file suggests."),
+    ],
+)
+def test_card_of_a_conversion_cites_the_method_of_the_checkpoint(method, detected, sentence):
+    release = {"method": method, "file": "weights.pth", "detected": detected}
+    config = tiny_config(auxiliary=None, objective="dino", license="cc-by-nc-4.0")
+    content = model_card.render(model_card.facts(config, "teacher", without_norm=False, release=release))
+    assert f"converted from the file `weights.pth`: {sentence}" in content and f"by {method}\n" in content
+    assert CITATIONS[method] in content and content.count("```bibtex") == 1
+    assert f"under `cc-by-nc-4.0`, as is the release of {method}. **They are not for commercial use.**" in content
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (lambda: tiny_config(), "HSSL"),
+        (lambda: tiny_config(auxiliary=None), "iBOT"),
+        (lambda: tiny_config(auxiliary=None, objective="dino"), "DINO"),
+        (lambda: tiny_config(auxiliary=None, objective="moco_v3"), "MoCo v3"),
+        (lambda: tiny_config(auxiliary=None, objective="dino", shallow_block=1, cls_supervision=SHALLOW), "HSSL"),
+        (lambda: HSSLMAEConfig(auxiliary=None), "MAE"),
+        (lambda: HSSLMAEConfig(), "HSSL"),
+        (lambda: SiameseIMConfig(), "SiameseIM"),
+        (lambda: SiameseIMConfig(**MAE), "MAE"),
+        (lambda: SiameseIMConfig(level="global"), "SiameseIM"),
+    ],
+)
+def test_card_cites_the_method_of_the_configuration(config, method):
+    content = model_card.render(model_card.facts(config(), "student", without_norm=False))
+    assert CITATIONS[method] in content and content.count("```bibtex") == 1
+
+
+SHALLOW = ("base->base", "base->shallow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "ViT of width 64, depth 2 and patch size 8 by HSSL"),
+        (
+            {"backbone": "vit_small_patch16_224", "backbone_kwargs": None, "image_size": 224},
+            "ViT of width 384, depth 12 and patch size 16",
+        ),
+        (
+            {"backbone": "vit_base_patch16_224", "backbone_kwargs": {"depth": 3, "patch_size": 4}},
+            "width 768, depth 3 and patch size 4",
+        ),
+        ({"backbone": "resnet18", "backbone_kwargs": None, "objective": "dino"}, "# resnet18 by HSSL"),
+        (
+            {"backbone": "convnext_atto", "backbone_kwargs": {"depths": [1, 1, 1, 1]}, "objective": "dino"},
+            "# convnext_atto with depths=",
+        ),
+    ],
+)
+def test_title_has_the_real_size(changes, title):
+    content = model_card.render(model_card.facts(tiny_config(**changes), "teacher", without_norm=False))
+    assert title in next(line for line in content.splitlines() if line.startswith("# "))
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        ({"path": "user/images"}, None),
+        ({"path": "fashion_mnist"}, "`data.path` is"),
+        ({"path": "https://host/train.tar"}, "`data.path` is"),
+        ({"path": "user/images", "classes": "classes.txt"}, "`data.classes` is"),
+        ({"path": "images", "init_from": "export"}, "`init_from`, `data.path` are"),
+        ({"path": "user/images", "init_from": "user/before@training"}, None),
+    ],
+)
+def test_only_a_recipe_whose_paths_are_complete_repeats_the_run(paths, named):
+    recipe = {"init_from": paths.pop("init_from", None), "data": paths}
+    content = model_card.render({**facts(), "recipe": recipe})
+    assert "`hssl-hf` (`pip install hssl-hf`)" in content
+    assert ("reproduces the run" in content) == (named is None) == ("alone does not repeat the run" not in content)
+    assert named is None or f"repeat the run: {named} not on the" in content
+
+
 HOSTILE = "a|b`<img src=x>[c](http://evil)\n# heading"
 
 
 @pytest.mark.fault("texts of others in cards")
-@pytest.mark.parametrize("where", ["path", "split", "dataset", "subject", "settings", "device", "recipe", "backbone_kwargs"])
+@pytest.mark.parametrize(
+    "where", ["path", "split", "dataset", "subject", "settings", "device", "recipe", "backbone_kwargs", "origin", "release"]
+)
 def test_texts_of_others_are_no_markup(where):
     manifest, record, recipe, config = {**MANIFEST}, {**RECORD}, {"seed": 0}, tiny_config()
     if where in ("path", "split"):
@@ -124,9 +258,14 @@ def test_texts_of_others_are_no_markup(where):
         recipe["data"] = {"classes": f"```\n{HOSTILE}"}
     elif where == "backbone_kwargs":
         config.backbone_kwargs = {**config.backbone_kwargs, "x": HOSTILE.replace("\n", " ")}
+    elif where in ("origin", "release"):
+        pass
     else:
         record[where] = {"key": HOSTILE} if where == "settings" else HOSTILE
-    values = model_card.facts(config, "teacher", without_norm=False, recipe=recipe, manifest=manifest)
+    line = HOSTILE.replace("\n", " ")
+    others = {"origin": {"name": line, "license": "other", "license_name": line}, "release": {"method": line, "file": line}}
+    about = {where: others[where]} if where in others else {}
+    values = model_card.facts(config, "teacher", without_norm=False, recipe=recipe, manifest=manifest, **about)
     card = model_card.render(values, [record], repository="user/name").split("\n---\n", 1)[1]
     prose = re.sub(r"(?s)^(`{3,}).*?^\1$", "", card, flags=re.MULTILINE)
     outside = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", prose)

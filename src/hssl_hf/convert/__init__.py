@@ -27,8 +27,9 @@ from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.position_embeddings import sincos_position_embedding
 from hssl_hf.publish import model_card
-from hssl_hf.publish.export import export_backbone, export_draft, export_model, require_replaceable
+from hssl_hf.publish.export import CardContext, export_backbone, export_draft, export_model, require_replaceable
 from hssl_hf.publish.image_processor import image_processor
+from hssl_hf.publish.origin import Release, as_plain
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
 
@@ -38,13 +39,13 @@ __all__ = [
     "from_siamese_im", "read_checkpoint", "to_siamese_im",
 ]  # fmt: skip
 CLASSIFIERS = {"siamese_im": SiameseIMConfig, "mae": partial(HSSLMAEConfig, auxiliary=None)}
-METHODS = ("siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae")
+METHODS = {"siamese_im": "SiameseIM", "hssl": "HSSL", "ibot": "iBOT", "dino": "DINO", "moco_v3": "MoCo v3", "mae": "MAE"}
 
 
 def convert_checkpoint(
     path: Path | str, folder: Path | str, *, method: str | None = None, for_pretraining: bool = False, **overrides
 ) -> Path:
-    """Convert an official checkpoint to a folder that transformers loads, with a model card that names its license.
+    """Convert an official checkpoint to a folder that transformers loads, with a model card that names its origin and license.
 
     Args:
         path: the checkpoint.
@@ -62,7 +63,7 @@ def convert_checkpoint(
     folder = Path(folder)
     require_replaceable(folder)
     if method is not None and method not in METHODS:
-        raise ConversionError(f"expected one of {METHODS} as method, got {method!r}")
+        raise ConversionError(f"expected one of {tuple(METHODS)} as method, got {method!r}")
     num_heads = _attention_heads((overrides.get("backbone_kwargs") or {}).get("num_heads"), "num_attention_heads")
     if "decoder_num_attention_heads" in overrides:
         _attention_heads(overrides["decoder_num_attention_heads"], "decoder_num_attention_heads")
@@ -71,10 +72,17 @@ def convert_checkpoint(
         if for_pretraining:
             raise ConversionError(f"{path} is fine-tuned and has no teacher, projector and decoder; remove --for-pretraining")
         with export_draft(folder) as draft:
-            _write_classifier(checkpoint, draft, method or method_of_classifier(checkpoint), num_heads)
+            name = method or method_of_classifier(checkpoint)
+            _write_classifier(checkpoint, draft, name, num_heads, _release(path, name, method is None))
         return folder
-    model = _convert(checkpoint, method or detect_method(checkpoint), for_pretraining, num_heads, overrides)
-    return export_model(model, folder) if for_pretraining else export_backbone(model, folder)
+    name = method or detect_method(checkpoint)
+    model = _convert(checkpoint, name, for_pretraining, num_heads, overrides)
+    context = CardContext({"release": _release(path, name, method is None)})
+    return (export_model if for_pretraining else export_backbone)(model, folder, context=context)
+
+
+def _release(path: Path | str, method: str, detected: bool) -> dict:
+    return as_plain(Release(METHODS[method], Path(path).name, detected))
 
 
 def _attention_heads(number: int | None, name: str) -> int | None:
@@ -145,7 +153,7 @@ def _convert(
     return base_from_distillation(checkpoint, method, num_heads)
 
 
-def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_heads: int | None) -> None:
+def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_heads: int | None, release: dict) -> None:
     """Write a fine-tuned checkpoint as a stock classifier, and verify the logits of what transformers loads."""
     if method not in CLASSIFIERS:
         raise ConversionError(f"fine-tuned checkpoints are read of {' and '.join(CLASSIFIERS)}, got the method {method!r}")
@@ -156,7 +164,7 @@ def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_hea
     arguments = {"img_size": size, "global_pool": "avg", **config["backbone_kwargs"]}
     save_timm_wrapper(model, model.state_dict(), config["backbone"], arguments, processor, folder)
     processor.save_pretrained(folder)
-    facts = model_card.facts(CLASSIFIERS[method](image_size=size, license=LICENSE), "classifier", without_norm=False)
+    facts = model_card.facts(CLASSIFIERS[method](**config, license=LICENSE), "classifier", without_norm=False, release=release)
     (folder / "README.md").write_text(model_card.render(facts, kind="classifier"))
     loaded, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -4,11 +4,13 @@ from typing import Annotated, Literal
 
 from hssl_hf.fields import Depth, Distinct, FieldError, Fraction, Length, Range, Temperature, Width
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
+from hssl_hf.publish.citations import CITATIONS, HSSL
 
 Arrow = Literal[
     "base->base", "base->auxiliary", "auxiliary->base", "auxiliary->auxiliary", "base->shallow", "shallow->base",
     "shallow->shallow",
 ]  # fmt: skip
+METHODS = {"dino": "DINO", "ibot": "iBOT", "moco_v3": "MoCo v3"}  # of the objectives
 Arrows = Annotated[tuple[Arrow, ...], Length(0, 4), Distinct()]
 
 
@@ -120,15 +122,18 @@ class HSSLConfig(TwoBranchConfig):
         """Whether the auxiliary head takes part in the patch level."""
         return any("auxiliary" in arrow for arrow in self.patch_arrows)
 
+    @property
+    def citation(self) -> str:
+        """That of the base method where it is trained alone."""
+        return CITATIONS.get(self.describe()[0], HSSL)
+
     def describe(self) -> tuple[str, str]:
+        name = METHODS[self.objective]
         if self.shallow_block is not None:
-            return (
-                f"{self.objective} deep-to-shallow",
-                f"{self.objective}, also supervising block {self.shallow_block} of the base",
-            )
+            return f"{name} deep-to-shallow", f"{name}, also supervising block {self.shallow_block} of the base"
         if self.auxiliary is None:
             masked = " on the visible patches of masked images" if self.visible_patches_only else ""
-            return self.objective, f"{self.objective} alone, without an auxiliary head{masked}"
+            return name, f"{name} alone, without an auxiliary head{masked}"
         return "HSSL", f"heterogeneous self-supervised learning: {self.objective} with {self.describe_heads()}"
 
     def described_in(self) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from hssl_hf.fields import Depth, FieldError, Range, Width
 from hssl_hf.models.configuration_base import check_decoder
 from hssl_hf.models.configuration_two_branch import TwoBranchConfig
+from hssl_hf.publish.citations import CITATIONS
 
 
 class HSSLMAEConfig(TwoBranchConfig):
@@ -49,6 +50,10 @@ class HSSLMAEConfig(TwoBranchConfig):
                 "auxiliary_connection: expected 'serial', since in masked image modeling the head follows the base"
             )
         check_decoder(self.decoder_hidden_size, self.decoder_num_attention_heads)
+
+    @property
+    def citation(self) -> str:
+        return CITATIONS[self.describe()[0]]
 
     def describe(self) -> tuple[str, str]:
         if self.auxiliary is None:

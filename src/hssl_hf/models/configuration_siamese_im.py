@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from hssl_hf.fields import Depth, FieldError, Range, Width
 from hssl_hf.models.configuration_base import PreTrainingConfig, check_decoder
+from hssl_hf.publish.citations import CITATIONS, SIAMESE_IM
 
 
 class SiameseIMConfig(PreTrainingConfig):
@@ -39,15 +40,6 @@ class SiameseIMConfig(PreTrainingConfig):
     """
 
     model_type = "siamese_im"
-    citation = """\
-@inproceedings{tao2023siamese,
-  title     = {Siamese Image Modeling for Self-Supervised Vision Representation Learning},
-  author    = {Tao, Chenxin and Zhu, Xizhou and Su, Weijie and Huang, Gao and Li, Bin and Zhou, Jie and Qiao, Yu and
-               Wang, Xiaogang and Dai, Jifeng},
-  booktitle = {Conference on Computer Vision and Pattern Recognition},
-  year      = {2023},
-  note      = {arXiv:2206.01204}
-}"""
 
     backbone: str = "vit_base_patch16_224"
     target: Literal["feature", "pixel"] = "feature"
@@ -83,6 +75,10 @@ class SiameseIMConfig(PreTrainingConfig):
     def features(self) -> str:
         """The output of the encoder that it is trained for, as in the configuration of an export without a final norm."""
         return "last_hidden_state" if self.final_norm else "hidden_states"
+
+    @property
+    def citation(self) -> str:
+        return CITATIONS.get(self.describe()[0], SIAMESE_IM)
 
     def describe(self) -> tuple[str, str]:
         variant = self.target, self.views, self.level

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from hssl_hf.fields import Depth, Distinct, FieldError, Length, Range, Width, check
 from hssl_hf.models.configuration_base import PreTrainingConfig
+from hssl_hf.publish.citations import HSSL
 
 Family = Literal["convnext", "poolformer", "resmlp", "resnet", "swin", "vit"]  # data, so that a configuration needs no torch
 FAMILIES = get_args(Family)
@@ -32,14 +33,7 @@ class TwoBranchConfig(PreTrainingConfig):
     Source: HSSL, sections 3 and 5.
     """
 
-    citation = """\
-@article{li2025hssl,
-  title   = {Enhancing Representations through Heterogeneous Self-Supervised Learning},
-  author  = {Li, Zhong-Yu and Yin, Bo-Wen and Liu, Yongxiang and Liu, Li and Cheng, Ming-Ming},
-  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
-  year    = {2025},
-  note    = {arXiv:2310.05108}
-}"""
+    citation = HSSL
 
     drop_path_rate: Annotated[float, Range(0, below=1)] = 0.1
     auxiliary: str | Annotated[tuple[str, ...], Length(1, len(FAMILIES)), Distinct()] | None = "convnext"

@@ -213,13 +213,26 @@ def feature_width(name: str, image_size: int, kwargs: dict) -> int:
     Raises:
         ValueError: if timm has no such model.
     """
-    return _feature_width(name, image_size, json.dumps(kwargs, sort_keys=True))
+    return _shape(name, image_size, json.dumps(kwargs, sort_keys=True))[0]
+
+
+def vit_shape(name: str, image_size: int, kwargs: dict) -> tuple[int, int, tuple[int, int]] | None:
+    """Width, depth, and height and width of a patch of a vision transformer; None for another architecture.
+
+    Raises:
+        ValueError: if timm has no such model.
+    """
+    width, depth, patch = _shape(name, image_size, json.dumps(kwargs, sort_keys=True))
+    return None if patch is None else (width, depth, patch)
 
 
 @cache
-def _feature_width(name: str, image_size: int, kwargs: str) -> int:
+def _shape(name: str, image_size: int, kwargs: str) -> tuple[int, int, tuple[int, int] | None]:
+    arguments = {key: value for key, value in json.loads(kwargs).items() if key not in ("pretrained", "checkpoint_path")}
     with torch.device("meta"), torch.random.fork_rng():
-        return create_timm_model(name, image_size, json.loads(kwargs), 0.0).num_features
+        model = create_timm_model(name, image_size, arguments, 0.0)
+    is_vit = is_plain_vit(model)
+    return model.num_features, len(model.blocks) if is_vit else 0, tuple(model.patch_embed.patch_size) if is_vit else None
 
 
 def share_drop_path(model: nn.Module, last: float, following_blocks: int) -> list[float]:

@@ -10,7 +10,8 @@ from hssl_hf.config.recipe import Recipe
 from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
-from hssl_hf.publish.export import export_backbone, update_card
+from hssl_hf.publish.export import CardContext, export_backbone, update_card
+from hssl_hf.publish.origin import Origin
 from hssl_hf.runs import manifest
 from hssl_hf.runs.metric_logger import MetricLogger, read_log
 from hssl_hf.runs.run_directory import RESULTS, card_context, image_processor_for
@@ -24,13 +25,18 @@ class RunArtifacts:
         recipe, folder, logger: of the run.
         images_per_epoch: length of an epoch.
         seconds: of the run before it was resumed.
+        origin: of the weights from which the run started; None for random ones.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, logger: MetricLogger, images_per_epoch: int, seconds: float):
+    def __init__(
+        self, recipe: Recipe, folder: Path, logger: MetricLogger, images_per_epoch: int, seconds: float, origin: Origin | None
+    ):
         self.recipe, self.folder, self.logger = recipe, folder, logger
         self.probe = Probe(recipe.probe, image_processor_for(recipe))
         self.before, self.started = seconds, perf_counter()
-        self.manifest = manifest.begin(recipe, folder, logger.accelerator, images_per_epoch)
+        self.manifest = manifest.begin(recipe, folder, logger.accelerator, images_per_epoch, origin)
+        if logger.accelerator.is_main_process:  # for an export of the unfinished run, and for a resumed one
+            manifest.write(folder, self.manifest)
 
     @property
     def seconds(self) -> float:
@@ -68,7 +74,8 @@ class RunArtifacts:
             self.measure(method if self.recipe.probe.path is not None else None, steps)
             return [*lines, f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  hssl-hf export {self.folder}"]
         network, processor = self.recipe.run.export_network, self.probe.processor
-        export = export_backbone(method, self.folder / "export", network=network, processor=processor)
+        context = CardContext(card_context(self.folder, self.recipe).about)  # without records of an earlier run
+        export = export_backbone(method, self.folder / "export", network=network, processor=processor, context=context)
         if self.recipe.probe.path is not None:
             lines += self._evaluate(export, steps)
             draw_export(export, processor, *self.probe.splits(), self.folder, self.recipe.probe.features)

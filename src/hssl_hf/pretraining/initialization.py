@@ -12,12 +12,13 @@ from hssl_hf.errors import UserError
 from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.ema import copy_to_teacher
+from hssl_hf.publish.origin import Origin, read_origin
 from hssl_hf.publish.to_transformers import from_transformers
 
 logger = logging.getLogger(__name__)
 
 
-def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bool:
+def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> tuple[bool, Origin]:
     """Give a fresh model the weights of another.
 
     First convolutions of weights for three channels are adapted to another number by timm's rule.
@@ -26,22 +27,31 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
         model: as the recipe describes it.
         where: folder or Hub repository, with @revision where it is not main.
     Returns:
-        whether the heads are fresh, because `where` holds a backbone alone.
+        whether the heads are fresh, because `where` holds a backbone alone; and the origin of the weights.
     Raises:
         UserError: if there is nothing to load, or it does not fit the model.
     """
     path, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
     location = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
+    if Path(path).is_file():
+        raise UserError(
+            f"init_from={where!r} is a file; expected a folder or a Hub repository. Convert the checkpoint first, which keeps "
+            "its license: hssl-hf convert FILE FOLDER"
+        )
     try:
-        full_model = isinstance(AutoConfig.from_pretrained(**location), PreTrainingConfig)
+        config = AutoConfig.from_pretrained(**location)
+        commit = None if Path(path).exists() else config._commit_hash  # one for configuration, weights and card
+        location["revision"] = commit or location["revision"]
+        full_model = isinstance(config, PreTrainingConfig)
         source = (AutoModelForPreTraining if full_model else AutoModel).from_pretrained(**location)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
+    origin = read_origin(path, revision or None, commit, getattr(config, "license", None) if full_model else None)
     if full_model:
         state = _adapt_channels(source.state_dict(), model.state_dict(), model.config.num_channels)
         _check(model.state_dict(), state, where, "student, teacher and heads")
         model.load_state_dict(state)
-        return False
+        return False, origin
     base = model.student.base
     state = source.timm_model.state_dict() if hasattr(source, "timm_model") else from_transformers(source, base)
     expected = base.timm_state_dict()
@@ -52,7 +62,7 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> bo
     base.norm.load_state_dict({name.removeprefix("norm."): value for name, value in kept.items() if name.startswith("norm.")})
     if model.teacher is not None:
         copy_to_teacher(model.student, model.teacher)
-    return True
+    return True, origin
 
 
 def _adapt_channels(state: dict[str, Tensor], expected: dict[str, Tensor], channels: int) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ from hssl_hf.pretraining.diagnostics import NonFiniteError, TrainingMonitor, add
 from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.pretraining.replay import BatchRecorder
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
+from hssl_hf.publish.origin import Origin, settle
+from hssl_hf.runs.manifest import read_origin
 from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics
 from hssl_hf.runs.run_lock import RunLock
 from hssl_hf.visualization.figures import draw_views
@@ -66,8 +68,7 @@ class PreTrainer:
         self.checkpoint = on_main_process(self.accelerator, open_run)
         setup.use_all_cores(self.accelerator, bf16)
         self.method = setup.build_method(recipe)
-        starts = recipe.init_from is not None and self.checkpoint is None
-        fresh_heads = starts and setup.as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
+        fresh_heads, origin = self._initialize()
         self.engine = setup.build_engine(recipe, self.method, self.accelerator)
         self.images_per_epoch = epoch_length(recipe.data)
         augmentation = setup.build_augmentation(recipe, self.method)
@@ -79,13 +80,27 @@ class PreTrainer:
         resumed = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}  # no step twice
         self.accelerator.init_trackers("hssl_hf", {"recipe": json.dumps(recipe.to_dict())}, resumed)
         self.logger, self.metrics = MetricLogger(folder, self.accelerator, self.first_step), MetricAccumulator()
-        self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds)
+        self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds, origin)
         prototypes = self.method.config.num_prototypes if "prototypes" in self.method.freezable_parameters() else None
         self.monitor = TrainingMonitor(folder, prototypes, first_step=self.schedule.warmup_end)
         recorded = 1 if self.accelerator.device.type == "cpu" else min(16, recipe.run.logging_steps)
         self.recorder = BatchRecorder(recorded * recipe.optim.gradient_accumulation_steps)
         self.teacher_features: Tensor | None = None  # of the last micro-batch
         self.summary: list[str] = []  # of the finished run
+
+    def _initialize(self) -> tuple[bool, Origin | None]:
+        """Load the initial weights of a new run.
+
+        Returns:
+            whether its heads are fresh behind a base that is not; and the origin of the weights, also of a resumed run.
+        """
+        recipe, config = self.recipe, self.method.config
+        if recipe.init_from is not None and self.checkpoint is None:
+            fresh_heads, origin = setup.as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
+        else:
+            fresh_heads, origin = False, read_origin(self.folder, recipe)
+        config.license = settle(config.license, None, origin)
+        return fresh_heads, origin
 
     def train(self) -> int:
         """Train to the end, or until a signal stops it; returns the exit code. For use within `SignalHandler.deferred`."""

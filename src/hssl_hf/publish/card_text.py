@@ -3,10 +3,14 @@
 import logging
 from typing import TYPE_CHECKING
 
+from hssl_hf.modules.backbone import vit_shape
+from hssl_hf.publish.licenses import is_non_commercial
 from hssl_hf.publish.markdown import code, plain
+from hssl_hf.publish.redaction import is_hub_id
 
 if TYPE_CHECKING:
     from hssl_hf.models.configuration_base import PreTrainingConfig
+    from hssl_hf.publish.origin import Origin, Release
 
 logger = logging.getLogger(__name__)
 FIGURES = {  # path -> caption
@@ -35,8 +39,24 @@ TRAINING = {
 
 IMAGE = {channels: f'Image.open("image.png").convert("{mode}")' for channels, mode in ((1, "L"), (3, "RGB"))}
 BANDS = 'Image.open("image.png")'
+ONNX = """\
+import onnxruntime
+from huggingface_hub import snapshot_download
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained({source})
+pixels = processor({image}, return_tensors="pt")["pixel_values"].numpy()
+session = onnxruntime.InferenceSession(snapshot_download({source}, allow_patterns="onnx/*") + "/onnx/model.onnx")
+{features}"""
+ONNX_FEATURES = '(features,) = session.run(["pooler_output"], {"pixel_values": pixels})'
+ONNX_FEATURES_WITHOUT_NORM = """\
+(hidden,) = session.run(["{tokens}"], {{"pixel_values": pixels}})  # of the last block, without norm
+mean = hidden[:, 1:].mean(1)
+features = (mean - mean.mean(1, keepdims=True)) / (mean.var(1, keepdims=True) + 1e-6) ** 0.5  # linear probe, fine-tuning
+cls = hidden[:, 0]  # few labels"""
 FEATURES_WITHOUT_NORM = """\
-hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]  # of the last block, without norm
+hidden = {tokens}  # of the last block, without norm
 features = torch.nn.functional.layer_norm(hidden[:, 1:].mean(1), hidden.shape[-1:], eps=1e-6)  # linear probe, fine-tuning
 cls = hidden[:, 0]  # few labels"""
 DETECTOR = """\
@@ -59,15 +79,19 @@ ABOUT = {
     "main": "`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches.",
     "timm": "",
     "backbone": "",
-    "training": "`model.encode(pixels)` returns the tokens of the base; `hssl-hf export` writes the base as a stock model.",
+    "training": """\
+`model.encode(pixels)` returns the tokens of the base. The class is in the Python package `hssl-hf` (`pip install hssl-hf`),
+whose command `hssl-hf pretrain recipe.yaml init_from=...` continues the training.""",
     "classifier": "It is a timm model in transformers' `TimmWrapperForImageClassification`.",
 }
+USE_WITHOUT_NORM = """\
+As features of an image use the layer norm of the mean patch token (linear probe, fine-tuning) or the class token without
+norm (few labels)."""
 ABOUT_WITHOUT_NORM = {
-    "main": """\
+    "main": f"""\
 This backbone was trained **without a norm after its last block**, so its features are `hidden_states[-1]`.
 `last_hidden_state` is the output of a layer norm that was absent in training: the norm of a mean is not the mean of norms.
-As features of an image use the layer norm of the mean patch token (linear probe, fine-tuning) or the class token without
-norm (few labels).""",
+{USE_WITHOUT_NORM}""",
     "timm": """\
 This backbone was trained without a norm after its last block and has none here: `model.forward_features` returns the tokens as
 they were trained, and `model` itself returns the class token.""",
@@ -79,6 +103,8 @@ This backbone was trained **without a norm after its last block**, so no map goe
 def about(kind: str, facts: dict) -> str:
     """What the code of `usage` returns."""
     text = (ABOUT | ABOUT_WITHOUT_NORM if facts["without_norm"] else ABOUT)[kind]
+    if kind == "main" and facts["without_norm"] and _tokens(facts) != "hidden_states":
+        text = f"This backbone was trained without a norm after its last block and has none here. {USE_WITHOUT_NORM}"
     return f"{FEATURE_MAPS[facts['backbone_class']]}\n{text}" if kind == "backbone" else text
 
 
@@ -95,7 +121,10 @@ def usage(kind: str, facts: dict, repository: str, branch: str, model_class: str
     elif kind == "backbone":
         auto, features = facts["backbone_class"], "maps = model(**inputs).feature_maps"
     elif facts["without_norm"]:
-        features = FEATURES_WITHOUT_NORM
+        call = "model(**inputs).last_hidden_state"
+        if _tokens(facts) == "hidden_states":
+            call = "model(**inputs, output_hidden_states=True).hidden_states[-1]"
+        features = FEATURES_WITHOUT_NORM.format(tokens=call)
     code = f"""\
 from PIL import Image
 from transformers import AutoImageProcessor, {auto}
@@ -105,6 +134,19 @@ model = {auto}.from_pretrained({source}).eval()
 inputs = processor({IMAGE.get(channels, BANDS)}, return_tensors="pt")
 {features}"""
     return f"import torch\n{code}" if "torch." in features else code
+
+
+def onnx_usage(kind: str, facts: dict, repository: str, branch: str, channels: int = 3) -> str:
+    """Code that computes the features of `usage` by onnxruntime."""
+    features = ONNX_FEATURES
+    if kind == "main" and facts["without_norm"]:
+        features = ONNX_FEATURES_WITHOUT_NORM.format(tokens=_tokens(facts))
+    return ONNX.format(source=_source(repository, branch), image=IMAGE.get(channels, BANDS), features=features)
+
+
+def _tokens(facts: dict) -> str:
+    """The output of the stock model that holds the tokens of a backbone without final norm."""
+    return facts.get("tokens", "hidden_states")
 
 
 def timm_usage(repository: str, branch: str, channels: int = 3) -> str:
@@ -138,25 +180,84 @@ model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone.co
 model.backbone.load_state_dict(backbone.state_dict())"""
 
 
-def title(config: "PreTrainingConfig", kind: str) -> str:
+def title(config: "PreTrainingConfig", kind: str, method: str | None = None) -> str:
+    """Architecture with its real size, and the method: that of a converted checkpoint, or that of the configuration."""
     endings = {"timm": ", for timm", "backbone": ", for feature maps", "training": ", to continue training"}
     endings |= {"main": "", "classifier": ", fine-tuned"}
-    return f"{plain(config.backbone)} by {config.describe()[0]}{endings[kind]}"
+    return f"{_architecture(config)} by {plain(method) if method else config.describe()[0]}{endings[kind]}"
 
 
-def summary(config: "PreTrainingConfig", network: str, kind: str) -> str:
-    method = config.describe()[1]
+def _architecture(config: "PreTrainingConfig") -> str:
+    """The real size of a vision transformer, which the name of a timm model need not tell; else name and arguments."""
+    kwargs = config.backbone_kwargs or {}
+    try:
+        shape = vit_shape(config.backbone, config.image_size, kwargs)
+    except ValueError:  # of a version of timm that does not have this model
+        shape = None
+    if shape is None:
+        return plain(config.backbone) + (f" with {_arguments(kwargs)}" if kwargs else "")
+    width, depth, patch = shape
+    size = f"{patch[0]}" if patch[0] == patch[1] else f"{patch[0]} × {patch[1]}"
+    return f"ViT of width {width}, depth {depth} and patch size {size}"
+
+
+def _arguments(kwargs: dict) -> str:
+    return plain(", ".join(f"{name}={value}" for name, value in kwargs.items()))
+
+
+def summary(config: "PreTrainingConfig", network: str, kind: str, method: str | None = None) -> str:
+    method = plain(method) if method else config.describe()[1]
     if kind == "training":
         return f"Student, teacher and heads, pre-trained by {method}."
     if kind == "classifier":
         return "A linear classifier on the layer norm of the mean patch token."
-    arguments = ", ".join(f"{name}={value}" for name, value in (config.backbone_kwargs or {}).items())
-    model = f"timm's {code(config.backbone)}" + (f" with {plain(arguments)}," if arguments else "")
+    kwargs = config.backbone_kwargs or {}
+    model = f"timm's {code(config.backbone)}" + (f" with {_arguments(kwargs)}," if kwargs else "")
     library = "timm" if kind == "timm" else "transformers"
     return (
         f"The {network}'s base after pre-training by {method}, without the modules that only training needs: {model} for "
         f"images of {config.image_size} pixels. It is a stock model; no code other than {library} is needed."
     )
+
+
+def provenance(release: "Release | None", origin: "Origin | None", license: str | None) -> str:
+    """Where the weights come from, and under which license they are, in sentences."""
+    sentences = []
+    if release:
+        file = f" from the file {code(release.file)}" if release.file else ""
+        sentences.append(f"The weights were converted{file}: {_checkpoint(release)}.")
+    if origin:
+        commit = f" at commit {code(origin.commit)}" if origin.commit else ""
+        converted = f", converted from {_checkpoint(origin.release)}" if origin.release else ""
+        terms = "whose license is **unknown**: find out what it allows before using or publishing these weights"
+        if origin.license:
+            use = ", not for commercial use" if is_non_commercial(origin.license, origin.license_name) else ""
+            terms = f"under {_license(origin.license, origin)}{use}"
+        sentences.append(f"The training started from the weights of {code(origin.name)}{commit}{converted}, {terms}.")
+    if license:
+        released = f", as is the release of {plain(release.method)}" if release else ""
+        sentences.append(f"The weights are under {_license(license, origin)}{released}.")
+        if is_non_commercial(license, origin.license_name if origin and license == "other" else None):
+            sentences.append("**They are not for commercial use.**")
+    return " ".join(sentences)
+
+
+def _checkpoint(release: "Release") -> str:
+    evidence = "as the layout of the file suggests" if release.detected else "as it was named for the conversion"
+    return f"a checkpoint of {plain(release.method)}, {evidence}"
+
+
+def _license(name: str, origin: "Origin | None") -> str:
+    """The name of a license; of one that the Hub lists as "other" also its own name and link."""
+    details = [origin.license_name, origin.license_link] if origin and name == "other" else []
+    return code(name) + (f" ({', '.join(code(text) for text in details if text)})" if any(details) else "")
+
+
+def shortened(recipe: dict) -> list[str]:
+    """Keys of a recipe whose paths others cannot read as they are: not on the Hub, and cut to what may be public."""
+    data = recipe.get("data", {})
+    paths = {"init_from": recipe.get("init_from")} | {f"data.{name}": data.get(name) for name in ("path", "classes")}
+    return [code(key) for key, path in paths.items() if path is not None and not is_hub_id(str(path).partition("@")[0])]
 
 
 def training(manifest: dict) -> list[tuple[str, object]]:

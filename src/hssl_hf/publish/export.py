@@ -25,6 +25,7 @@ from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
 from hssl_hf.publish import model_card, parity
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.onnx import save_onnx
+from hssl_hf.publish.origin import FACTS
 from hssl_hf.publish.parity import ExportError
 from hssl_hf.publish.timm_wrapper import save_timm_wrapper
 from hssl_hf.publish.to_backbone import to_backbone
@@ -33,7 +34,7 @@ from hssl_hf.publish.to_transformers import to_transformers
 if TYPE_CHECKING:
     from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 
-FACTS, MARKER = "facts.yaml", ".hssl_hf_export"
+MARKER = ".hssl_hf_export"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class CardContext:
     """Content of a model card that does not follow from the weights.
 
     Args:
-        about: `recipe`, `manifest`, `subject`, `license`, `tags`, `base_model`, as far as they are known (`model_card.facts`).
+        about: `recipe`, `manifest`, `subject`, `license`, `tags`, `release`, `origin`, as far as they are known
+            (`model_card.facts`).
         records: results, `Record`s as dictionaries.
         figures: content of PNG files, by their path inside the repository.
         repository, revision: where the model will be published, for the code snippets.
@@ -100,10 +102,11 @@ def export_backbone(
             scripts.append(parity.TIMM)
         processor.save_pretrained(draft)
         if onnx:
-            save_onnx(draft, size, base.num_channels, before_norm=kind == "main" and not has_norm(base))
+            save_onnx(draft, size, base.num_channels, before_norm=stock is not None and not has_norm(base))
             scripts.append(parity.ONNX)
         differences = parity.compare(base, draft, sizes, processor, scripts)
         computed = {"parity": differences, "backbone_class": type(backbone).__name__ if backbone is not None else None}
+        computed |= {"onnx": onnx, "tokens": "last_hidden_state" if stock is None and not has_norm(base) else None}
         facts = model_card.facts(model.config, network, without_norm=not has_norm(base), **computed, **context.about)
         _write_card(draft, facts, context, kind)
     return Path(folder)

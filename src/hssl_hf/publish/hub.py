@@ -18,6 +18,7 @@ from hssl_hf.errors import writing
 from hssl_hf.publish.export import CardContext, export_backbone, export_model, require_replaceable
 from hssl_hf.publish.file_formats import require_formats
 from hssl_hf.publish.kinds import KINDS, branch
+from hssl_hf.publish.origin import settle, timm_origin
 from hssl_hf.publish.push_checks import PushError, check_push
 from hssl_hf.publish.secret_scan import redact, refuse_secrets
 from hssl_hf.publish.to_backbone import to_backbone
@@ -82,6 +83,7 @@ def push_model(
     revision = kwargs.get("revision", "main")
     checked = {name: kwargs[name] for name in ("token", "commit_message", "dry_run") if name in kwargs}
     check_push(repository, revision, license=license, **checked)
+    settle(model.config.license, license, timm_origin(model.config.backbone, model.config.backbone_kwargs))
     about = {"license": license, "tags": tags}
     context = CardContext(about, repository=repository, revision=revision)
     with tempfile.TemporaryDirectory() as folder:

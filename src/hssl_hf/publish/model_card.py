@@ -12,9 +12,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
 import hssl_hf
+from hssl_hf.fields import Section, make
 from hssl_hf.publish import card_text
+from hssl_hf.publish.citations import CITATIONS
 from hssl_hf.publish.kinds import KINDS, branch
 from hssl_hf.publish.markdown import block, code, plain
+from hssl_hf.publish.origin import Origin, Release, as_plain, settle, timm_origin
 from hssl_hf.publish.paper_differences import paper_differences
 from hssl_hf.publish.redaction import is_hub_id
 
@@ -41,13 +44,15 @@ def facts(config: "PreTrainingConfig", network: str, *, without_norm: bool, **kw
         network: the exported one, "teacher" or "student".
         without_norm: the features are those before the final norm of the transformers model.
         kwargs: any of `recipe` and `manifest` (`hssl_hf.runs.manifest`), `parity` (`hssl_hf.publish.parity`), `backbone_class`
-            (class in transformers of the kind "backbone"), `subject` (model name in the results), `license`, `tags`,
-            `base_model`.
+            (class in transformers of the kind "backbone"), `tokens` (output of the stock model with the tokens of a backbone
+            without final norm), `onnx` (whether there is an ONNX file), `subject` (model name in the results), `license`,
+            `tags`, `release` and `origin` (`hssl_hf.publish.origin`, as plain values; by default that of weights from timm).
     """
     values = {name: getattr(config, name) for name in config.declarations()}
     unset = {name for name, value in values.items() if value is None and getattr(type(config), name) is None}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in unset}
     required = {"config": {"model_type": config.model_type, **plain}, "network": network, "without_norm": without_norm}
+    kwargs["origin"] = kwargs.get("origin") or as_plain(timm_origin(config.backbone, config.backbone_kwargs))
     return {**required, **{key: value for key, value in kwargs.items() if value}}
 
 
@@ -70,11 +75,15 @@ def render(
     branches = {name: branch(revision, name) for name in KINDS}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__
     channels, full_model = config.num_channels, kind == "training"
+    release, origin = _section(Release, facts, "release"), _section(Origin, facts, "origin")
+    method = release.method if release else None
     card = ModelCard.from_template(
         _metadata(facts, records, kind, repository),
         template_path=str(next(path for path in TEMPLATES if path.is_file())),
-        title=card_text.title(config, kind),
-        summary=card_text.summary(config, facts["network"], kind),
+        title=card_text.title(config, kind, method),
+        summary=card_text.summary(config, facts["network"], kind, method),
+        onnx_usage=card_text.onnx_usage(kind, facts, repository, branches.get(kind, revision), channels)
+        if facts.get("onnx") else None,
         usage=card_text.usage(kind, facts, repository, branches.get(kind, revision), model_class, channels),
         about=card_text.about(kind, facts),
         timm_usage=card_text.timm_usage(repository, branches["timm"], channels) if kind == "main" else None,
@@ -84,15 +93,16 @@ def render(
         backbone_revision=branches["backbone"] if facts.get("backbone_class") else None,
         training_revision=branches["training"] if recipe and not full_model else None,
         repository=repository,
-        license=code(_license(facts)) if _license(facts) else None, converted="license" in facts["config"],
+        provenance=card_text.provenance(release, origin, _license(facts)),
         results=_tables(records) if kind == "main" else [],
         figures=[] if full_model else [(name, caption) for name, caption in card_text.FIGURES.items() if name in figures],
         training=card_text.training(facts["manifest"]) if "manifest" in facts else [],
         recipe_yaml=block(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110).strip(), "yaml"),
         parity=[] if full_model else card_text.parity(facts),
         differences=paper_differences(config.described_in()) if "manifest" in facts else [],
-        config=facts["config"], data=code(_data_path(facts)) if _data_path(facts) else None, recipe=recipe,
-        citations=[config.citation],
+        config=facts["config"], data=code(_data_path(facts)) if _data_path(facts) else None, origin=origin,
+        shortened=card_text.shortened(recipe), commit=facts.get("manifest", {}).get("commit"),
+        citations=[CITATIONS.get(method, config.citation)],
     )  # fmt: skip
     lines = "\n".join(line.rstrip() for line in card.content.strip().splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines) + "\n"  # a template leaves consecutive empty lines
@@ -135,8 +145,8 @@ def _metadata(facts: dict, records: list[dict], kind: str, repository: str) -> M
     tag = "image-classification" if kind == "classifier" else None if kind == "training" else "image-feature-extraction"
     tags = ["self-supervised-learning", "vision", facts["config"]["model_type"].replace("_", "-"), *facts.get("tags", [])]
     return ModelCardData(
-        library_name=LIBRARY.get(kind, "transformers"), pipeline_tag=tag, license=_license(facts), tags=tags,
-        datasets=[data] if is_hub_id(data) else None, base_model=facts.get("base_model"),
+        library_name=LIBRARY.get(kind, "transformers"), pipeline_tag=tag, tags=tags, **_terms(facts),
+        datasets=[data] if is_hub_id(data) else None,
         **({"model_name": repository.split("/")[-1], "eval_results": evaluations} if evaluations and kind == "main" else {}),
     )  # fmt: skip
 
@@ -147,7 +157,24 @@ def _data_path(facts: dict) -> str | None:
 
 
 def _license(facts: dict) -> str | None:
-    return facts["config"].get("license") or facts.get("license")
+    """The license of the weights; raises a LicenseError if their origin does not allow it."""
+    return settle(facts["config"].get("license"), facts.get("license"), _section(Origin, facts, "origin"))
+
+
+def _terms(facts: dict) -> dict:
+    """Metadata about license and base model."""
+    license, origin = _license(facts), _section(Origin, facts, "origin")
+    values = {"license": license}
+    if origin and license == "other":
+        values |= {"license_name": origin.license_name, "license_link": origin.license_link}
+    if origin and origin.base_model:
+        several = list(origin.base_model)
+        values |= {"base_model": several if len(several) > 1 else several[0], "base_model_relation": "finetune"}
+    return {name: value for name, value in values.items() if value}
+
+
+def _section(kind: type[Section], facts: dict, name: str) -> Section | None:
+    return make(kind, facts[name], name) if facts.get(name) else None
 
 
 def _tables(records: list[dict]) -> list[tuple[str, list[tuple[str, str]]]]:

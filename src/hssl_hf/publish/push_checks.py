@@ -9,13 +9,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from hssl_hf.errors import UserError, shown
 from hssl_hf.publish.kinds import KINDS
+from hssl_hf.publish.licenses import LICENSE
 
 TOKEN = re.compile(r"(hf_|api_|eyJ)[\w.~+/=-]{10,4000}", re.ASCII)  # of a user or an organization, or of a login in a browser
 BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|/\.))[A-Za-z0-9][\w./-]{0,199}(?<![./])", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # beyond what `validate_repo_id` checks in all releases
 NO_TOKEN = "not logged in to the Hub: log in with `hf auth login`, or pass a valid token with --token or HF_TOKEN"
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 logger = logging.getLogger(__name__)
 
 

@@ -18,22 +18,23 @@ from hssl_hf.data.source import StreamError, dataset_fingerprint
 from hssl_hf.engine.launch import available_cores
 from hssl_hf.engine.memory import GIB, total
 from hssl_hf.evaluation.records import current_commit
-from hssl_hf.fields import FieldError, check
+from hssl_hf.fields import FieldError, check, make
+from hssl_hf.publish.origin import Origin, as_plain, timm_origin
 from hssl_hf.publish.redaction import public_path
 
 MANIFEST, ESTIMATE = "manifest.json", "estimate.json"
 OF_ESTIMATE = {"engine": str, "processes": int, "needed_gib": float, "images_per_second": float, "hours": float}
 KINDS = {
-    "data": dict, "seed": int, "commit": str, "versions": dict, "hardware": dict, "engine": str, "processes": int,
-    "estimate": dict | None, "steps": int, "images_seen": int, "undecodable": int, "seconds": float,
+    "data": dict, "origin": dict | None, "seed": int, "commit": str, "versions": dict, "hardware": dict, "engine": str,
+    "processes": int, "estimate": dict | None, "steps": int, "images_seen": int, "undecodable": int, "seconds": float,
     "peak_memory_gib": float, "images_per_second": float,
 }  # fmt: skip
 logger = logging.getLogger(__name__)
 PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
 
 
-def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epoch: int) -> dict:
-    """What is known before the first step: data, code, versions, machine."""
+def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epoch: int, origin: Origin | None = None) -> dict:
+    """What is known before the first step: data, initial weights, code, versions, machine."""
     try:
         identity = dataset_fingerprint(recipe.data)
     except StreamError:
@@ -45,6 +46,7 @@ def begin(recipe: Recipe, folder: Path, accelerator: Accelerator, images_per_epo
             "revision": identity.get("revision") or data.revision, "fingerprint": identity.get("fingerprint"),
             "images_per_epoch": images_per_epoch,
         },
+        "origin": as_plain(origin),
         "seed": recipe.seed,
         "commit": current_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -100,12 +102,30 @@ def _sound(values: dict, kinds: dict, path: Path) -> dict:
     return sound
 
 
-def public_recipe(recipe: Recipe) -> dict:
-    """A recipe without what concerns this machine only: folders are cut to their last name, URLs to what is not secret."""
+def read_origin(folder: Path, recipe: Recipe) -> Origin | None:
+    """The weights from which a run started; of unknown license where its manifest has lost them; None if they were random."""
+    if recipe.init_from is None:
+        config = recipe.model_config()
+        return timm_origin(config.backbone, config.backbone_kwargs)
+    try:
+        return make(Origin, read(folder).get("origin"), "origin")
+    except FieldError as error:
+        logger.warning("%s lacks the origin of init_from, whose license counts as unknown: %s", folder / MANIFEST, error)
+        return Origin(public_path(recipe.init_from))
+
+
+def public_recipe(recipe: Recipe, origin: Origin | None = None) -> dict:
+    """A recipe without what concerns this machine only: folders are cut to their last name, URLs to what is not secret.
+
+    Args:
+        origin: of the initial weights, recorded when they were there: their folder may be gone.
+    """
     tree = recipe.to_dict()
     for section in ("data", "probe"):
         for name in ("path", "classes"):
             tree[section][name] = public_path(tree[section][name])
-    tree["init_from"] = public_path(tree["init_from"])
+    tree["init_from"] = public_path(recipe.init_from)
+    if recipe.init_from is not None and origin is not None:
+        tree["init_from"] = f"{origin.name}@{origin.revision}" if origin.revision else origin.name
     tree["run"].pop("output_dir")
     return tree

@@ -20,7 +20,7 @@ from hssl_hf.publish.export import CardContext, export_backbone, export_model, r
 from hssl_hf.publish.file_formats import FormatError, require_format
 from hssl_hf.publish.hub import stage
 from hssl_hf.publish.image_processor import image_processor
-from hssl_hf.publish.redaction import is_hub_id, public_path
+from hssl_hf.publish.origin import as_plain, settle
 from hssl_hf.publish.secret_scan import refuse_secrets
 from hssl_hf.runs import manifest
 
@@ -65,7 +65,9 @@ class RunDirectory:
     @cached_property
     def model(self) -> PreTrainedModel:
         hssl_hf.register()
-        model = AutoModelForPreTraining.from_config(self.recipe.model_config())
+        config, origin = self.recipe.model_config(), manifest.read_origin(self.folder, self.recipe)
+        config.license = settle(config.license, None, origin)
+        model = AutoModelForPreTraining.from_config(config)
         with reading(self.checkpoint / WEIGHTS, f"expected weights of the model in {self.folder / RECIPE}"):
             model.load_state_dict(load_file(self.checkpoint / WEIGHTS))
         return model
@@ -104,10 +106,15 @@ def image_processor_for(recipe: Recipe) -> BitImageProcessor:
 
 
 def card_context(folder: Path, recipe: Recipe, license: str | None = None, **location: str) -> CardContext:
-    """Recipe, manifest, records and figures of a run; `location` has `repository` and `revision`."""
-    start = (public_path(recipe.init_from) or "").partition("@")[0]
-    about = {"recipe": manifest.public_recipe(recipe), "manifest": manifest.read(folder), "license": license}
-    about["base_model"] = start if is_hub_id(start) else None
+    """Recipe, manifest, origin, records and figures of a run; `location` has `repository` and `revision`.
+
+    Raises:
+        LicenseError: if the origin of the weights does not allow the license.
+    """
+    origin = manifest.read_origin(folder, recipe)
+    settle(recipe.model_config().license, license, origin)
+    about = {"recipe": manifest.public_recipe(recipe, origin), "manifest": manifest.read(folder), "license": license}
+    about["origin"] = as_plain(origin)
     return CardContext(about, read_records(folder / RESULTS), read_figures(folder), **location)
 
 
