@@ -17,9 +17,8 @@ from transformers import AutoModel
 
 from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli import main as cli
-from hssl_hf.cli.programs import launch
+from hssl_hf.cli.programs import launch, read_recipe
 from hssl_hf.cli.programs import pretrain as pretrain_program
-from hssl_hf.config.recipe import load_recipe
 from hssl_hf.pretraining.setup import require_trackers
 from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
@@ -82,13 +81,14 @@ def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
 
 
-def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked):
+def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked, capsys):
     """Weights that are not for commercial use give a run, its export and its full model of the same license."""
-    config = load_recipe(None, settings_of("hssl")).model_config()
+    config = read_recipe(settings_of("hssl"))[0].model_config()
     config.license = "cc-by-nc-4.0"
     export_model(HSSLForPreTraining(config), tmp_path / "before")
     settings = ["optim.epochs=0.016", "run.export=false", "run.save_steps=4", f"init_from={tmp_path}/before"]
-    assert pretrain(*settings, "model.license=mit") == 2, "a more permissive license is refused"
+    assert pretrain(*settings, "model.license=mit") == 2
+    assert "model.license: expected cc-by-nc-4.0" in capsys.readouterr().err
     assert pretrain(*settings) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000010")
     shutil.rmtree(tmp_path / "before")

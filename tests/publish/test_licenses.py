@@ -1,4 +1,4 @@
-"""What licenses ask for, by their names on the Hub."""
+"""What licenses require, by their names on the Hub."""
 
 import pytest
 

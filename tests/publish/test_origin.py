@@ -88,6 +88,7 @@ def test_initial_weights_from_the_hub_have_the_commit_of_their_branch(hub, stage
         ("vit_base_patch16_224", {"pretrained": False}, None),
         ("vit_base_patch16_224.mae", {"pretrained": True}, ("timm/vit_base_patch16_224.mae", NC)),
         ("vit_small_patch16_224.dino", {"pretrained": True}, ("timm/vit_small_patch16_224.dino", "apache-2.0")),
+        ("vit_base_patch16_224", {"pretrained": True, "pretrained_cfg": "mae"}, ("timm/vit_base_patch16_224.mae", NC)),
         ("vit_base_patch16_224", {"checkpoint_path": "/home/me/mae.pth"}, ("mae.pth", None)),
         ("vit_base_patch16_224", {"pretrained": True, "pretrained_cfg_overlay": {"file": "/x/w.pth"}}, ("w.pth", None)),
         ("vit_base_patch16_224", {"pretrained": True, "pretrained_cfg": {"hf_hub_id": "user/w"}}, ("user/w", None)),

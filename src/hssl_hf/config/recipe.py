@@ -131,6 +131,7 @@ class Recipe(Section):
         seed: of weights, order and augmentation.
         init_from: weights to start from: folder or Hub repository, with @revision where it is not main. A full model (the
             branch `training`) gives student, teacher and heads; a backbone alone the base, behind which fresh heads warm up.
+            The model inherits their license.
         resume_from_checkpoint: "auto" continues from the newest checkpoint of the output folder; "never" refuses a
             folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, one of

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -39,9 +40,9 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> tu
             "its license: hssl-hf convert FILE FOLDER"
         )
     try:
+        commit = None if Path(path).exists() else _commit(path, location["revision"])
+        location["revision"] = commit or location["revision"]  # one commit for all files, whatever is pushed meanwhile
         config = AutoConfig.from_pretrained(**location)
-        commit = None if Path(path).exists() else config._commit_hash  # one for configuration, weights and card
-        location["revision"] = commit or location["revision"]
         full_model = isinstance(config, PreTrainingConfig)
         source = (AutoModelForPreTraining if full_model else AutoModel).from_pretrained(**location)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
@@ -63,6 +64,11 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> tu
     if model.teacher is not None:
         copy_to_teacher(model.student, model.teacher)
     return True, origin
+
+
+def _commit(repository: str, revision: str) -> str:
+    """The commit of a branch or tag, from the cache where the Hub is not to be reached."""
+    return Path(hf_hub_download(repository, "config.json", revision=revision)).parent.name
 
 
 def _adapt_channels(state: dict[str, Tensor], expected: dict[str, Tensor], channels: int) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.pretraining.replay import BatchRecorder
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from hssl_hf.publish.origin import Origin, settle
-from hssl_hf.runs.manifest import read_origin
+from hssl_hf.runs.manifest import origin_of
 from hssl_hf.runs.metric_logger import MetricAccumulator, MetricLogger, progress_metrics
 from hssl_hf.runs.run_lock import RunLock
 from hssl_hf.visualization.figures import draw_views
@@ -98,7 +98,7 @@ class PreTrainer:
         if recipe.init_from is not None and self.checkpoint is None:
             fresh_heads, origin = setup.as_recipe_error(lambda: load_initial_weights(self.method, recipe.init_from))
         else:
-            fresh_heads, origin = False, read_origin(self.folder, recipe)
+            fresh_heads, origin = False, origin_of(self.folder, recipe)
         config.license = settle(config.license, None, origin)
         return fresh_heads, origin
 

@@ -188,7 +188,7 @@ def title(config: "PreTrainingConfig", kind: str, method: str | None = None) -> 
 
 
 def _architecture(config: "PreTrainingConfig") -> str:
-    """The real size of a vision transformer, which the name of a timm model need not tell; else name and arguments."""
+    """The real size of a vision transformer, whatever the name of its timm model is; of another model name and arguments."""
     kwargs = config.backbone_kwargs or {}
     try:
         shape = vit_shape(config.backbone, config.image_size, kwargs)

@@ -10,7 +10,7 @@ from hssl_hf.errors import UserError
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 UNKNOWN = "unknown"  # a name that the Hub accepts for a license that nothing is known of
 PUBLIC_DOMAIN = {"0bsd", "cc0-1.0", "pddl", "unlicense", "wtfpl"}
-PERMISSIVE = {  # which ask for attribution only
+PERMISSIVE = {  # which require attribution only
     "afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "cc",
     "cdla-permissive-1.0", "cdla-permissive-2.0", "ecl-2.0", "isc", "mit", "ms-pl", "ncsa", "postgresql", "zlib",
 }  # fmt: skip
@@ -28,7 +28,7 @@ def is_non_commercial(*names: str | None) -> bool:
 
 
 def conditions(license: str) -> frozenset[str]:
-    """What a license asks for; one that is not known here, for itself."""
+    """What a license requires of models that follow; of one that is not known here, that they keep it."""
     name = license.strip().lower()
     if name in PUBLIC_DOMAIN:
         return frozenset()

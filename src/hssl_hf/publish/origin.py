@@ -84,10 +84,13 @@ def timm_origin(architecture: str, kwargs: dict | None) -> Origin | None:
         return Origin(public_path(str(file)))
     if not kwargs.get("pretrained"):
         return None
-    config = timm.get_pretrained_cfg(architecture).to_dict()
+    if isinstance(tag := kwargs.get("pretrained_cfg"), str):
+        architecture = f"{architecture.partition('.')[0]}.{tag}"
+    own = timm.get_pretrained_cfg(architecture)
+    config = own.to_dict() if own else {}
     for name in ("pretrained_cfg", "pretrained_cfg_overlay"):
-        if isinstance(own := kwargs.get(name), dict):  # other weights, under a license of their own
-            config = {"license": None, "hf_hub_id": None, **own}
+        if isinstance(other := kwargs.get(name), dict):  # other weights, under a license of their own
+            config = {"license": None, "hf_hub_id": None, **other}
     repository = _line(config.get("hf_hub_id"))
     name = repository or _line(config.get("url") or config.get("file")) or architecture
     license = _license({"license": config.get("license")}, None)

@@ -102,7 +102,7 @@ def _sound(values: dict, kinds: dict, path: Path) -> dict:
     return sound
 
 
-def read_origin(folder: Path, recipe: Recipe) -> Origin | None:
+def origin_of(folder: Path, recipe: Recipe) -> Origin | None:
     """The weights from which a run started; of unknown license where its manifest has lost them; None if they were random."""
     if recipe.init_from is None:
         config = recipe.model_config()

@@ -65,7 +65,7 @@ class RunDirectory:
     @cached_property
     def model(self) -> PreTrainedModel:
         hssl_hf.register()
-        config, origin = self.recipe.model_config(), manifest.read_origin(self.folder, self.recipe)
+        config, origin = self.recipe.model_config(), manifest.origin_of(self.folder, self.recipe)
         config.license = settle(config.license, None, origin)
         model = AutoModelForPreTraining.from_config(config)
         with reading(self.checkpoint / WEIGHTS, f"expected weights of the model in {self.folder / RECIPE}"):
@@ -111,7 +111,7 @@ def card_context(folder: Path, recipe: Recipe, license: str | None = None, **loc
     Raises:
         LicenseError: if the origin of the weights does not allow the license.
     """
-    origin = manifest.read_origin(folder, recipe)
+    origin = manifest.origin_of(folder, recipe)
     settle(recipe.model_config().license, license, origin)
     about = {"recipe": manifest.public_recipe(recipe, origin), "manifest": manifest.read(folder), "license": license}
     about["origin"] = as_plain(origin)
