@@ -7,11 +7,12 @@ import pytest
 from timm.data import ImageNetInfo
 
 from hssl_hf.config.recipe import load_recipe
-from hssl_hf.data.source import Source, StreamError, count_images
+from hssl_hf.data.source import Source, count_images
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.evaluation.features import LabeledImages
 from tests.conftest import ROOT
 from tests.data.test_stream import png
+from tests.faults import refused
 
 LISTS = {number: ROOT / "training" / "data" / f"imagenet_s{number}.txt" for number in (50, 300, 919)}
 
@@ -63,15 +64,51 @@ def test_wordnet_ids_match_a_dataset_with_other_names_for_its_thousand_classes(t
     assert images == {png(0), png(1), png(3)}, "n01440764, n01443537 and n01491361 are the labels 0, 1 and 3"
 
 
+@pytest.mark.fault("class lists")
 @pytest.mark.parametrize(
-    ("text", "message"), [("dog cat", "lacks classes .*: dog"), ("", "the file is empty"), (None, "cannot read data.classes")]
+    ("text", "words"),
+    [
+        (b"dog cat", ["1 of 1 classes", "'dog cat'", "'ant', 'bee', 'cat'", "one class per line"]),
+        (b"cat\ngreat auk\nn01440764 tench", ["2 of 3 classes", "'great auk', 'n01440764'"]),
+        ("\n".join(f"class {i}" for i in range(9)).encode(), ["9 of 9 classes", "'class 4' and 4 more"]),
+        (b"Cat", ["'Cat'"]),
+        (b"", ["the file is empty", "'ant'"]),
+        (b"# cat\n \n", ["the file is empty"]),
+        (b"\xff\xfe", ["cannot be read"]),
+        (None, ["cannot be read", "No such file"]),
+    ],
+    ids=["two in a line", "spaces", "many", "case", "empty", "comments", "not utf-8", "missing"],
 )
-def test_classes_that_are_not_there_are_refused(animals, tmp_path, text, message):
+def test_classes_that_are_not_there_are_refused(animals, tmp_path, text, words):
     path = tmp_path / "others.txt"
     if text is not None:
-        path.write_text(text)
-    with pytest.raises(StreamError, match=message):
+        path.write_bytes(text)
+    with refused("data.classes=", str(path), animals.path, *words):
         ImageStream(Source(animals.path, classes=str(path)))
+
+
+NAMES = ["test tube", "great white shark, white shark", "tench", "n01440764", "C#", "a  b", "n01443537 goldfish", "Käfer"]
+
+
+@pytest.mark.fault("class lists")
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("test tube\ntench", {0, 2}),
+        ("great white shark, white shark", {1}),
+        ("  tench\t\r\n# tench\r\n\r\nC#\r\n", {2, 4}),
+        ("n01440764 tench, Tinca tinca", {3}),
+        ("n01443537 goldfish\nn01440764\ta fish", {3, 6}),
+        ("\ufeffKäfer\na  b", {5, 7}),
+        ("tench\ntench", {2}),
+    ],
+)
+def test_a_line_is_a_class(tmp_path, text, labels):
+    """Spaces, commas and ids belong to a name; an id that is no name of its own is followed by words about it."""
+    (tmp_path / "some.txt").write_bytes(text.encode())
+    source = Source(write(tmp_path / "data", NAMES, list(range(8))), classes=str(tmp_path / "some.txt"))
+    assert {image.data for image in islice(ImageStream(source, shuffle_buffer_size=1), len(labels))} == set(map(png, labels))
+    assert count_images(source) == len(labels)
 
 
 def test_the_lists_have_their_numbers_of_imagenets_classes():

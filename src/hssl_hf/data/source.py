@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from timm.data import ImageNetInfo
 
+from hssl_hf.data.classes import find_classes, read_class_list
 from hssl_hf.data.errors import StreamError
 from hssl_hf.data.local_dataset import LocalDataset, fingerprint_of_files
 from hssl_hf.data.local_source import EXPECTED, TABLES, TAR, open_local, table_files
@@ -37,7 +37,8 @@ class Source(Section):
         image_column: column with the images, or with their paths below the dataset; None takes the only column of type `Image`.
             Of tar shards: the end of the names of their images, such as jpg; None takes all images.
         streaming: read while training (True) or fetch everything to the local cache first (False).
-        classes: file of class names, with # in front of comments; images of other classes are passed over. None for all.
+        classes: file of class names; images of other classes are passed over. None for all. Each line holds the full name of a
+            class as in the dataset, spaces included, or begins with WordNet ids (n01440764); lines that begin with # are comments.
         label_column: where the classes are.
         allow_remote_paths: open URLs that the dataset's own columns name.
     """
@@ -181,30 +182,19 @@ def count_images(source: Source, dataset: Dataset | None = None) -> int:
 
 
 def resolve_classes(source: Source, dataset: Dataset) -> set[int] | None:
-    """Labels of the classes that a source is limited to; None for no limit.
-
-    Classes are matched by their names in the dataset, or, if they are WordNet ids and the dataset has ImageNet's thousand
-    classes under other names, by their position in ImageNet.
+    """Labels of the classes that a source is limited to (`find_classes`); None for no limit.
 
     Raises:
         StreamError: if the file cannot be read, or the dataset does not have these classes.
     """
     if source.classes is None:
         return None
+    names = getattr((dataset.features or {}).get(source.label_column), "names", None) or []
     try:
-        lines = Path(source.classes).read_text().splitlines()
-        names = " ".join(line for line in lines if not line.startswith("#")).split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StreamError(f"cannot read data.classes={source.classes!r}: {error}") from error
-    known = getattr((dataset.features or {}).get(source.label_column), "names", None) or []
-    for order in (known, ImageNetInfo("imagenet-1k").label_names() if len(known) in (0, 1000) else []):
-        if names and set(names) <= set(order):
-            return {order.index(name) for name in names}
-    missing = sorted(set(names) - set(known))
-    raise StreamError(
-        f"{source.path!r} lacks classes that {source.classes} names: {', '.join(missing[:5]) or 'the file is empty'}; "
-        f"it has {len(known)} classes in its column {source.label_column!r}"
-    )
+        return find_classes(read_class_list(source.classes), names)
+    except StreamError as error:
+        where = f"data.classes={source.classes!r} for {source.path!r} (column {source.label_column!r})"
+        raise StreamError(f"{where}: {error}") from error
 
 
 def dataset_fingerprint(source: Source) -> dict[str, str | None]:
