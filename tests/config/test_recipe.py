@@ -225,6 +225,18 @@ def test_saved_recipe_reads_back_equal(tmp_path):
     assert recipe_diff(yaml.safe_load((tmp_path / "recipe.yaml").read_text()), recipe.to_dict()) == []
 
 
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("name", ["thesis.yaml", "new.yaml"])
+def test_a_recipe_is_not_saved_through_a_link(tmp_path, name):
+    (tmp_path / "thesis.yaml").write_text("years of work")
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "recipe.yaml"
+    path.symlink_to(tmp_path / name)
+    load_recipe(None, ["seed=3"]).save(path)
+    assert load_recipe(path).seed == 3 and not path.is_symlink()
+    assert (tmp_path / "thesis.yaml").read_text() == "years of work" and not (tmp_path / "new.yaml").exists()
+
+
 def test_differences_leave_out_what_has_no_effect():
     before = Recipe().to_dict()
     after = load_recipe(

@@ -9,6 +9,7 @@ import pytest
 
 from hssl_hf.data.files import (
     append_line,
+    make_folder_below,
     read_below,
     read_lines,
     read_object,
@@ -70,6 +71,36 @@ def test_nothing_is_written_through_links(secret, tmp_path):
     (run / "curves").symlink_to(secret.parent)
     with refused("link", "curves"):
         write_below(run, "curves/views.png", b"drawn")
+    assert secret.read_text() == "private" and list(secret.parent.iterdir()) == [secret]
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("kind", ["file", "broken", "folder", "pipe"])
+def test_nothing_is_appended_through_links(kind, secret, tmp_path):
+    path = tmp_path / "run" / "log.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"file": secret, "broken": secret.with_name("new"), "folder": secret.parent}[kind])
+    with refused(str(path), "link"):
+        append_line(path, {"step": 1})
+    assert secret.read_text() == "private" and list(secret.parent.iterdir()) == [secret]
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("kind", ["nothing", "folder", "file", "link to a file", "link to a folder", "broken link"])
+def test_a_new_folder_is_empty_and_no_link(kind, secret, tmp_path):
+    path = tmp_path / "run" / "captures" / "step-1"
+    path.parent.mkdir()
+    if kind == "folder":
+        (path / "before").mkdir(parents=True)
+    elif kind == "file":
+        path.write_text("before")
+    elif kind != "nothing":
+        path.symlink_to({"file": secret, "folder": secret.parent, "link": secret.with_name("new")}[kind.split()[-1]])
+    assert (
+        make_folder_below(tmp_path / "run", "captures/step-1") == path and not path.is_symlink() and list(path.iterdir()) == []
+    )
     assert secret.read_text() == "private" and list(secret.parent.iterdir()) == [secret]
 
 

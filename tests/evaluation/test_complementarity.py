@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hssl_hf.cli.main import main
-from hssl_hf.evaluation.complementarity import combine, complementarity
+from hssl_hf.evaluation.complementarity import FORMATS, combine, complementarity, draw
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import SAMPLE, tiny_model
@@ -55,6 +55,16 @@ def test_a_backbone_with_itself_gains_nothing():
     assert len({accuracy for _, accuracy in curve}) == 1 and counts["only_first"] == counts["only_second"] == 0
     with pytest.raises(ValueError, match="points: expected a whole number from 2 to 1001, got 1"):
         complementarity(splits, splits, points=1)
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_curve_is_not_drawn_through_a_link(tmp_path, ending):
+    (tmp_path / "private").write_text("private")
+    path = tmp_path / f"curve.{ending}"
+    path.symlink_to(tmp_path / "private")
+    draw([(0.0, 10.0), (1.0, 20.0)], ("a", "b"), path)
+    assert (tmp_path / "private").read_text() == "private" and path.stat().st_size > 5_000 and not path.is_symlink()
 
 
 def test_through_the_command_line(tmp_path, unchecked, capsys):

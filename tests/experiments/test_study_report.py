@@ -58,6 +58,9 @@ def test_the_table_has_what_was_measured(tmp_path):
     assert lines[5].startswith("| vit | 42.00 | 41.00, 43.00 | +1.50 ± 0.71 | 0.100 | – | – | – |")
     begun = Findings(STUDY, records()[:4])
     assert len(table(begun)) == 5 and rank_table(begun) == []
+    (tmp_path / "private.png").write_text("private")
+    (tmp_path / "1.png").symlink_to(tmp_path / "private.png")
     for number, findings in enumerate((begun, Findings(STUDY, records()))):
         draw(findings, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000
+    assert (tmp_path / "private.png").read_text() == "private"

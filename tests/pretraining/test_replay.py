@@ -13,6 +13,7 @@ from hssl_hf.engine.distributed import Engine
 from hssl_hf.engine.optim import build_optimizer, set_rates
 from hssl_hf.pretraining.replay import BatchRecorder, replay
 from tests.conftest import ROOT
+from tests.faults import refused
 
 
 @pytest.fixture
@@ -89,6 +90,33 @@ def test_replayed_step_has_the_same_loss(training, tmp_path):
     torch.rand(10)
     (report,) = replay(recorder.save(engine.accelerator, method, tmp_path, 0))
     assert report.losses["loss"] == loss
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("kind", ["folder", "weights", "captures"])
+def test_nothing_is_captured_through_a_link(training, tmp_path, kind):
+    recipe, method, engine = training
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "model.safetensors").write_text("private")
+    step = tmp_path / "captures" / "step-00000000"
+    if kind == "weights":
+        step.mkdir(parents=True)
+        (step / "model.safetensors").symlink_to(tmp_path / "private" / "model.safetensors")
+    else:
+        step.parent.mkdir(exist_ok=kind == "folder")
+        step.symlink_to(tmp_path / "private")
+        if kind == "captures":
+            step.unlink()
+            step.parent.rmdir()
+            step.parent.symlink_to(tmp_path / "private")
+    recorder = BatchRecorder(1)
+    recorder.record(0, batch(recipe, 7), 0.07)
+    if kind == "captures":
+        with refused("captures", "link"):
+            recorder.save(engine.accelerator, method, tmp_path, 0)
+    else:
+        recorder.save(engine.accelerator, method, tmp_path, 0)
+    assert [path.read_text() for path in (tmp_path / "private").iterdir()] == ["private"]
 
 
 def test_folder_without_capture_is_refused(tmp_path):

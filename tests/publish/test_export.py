@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTModel
 
 from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.publish import parity
-from hssl_hf.publish.export import CardContext, ExportError, export_backbone, export_model, update_card
+from hssl_hf.publish.export import MARKER, CardContext, ExportError, export_backbone, export_model, update_card
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
@@ -357,6 +357,22 @@ def test_folder_with_files_that_no_export_has_written_is_not_overwritten(trained
     with refused(name, "choose another folder"):
         export_model(trained, tmp_path)
     assert (tmp_path / name).read_text() == (tmp_path / "config.json").read_text() == "years of work"
+
+
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("content", ["thesis.txt\nREADME.md\nfacts.yaml\n", "", None])
+def test_the_list_of_an_exports_files_is_no_link(tmp_path, content):
+    """It would be overwritten where the link leads, and could declare the files of a user to be those of an export."""
+    folder, private = tmp_path / "export", tmp_path / "private"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    (folder / "facts.yaml").write_text("model_type: hssl\n")
+    if content is not None:
+        private.write_text(content)
+    (folder / MARKER).symlink_to(private)
+    with refused("thesis.txt" if content is None else "link"):
+        update_card(folder, CardContext())
+    assert (private.read_text() if private.exists() else None) == content and (folder / "thesis.txt").exists()
 
 
 @pytest.mark.fault("files of a user")

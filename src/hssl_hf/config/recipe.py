@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from hssl_hf.config.strict_yaml import RecipeError, build, dump, flatten, override, parse, read
 from hssl_hf.data.augmentation import MaskConfig, ViewConfig
 from hssl_hf.data.channels import views_for_channels
+from hssl_hf.data.files import write_below
 from hssl_hf.data.loader import DataConfig
 from hssl_hf.evaluation.probe import ProbeConfig
 from hssl_hf.fields import (
@@ -198,7 +199,8 @@ class Recipe(Section):
         return parse(dump(dataclasses.asdict(self)), "recipe")
 
     def save(self, path: Path) -> None:
-        path.write_text(dump(self.to_dict()))
+        """Write the file of the recipe, in place of a link of its name; raises a UserError if it cannot be written."""
+        write_below(path.parent, path.name, dump(self.to_dict()))
 
 
 def load_recipe(path: Path | None, overrides: list[str] = ()) -> Recipe:

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,41 @@ def write_below(folder: Path | str, name: str, content: str | bytes) -> None:
 
 
 @contextmanager
+def append_below(folder: Path | str, name: str) -> Iterator[BinaryIO]:
+    """Open a file of a folder for reading, and for writing at its end; it is created if needed. Arguments as of `open_below`.
+
+    Raises:
+        LinkError: for links, and for pipes and devices.
+        UserError: if it cannot be opened.
+    """
+    with writing(Path(folder, name)), _parent(folder, name) as (parent, last):
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(last, flags, 0o666, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise LinkError(_expected_file(folder, name))
+    with os.fdopen(descriptor, "ab+") as file:
+        yield file
+
+
+def make_folder_below(folder: Path | str, name: str) -> Path:
+    """Make an empty folder in another one, in place of whatever has its name, links included. Arguments as of `write_below`.
+
+    Raises:
+        LinkError: if a folder between the two is a link.
+        UserError: if it cannot be written.
+    """
+    with writing(Path(folder, name)), _parent(folder, name, make=True) as (parent, last):
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(last, dir_fd=parent, follow_symlinks=False).st_mode):
+                shutil.rmtree(last, dir_fd=parent)
+            else:
+                os.unlink(last, dir_fd=parent)
+        os.mkdir(last, dir_fd=parent)
+    return Path(folder, name)
+
+
+@contextmanager
 def _parent(folder: Path | str, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
     """A descriptor of the folder that holds a file, to which no link below `folder` leads, and the last part of the name."""
     *between, last = PurePath(name).parts
@@ -131,8 +167,9 @@ def require_writable(folder: Path | str) -> None:
 
 
 def append_line(path: Path | str, values: dict) -> None:
-    """Append a line of JSON, behind what may have been cut short; raises a UserError if it cannot be written."""
-    with writing(path), Path(path).open("ab+") as file:
+    """Append a line of JSON, behind what may have been cut short; raises a UserError if it is a link or cannot be written."""
+    path = Path(path)
+    with writing(path), append_below(path.parent, path.name) as file:
         start = b""
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

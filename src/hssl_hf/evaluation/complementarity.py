@@ -1,6 +1,7 @@
 """Two frozen backbones together: does each classify images correctly that the other does not?"""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hssl_hf.errors import writing
+from hssl_hf.data.files import write_below
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import accuracy, complementary_counts
 from hssl_hf.fields import Range, check
@@ -75,5 +76,6 @@ def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path | 
     axes.set_title(f"α · {names[0]} + (1 − α) · {names[1]}".replace("$", r"\$"), fontsize=9)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    content, path = BytesIO(), Path(path)
+    figure.savefig(content, dpi=110, format=path.suffix.lower().removeprefix(".") or "png")
+    write_below(path.parent, path.name, content.getvalue())

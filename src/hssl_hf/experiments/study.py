@@ -15,11 +15,12 @@ from typing import Annotated
 
 import torch
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
 from hssl_hf.config.strict_yaml import build, read_yaml
+from hssl_hf.data.files import write_below
 from hssl_hf.evaluation.features import extract
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import Discrepancy, SolvedIoU, SolvedSamples, accuracy
@@ -116,7 +117,7 @@ class Measurement:
             manifest = json.loads((folder / "manifest.json").read_text())
             seconds = Value("training_seconds", manifest["seconds"], "seconds", {"images": manifest["images_seen"]})
             predictions, values = self._evaluate(run.model, run.recipe.optim.teacher_temperature[1])
-            save_file(predictions, folder / PREDICTIONS)
+            write_below(folder, PREDICTIONS, save(predictions))
             values = [seconds, *values]
         self._record(values, variant, seed)
 

@@ -7,7 +7,9 @@ from statistics import mean, stdev
 import numpy as np
 from matplotlib.figure import Figure
 
+from hssl_hf.data.files import write_below
 from hssl_hf.experiments.study import PIXELS, UNTRAINED, Study
+from hssl_hf.visualization.curves import png_of
 
 FORMATS = {"discrepancy": ".3f", "N_s": ".0f", "sIoU": ".3f", "knn_top1_auxiliary": ".2f"}  # of the last columns of `table`
 
@@ -118,7 +120,7 @@ def draw(findings: Findings, path: Path) -> None:
         axes.legend(fontsize=7, loc="upper left")
     for axes in (left, middle, right):
         axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=90)
+    write_below(path.parent, path.name, png_of(figure, dpi=90))
 
 
 def _draw_gains(axes, findings: Findings) -> None:

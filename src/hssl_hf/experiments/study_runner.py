@@ -9,9 +9,11 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 
+from hssl_hf.data.files import append_below
 from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.experiments.study import Measurement, Study
 
+LOG = "train.log"
 logger = logging.getLogger(__name__)
 
 
@@ -31,11 +33,12 @@ class Runner:
 
         Raises:
             RuntimeError: if it fails; its output is in train.log of its folder.
+            UserError: if that is a link, or cannot be written.
         """
         folder, core = self.folder_of(variant, seed), self.cores.pop()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with (folder / "train.log").open("a") as log:
+            with append_below(folder, LOG) as log:
                 command, environment = self._command(variant, seed, folder), {**os.environ, "OMP_NUM_THREADS": "1"}
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 os.sched_setaffinity(process.pid, {core})
@@ -44,7 +47,7 @@ class Runner:
         finally:
             self.cores.append(core)
         if code:
-            raise RuntimeError(f"{variant} with seed {seed} ended with code {code}; see {folder / 'train.log'}")
+            raise RuntimeError(f"{variant} with seed {seed} ended with code {code}; see {folder / LOG}")
 
     def _command(self, variant: str, seed: int, folder: Path) -> list[str]:
         arguments = [str(self.path.parent / self.study.recipe), *self.overrides, *self.study.overrides(variant, seed)]

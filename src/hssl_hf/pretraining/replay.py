@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
+from hssl_hf.data.files import make_folder_below
 from hssl_hf.data.views import Views
 from hssl_hf.engine.checkpoint import WEIGHTS, write_state
+from hssl_hf.engine.distributed import on_main_process
 from hssl_hf.errors import reading
 from hssl_hf.pretraining.setup import forward_on_cpu
 from hssl_hf.runs.run_directory import RunDirectory
@@ -44,8 +46,7 @@ class BatchRecorder:
         Returns:
             the folder of the capture.
         """
-        capture = folder / CAPTURES / f"step-{step:08d}"
-        capture.mkdir(parents=True, exist_ok=True)
+        capture = on_main_process(accelerator, lambda: make_folder_below(folder, f"{CAPTURES}/step-{step:08d}"))
         micro_batches = [micro_batch for micro_batch in self.micro_batches if micro_batch["step"] == step]
         torch.save(micro_batches, capture / f"micro-batches-{accelerator.process_index}.pt")
         if accelerator.is_main_process:

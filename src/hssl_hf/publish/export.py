@@ -159,7 +159,7 @@ def require_replaceable(folder: Path | str) -> None:
     require_writable(folder.absolute().parent)
     if not folder.exists():
         return
-    written = (folder / MARKER).read_text().splitlines() if (folder / MARKER).is_file() else []
+    written = read_below(folder, MARKER).decode().splitlines() if (folder / MARKER).is_file() else []
     if foreign := [name for name in _files(folder) if name not in written] if folder.is_dir() else ["a file of this name"]:
         rest = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise UserError(
@@ -201,7 +201,7 @@ def _files(folder: Path) -> list[str]:
 
 def _mark(folder: Path, *planned: str) -> None:
     """List the files of an export, and those that will be written, which a later export may replace."""
-    (folder / MARKER).write_text("".join(f"{name}\n" for name in [*_files(folder), *planned]))
+    write_below(folder, MARKER, "".join(f"{name}\n" for name in [*_files(folder), *planned]))
 
 
 def _default_processor(model: "StudentTeacherPreTrainedModel") -> BitImageProcessor:

@@ -35,10 +35,10 @@ def curves_png(lines: list[dict]) -> bytes:
     return png_of(figure)
 
 
-def png_of(figure: "Figure") -> bytes:
+def png_of(figure: "Figure", dpi: int = 110) -> bytes:
     """A figure of matplotlib as a PNG file."""
     content = BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    figure.savefig(content, dpi=dpi, format="png")
     return content.getvalue()
 
 
