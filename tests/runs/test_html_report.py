@@ -10,6 +10,7 @@ import pytest
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.runs import manifest
 from hssl_hf.runs.html_report import write_report
+from hssl_hf.runs.run_lock import STATUS
 from hssl_hf.visualization.curves import draw_curves
 from tests.faults import refused
 from tests.publish.test_model_card import RECORD
@@ -41,6 +42,18 @@ def test_finished_run_shows_everything_in_one_file(run):
     assert "61.23 %" in page and "user/images" in page and "1 min" in page and "&lt;b&gt;bad&lt;/b&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page), "nothing is fetched from elsewhere"
+
+
+@pytest.mark.fault("status of a run")
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [('{"state": "failed", "message": "no <room>"}', "<p><b>failed: no &lt;room&gt;</b></p>"), ("{", ""), (None, "")],
+)
+def test_the_page_begins_with_what_has_become_of_the_run(run, status, words):
+    if status is not None:
+        (run / STATUS).write_text(status)
+    above, _, _ = write_report(run).read_text().partition('<div class="bar"')
+    assert above.rstrip().endswith(words or "</p>") and ("<b>" in above) == bool(words)
 
 
 def test_folder_without_run_is_refused(tmp_path):

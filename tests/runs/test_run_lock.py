@@ -4,7 +4,7 @@ import os
 import pytest
 
 from hssl_hf.runs import run_lock
-from hssl_hf.runs.run_lock import LOCK, OF_A_RUN, STALE, STATUS, RunLock, RunLockError, read_status
+from hssl_hf.runs.run_lock import LOCK, OF_A_RUN, STALE, STATUS, RunLock, RunLockError, describe_status, read_status
 from tests.faults import refused
 
 HERE = run_lock._this_process()
@@ -64,6 +64,20 @@ def test_files_that_no_run_has_written_are_refused(tmp_path, name):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
+@pytest.mark.fault("links in a run")
+@pytest.mark.parametrize("name", [f".{LOCK}.{os.getpid()}", LOCK, STATUS])
+def test_a_folder_is_not_claimed_through_links(tmp_path, name):
+    private = tmp_path / "private.json"
+    private.write_text('{"state": "private"}')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(private)
+    with RunLock(tmp_path / "run") as lock:
+        lock.acquire()
+        lock.begin()
+        lock.require()
+    assert private.read_text() == '{"state": "private"}' and read_status(tmp_path / "run")["state"] == "finished"
+
+
 def test_other_files_may_be_in_the_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with RunLock(tmp_path) as lock:
@@ -83,6 +97,45 @@ def test_the_folder_shows_what_has_become_of_the_run(tmp_path, error, state):
             raise error
     status = read_status(tmp_path)
     assert status["state"] == state and status.get("message", "no room") == "no room" and not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.fault("status of a run")
+@pytest.mark.parametrize(
+    ("status", "owner", "words"),
+    [
+        ({"state": "running", "time": "2026-01-02T03:04:05+00:00"}, ALIVE, "running (since 2026-01-02T03:04:05+00:00)"),
+        ({"state": "running"}, ELSEWHERE, "running"),
+        ({"state": "running"}, GONE, "no longer running: its process is gone"),
+        ({"state": "running"}, REUSED, "no longer running: its process is gone"),
+        ({"state": "running"}, None, "no longer running: its process is gone"),
+        ({"state": "running"}, {"host": 3}, "no longer running: its process is gone"),
+        ({"state": "running"}, {**GONE, "process": "x"}, "no longer running: its process is gone"),
+        ({"state": "interrupted"}, None, "interrupted; continue it with resume_from_checkpoint=auto"),
+        ({"state": "failed", "message": "no room"}, None, "failed: no room"),
+        ({"state": "finished"}, GONE, "finished"),
+    ],
+)
+def test_users_learn_what_has_become_of_a_run(tmp_path, status, owner, words):
+    (tmp_path / STATUS).write_text(json.dumps(status))
+    if owner is not None:
+        (tmp_path / LOCK).write_text(json.dumps(owner))
+    description = describe_status(tmp_path)
+    assert description.startswith(words) if "gone" in words else description == words
+
+
+def test_a_run_on_another_machine_that_renews_its_lock_no_longer_is_gone(tmp_path):
+    assert describe_status(locked_by(tmp_path, ELSEWHERE, age=1.1 * STALE)).startswith("no longer running")
+
+
+@pytest.mark.fault("status of a run")
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"state": "x"}', '{"state": {}}', "[" * 100_000, "link"])
+def test_nothing_is_known_of_a_run_without_a_readable_status(tmp_path, content):
+    if content == "link":
+        (tmp_path / "private").write_text('{"state": "failed", "message": "private"}')
+        (tmp_path / STATUS).symlink_to(tmp_path / "private")
+    elif content is not None:
+        (tmp_path / STATUS).write_text(content)
+    assert describe_status(tmp_path) == ""
 
 
 def test_a_start_that_is_refused_changes_nothing(tmp_path):

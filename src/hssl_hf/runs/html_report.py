@@ -15,6 +15,7 @@ from hssl_hf.publish.model_card import METRICS
 from hssl_hf.runs import manifest
 from hssl_hf.runs.metric_logger import CURVES, LOG, read_log
 from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_figures
+from hssl_hf.runs.run_lock import describe_status
 from hssl_hf.visualization.curves import curves_png
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -63,6 +64,7 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
     return {
         "title": card_text.title(config, "main"),
         "description": f"{config.describe()[1]} · {folder.resolve().name}",
+        "status": describe_status(folder),
         "done": done, "steps": steps, "percent": round(100 * done / max(1, steps), 1),
         "headlines": {"of the steps": f"{done / max(1, steps):.0%}", **values},
         "alarms": read_lines(folder / ALARMS),

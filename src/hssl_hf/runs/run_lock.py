@@ -5,12 +5,13 @@ import json
 import os
 import platform
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from hssl_hf.data.files import write_below
+from hssl_hf.data.files import read_below, write_below
 from hssl_hf.errors import UserError
 from hssl_hf.runs.manifest import MANIFEST
 from hssl_hf.runs.metric_logger import CURVES, LOG
@@ -19,6 +20,14 @@ from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS
 LOCK, STATUS = "run.lock", "status.json"
 HEARTBEAT, STALE = 20.0, 120.0  # seconds between renewals of a lock, and after which one of another machine counts no longer
 CLOCK_ERROR = 5.0  # seconds by which two processes may differ about the start of a third
+RESUME = "continue it with resume_from_checkpoint=auto"
+STATES = {  # and what a user is to know
+    "running": "running",
+    "gone": f"no longer running: its process is gone (killed, or its machine stopped); {RESUME}",
+    "interrupted": f"interrupted; {RESUME}",
+    "failed": "failed",
+    "finished": "finished",
+}
 OF_A_RUN = (RECIPE, LOG, RESULTS, ALARMS, MANIFEST, CURVES, "checkpoints", "figures", "captures", "export")
 
 
@@ -56,7 +65,9 @@ class RunLock:
                 "overwrite but none has written; choose another folder with run.output_dir"
             )
         claim = self.folder / f".{LOCK}.{os.getpid()}"
-        claim.write_text(json.dumps(self.owner))
+        claim.unlink(missing_ok=True)
+        with claim.open("x") as file:  # never through a link
+            file.write(json.dumps(self.owner))
         try:
             if not self._link(claim):
                 self._refuse_live_owner(claim.stat().st_mtime)
@@ -77,7 +88,7 @@ class RunLock:
         Raises:
             RunLockError: if another one has taken it over.
         """
-        if self._held and (owner := _read(self.path)) != self.owner:
+        if self._held and (owner := _read_owner(self.path)) != self.owner:
             self._held = False
             by = f"process {owner['process']} on {owner['host']}" if owner else "a user, who has removed its lock"
             raise RunLockError(f"{self.folder} was taken over by {by}, so that this run ends; nothing was written since")
@@ -88,7 +99,7 @@ class RunLock:
     def __exit__(self, kind, error, _traceback) -> None:
         """Give the folder back, with what has become of the run."""
         self._released.set()
-        if not self._held or _read(self.path) != self.owner:
+        if not self._held or _read_owner(self.path) != self.owner:
             return
         with contextlib.suppress(UserError):  # such as a full disk, of which the run itself has ended
             if not self._begun:
@@ -115,11 +126,8 @@ class RunLock:
 
     def _refuse_live_owner(self, now: float) -> None:
         """Raise an error if the process of the lock is alive; `now` is by the clock of the file system."""
-        owner, age = _read(self.path), now - (self.path.stat().st_mtime if self.path.exists() else 0)
-        if self.take_over or owner == self.owner or owner is None:
-            return
-        here = owner["host"] == self.owner["host"]
-        if not (_is_alive(owner) if here else age < STALE):
+        owner, age = _read_owner(self.path), _age(self.path, now)
+        if self.take_over or owner == self.owner or not _trains(owner, age):
             return
         raise RunLockError(
             f"process {owner['process']} on {owner['host'].partition(' ')[0]} already trains in {self.folder} (it was there "
@@ -129,7 +137,7 @@ class RunLock:
 
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT):
-            if _read(self.path) != self.owner:
+            if _read_owner(self.path) != self.owner:
                 return
             with contextlib.suppress(OSError):
                 os.utime(self.path)
@@ -144,6 +152,30 @@ def read_status(folder: Path) -> dict:
     return _read(folder / STATUS) or {}
 
 
+def describe_status(folder: Path) -> str:
+    """What has become of a run, in words for its user; empty if it was never started."""
+    status = read_status(folder)
+    state = str(status.get("state"))
+    if state == "running" and not _trains(_read_owner(folder / LOCK), _age(folder / LOCK, time.time())):
+        state = "gone"
+    if state not in STATES:
+        return ""
+    since = f" (since {status['time']})" if state == "running" and "time" in status else ""
+    message = f": {status['message']}" if state == "failed" and "message" in status else ""
+    return f"{STATES[state]}{since}{message}"
+
+
+def _trains(owner: dict | None, age: float) -> bool:
+    """Whether the process of a lock, which was renewed `age` seconds ago, is alive as far as this machine knows."""
+    if owner is None:
+        return False
+    return _is_alive(owner) if owner["host"] == _this_process()["host"] else age < STALE
+
+
+def _age(lock: Path, now: float) -> float:
+    return now - (lock.stat().st_mtime if lock.exists() else 0)
+
+
 def _this_process() -> dict:
     """Machine (with its namespace of processes, since containers may share a name), process, and when that has started."""
     namespace = Path("/proc/self/ns/pid")
@@ -156,12 +188,19 @@ def _is_alive(owner: dict) -> bool:
         process = psutil.Process(owner["process"])
         same = abs(process.create_time() - owner["started"]) < CLOCK_ERROR
         return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+    except (psutil.Error, TypeError, ValueError):
         return False
+
+
+def _read_owner(path: Path) -> dict | None:
+    """The process of a lock; None if there is none, or one that cannot be read."""
+    owner = _read(path)
+    return owner if owner and owner.keys() >= {"host", "process", "started"} else None
 
 
 def _read(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(read_below(path.parent, path.name))
+    except (OSError, ValueError, RecursionError):
         return None
+    return value if isinstance(value, dict) else None
