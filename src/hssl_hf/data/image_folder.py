@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from posixpath import abspath, basename, dirname, expanduser, join, normpath, realpath, splitext
+from posixpath import abspath, basename, dirname, expanduser, join, realpath, splitext
 
 import datasets
 import numpy as np
@@ -16,12 +16,12 @@ import numpy as np
 from hssl_hf.data.decode import SUFFIXES, is_image
 from hssl_hf.data.errors import StreamError
 from hssl_hf.data.local_dataset import LeftOut, LocalDataset, fingerprint_of_files, printable
+from hssl_hf.data.metadata import missing_files, read_metadata
 from hssl_hf.data.splits import select_split
 
 SHARDS = 128
 APPLE_DOUBLE = "._"  # macOS keeps attributes of x.jpg in ._x.jpg on other file systems
 VERSION_CONTROL = ".git"  # which may hold every image a second time
-METADATA = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}  # and their builders in `datasets`
 OTHER_SUFFIXES = frozenset((  # of files that are no images, which need not be opened to know it
     ".arrow", ".avi", ".bin", ".cls", ".csv", ".db", ".gz", ".h5", ".hdf5", ".heic", ".heif", ".html", ".ini", ".json",
     ".jsonl", ".lock", ".log", ".mat", ".md", ".mkv", ".mov", ".mp4", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl",
@@ -193,7 +193,8 @@ class ImageFolder(LocalDataset):
             + (f": {left_out}" if left_out else "")
         ]
         parts += [f"{elsewhere} images of other splits"] if elsewhere else []
-        return "; ".join([*parts, *([self.reading] if self.reading else [])])
+        missing = missing_files(self.listing)
+        return "; ".join(part for part in [*parts, str(missing), self.reading] if part)
 
     def fingerprint(self) -> str:
         paths = (self.path(index) for index in range(len(self)))
@@ -201,7 +202,7 @@ class ImageFolder(LocalDataset):
 
     def _read_labels(self, column: str) -> tuple[Sequence, datasets.ClassLabel | datasets.Value]:
         """Labels in the order of names, and their type."""
-        if values := self._read_metadata(column):
+        if values := read_metadata(self.listing, column):
             paths = [self.path(index) for index in range(len(self))]
             missing = [path for path in paths if values.get(path) is None]
             if missing:
@@ -229,14 +230,3 @@ class ImageFolder(LocalDataset):
         numbers = {name: number for number, name in enumerate(names)}
         labels = [numbers[basename(folder.name)] for folder in self.folders]
         return np.repeat(labels, list(map(len, self.folders))).tolist(), datasets.ClassLabel(names=names)
-
-    def _read_metadata(self, column: str) -> dict[str, object]:
-        """Values of a column of the folder's metadata, by path below the root; empty where there are none."""
-        values = {}
-        for name in (name for names in self.listing.others.values() for name in names):
-            if builder := METADATA.get(basename(name)):
-                file = join(self.listing.root, name)
-                for row in datasets.load_dataset(builder, data_files=file, split="train", streaming=True):
-                    if "file_name" in row and column in row:
-                        values[normpath(join(dirname(name), row["file_name"]))] = row[column]
-        return values
