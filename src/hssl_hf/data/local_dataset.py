@@ -22,7 +22,12 @@ class LocalDataset(ABC):
     Args:
         shards: one value per shard, from which `read` makes its rows.
         features: by column; the images are not decoded.
+
+    Attributes:
+        declared: number of samples that a repository declares; None where images are counted instead.
     """
+
+    declared: int | None = None
 
     def __init__(self, shards: Sequence, features: datasets.Features):
         self.shards, self.features, self._first = shards, features, 0

@@ -10,7 +10,7 @@ import datasets
 
 from hssl_hf.data.classes import find_classes, read_class_list
 from hssl_hf.data.errors import StreamError
-from hssl_hf.data.local_dataset import LocalDataset, fingerprint_of_files
+from hssl_hf.data.local_dataset import LeftOut, LocalDataset, fingerprint_of_files
 from hssl_hf.data.local_source import EXPECTED, TABLES, TAR, open_local, table_files
 from hssl_hf.data.plain_paths import ODD, plain_path
 from hssl_hf.data.remote import expand_braces, web_options
@@ -35,10 +35,10 @@ class Source(Section):
             splits: names of folders are splits if all names at its top are, such as train, val2017 and train-semi.
         revision: revision of a Hub dataset.
         image_column: column with the images, or with their paths below the dataset; None takes the only column of type `Image`.
-            Of tar shards: the end of the names of their images, such as jpg; None takes all images.
+            Of tar shards, also those of the Hub: the end of the names of their images, such as jpg; None takes all images.
         streaming: read while training (True) or fetch everything to the local cache first (False).
         classes: file of class names; images of other classes are passed over. None for all. Each line holds the full name of a
-            class as in the dataset, spaces included, or begins with WordNet ids (n01440764); lines that begin with # are comments.
+            class as in the dataset, spaces included, or begins with WordNet ids (n01440764); # begins a line of comment.
         label_column: where the classes are.
         allow_remote_paths: open URLs that the dataset's own columns name.
     """
@@ -63,10 +63,11 @@ def load_source(source: Source, also: Sequence[str] = ()) -> Dataset:
     Raises:
         StreamError: if there is no such dataset, split or column.
     """
-    opened = _open_here(source, next(iter(also), None))
-    if isinstance(opened, LocalDataset):
-        return opened
-    dataset = opened if opened is not None else _load_dataset(source)
+    label_column = next(iter(also), None)
+    dataset = _open_here(source, label_column)
+    dataset = _load_dataset(source, label_column) if dataset is None else dataset
+    if isinstance(dataset, LocalDataset):
+        return dataset
     if isinstance(dataset, datasets.Dataset):
         dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MAP_STYLE_SHARDS, len(dataset))))
     column = _image_column(dataset, source)
@@ -87,17 +88,45 @@ def _open_here(source: Source, label_column: str | None = None) -> LocalDataset 
     return TarShards(_tar_urls(source), source.image_column, label_column) if is_tar else None
 
 
-def _load_dataset(source: Source) -> Dataset | datasets.Dataset:
+def _load_dataset(source: Source, label_column: str | None = None) -> Dataset | datasets.Dataset:
+    """What `datasets` opens, but tar shards of the Hub, of which it drops images without a word (see `_tars_of`)."""
     split = source.split or "train"
     try:
-        return datasets.load_dataset(
-            **_location(source), name=source.name, split=split, revision=source.revision, streaming=source.streaming
-        )
+        builder = datasets.load_dataset_builder(**_location(source), name=source.name, revision=source.revision)
+        if builder.name == "webdataset":
+            return _tars_of(builder, split, source, label_column)
+        if source.streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+    except StreamError:
+        raise
     except Exception as error:  # of pandas, pyarrow, web clients and others that read what others have written
         raise StreamError(
             f"cannot open data.path={source.path!r} (split {split!r}, configuration {source.name!r}): {_text(error)}\n"
             f"Expected {EXPECTED}"
         ) from error
+
+
+def _tars_of(builder: datasets.DatasetBuilder, split: str, source: Source, label_column: str | None) -> TarShards:
+    """The tar shards of a repository, with what its README declares.
+
+    `datasets` would drop members without a suffix and hidden ones, take a sample without the fields of the first five for one
+    without an image, and refuse a repository where these differ, as they do where names have dots.
+    """
+    files, declared, left_out = builder.config.data_files or {}, builder.info.splits or {}, LeftOut()
+    if split not in files:
+        raise StreamError(f"{source.path!r} has no split {split!r}; it has {', '.join(map(str, files))}")
+    tars = [file for file in files[split] if file.endswith(TAR)]
+    for other in set(files[split]) - set(tars):
+        left_out.add_file(other)
+    shards = TarShards(_fetched(tars, source), source.image_column, label_column, left_out=left_out)
+    if source.streaming and split in declared:
+        shards.declared = declared[split].num_examples
+    kind = (builder.info.features or {}).get(label_column)
+    if isinstance(kind, datasets.ClassLabel):
+        shards.features[label_column] = kind
+    return shards
 
 
 def _text(error: Exception, limit: int = 1000) -> str:
@@ -123,7 +152,11 @@ def _location(source: Source) -> dict:
 
 
 def _tar_urls(source: Source) -> list[str]:
-    urls = expand_braces(source.path)
+    return _fetched(expand_braces(source.path), source)
+
+
+def _fetched(urls: list[str], source: Source) -> list[str]:
+    """The URLs themselves, or, if they are not to be streamed, paths of their files on this machine."""
     if source.streaming:
         return urls
     try:
@@ -168,10 +201,8 @@ def count_images(source: Source, dataset: Dataset | None = None) -> int:
     if dataset is None:
         dataset = load_source(source, also=[source.label_column] if source.classes else [])
     chosen, is_local = resolve_classes(source, dataset), Path(source.path).expanduser().exists()
-    if chosen is None and not isinstance(dataset, LocalDataset):
-        splits, split = dataset.info.splits or {}, source.split or "train"
-        if split in splits and splits[split].num_examples:
-            return splits[split].num_examples
+    if chosen is None and (declared := _declared_count(source, dataset)):
+        return declared
     if not is_local and source.streaming:
         raise StreamError(f"{source.path!r} does not hold how many images it has; set it with data.images_per_epoch=...")
     if chosen is None:
@@ -179,6 +210,14 @@ def count_images(source: Source, dataset: Dataset | None = None) -> int:
             len(dataset) if isinstance(dataset, LocalDataset) else sum(len(b["image"]) for b in dataset.iter(batch_size=1024))
         )
     return sum(label in chosen for batch in dataset.iter(batch_size=1024) for label in batch[source.label_column])
+
+
+def _declared_count(source: Source, dataset: Dataset) -> int | None:
+    """Number of images that the metadata of a dataset hold; None if they do not."""
+    if isinstance(dataset, LocalDataset):
+        return dataset.declared
+    splits, split = dataset.info.splits or {}, source.split or "train"
+    return splits[split].num_examples if split in splits else None
 
 
 def resolve_classes(source: Source, dataset: Dataset) -> set[int] | None:

@@ -244,7 +244,9 @@ class TarShards(LocalDataset):
 
     def summary(self) -> str:
         if self.is_remote:
-            return f"{len(self.shards)} tar shards on other machines"
+            count = f"{self.declared} samples in " if self.declared else ""
+            left_out = f"; left out: {self.left_out}" if self.left_out else ""
+            return f"{count}{len(self.shards)} tar shards on other machines{left_out}"
         contents = self.contents
         text = f"{contents.images} images ({contents.kinds()}) in {len(self.shards)} tar shards"
         parts = [f"{text}, {len(contents.damaged)} damaged parts" + (f": {contents.damaged}" if contents.damaged else "")]
