@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from hssl_hf.cli.programs import split_settings
 from hssl_hf.config.recipe_files import TRAINING
 from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments.study import Measurement, Study, study_recipe
@@ -26,10 +27,10 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="file of the records (default: model_cards/results/study_<name>.jsonl)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time (default: one per core)")
     options = parser.parse_intermixed_args()
-    path = next((Path(a) for a in options.arguments if "=" not in a), TRAINING / "studies" / "cifar10.yaml")
+    names, overrides = split_settings(options.arguments)
+    path = next(map(Path, names), TRAINING / "studies" / "cifar10.yaml")
     folder = options.folder or Path("runs") / f"study-{path.stem}"
     results = options.results or TRAINING.parent / "model_cards" / "results" / f"study_{path.stem}.jsonl"
-    overrides = [a for a in options.arguments if "=" in a]
     torch.set_num_threads(1)
     try:
         study = Study.read(path)

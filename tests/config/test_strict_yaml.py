@@ -95,6 +95,9 @@ OVERRIDES = [
     ("seed=" + "[" * 5000, ["nested too deeply"]),
     ("data.path=" + "x" * 50_000_000, ["at most", "characters"]),
     ("x" * 5000 + "=1", ["unknown key"]),
+    ("data.path=/photos #2", ["data.path=/photos #2", "comment", "quote"]),
+    ("optim.betas=[0.9, 0.95] # as in MAE", ["comment", "optim.betas="]),
+    ("run.output_dir=#1", ["comment", "quote"]),
     ("extends=other.yaml", ["extends: unknown key"]),
 ]
 
@@ -108,7 +111,14 @@ def test_other_overrides_are_refused(override, words):
 
 @pytest.mark.parametrize(
     ("override", "expected"),
-    [("optim.batch_size=1e2", 100), ("optim.mixed_precision=no", "no"), ("run.output_dir=1:30", "1:30")],
+    [
+        ("optim.batch_size=1e2", 100),
+        ("optim.mixed_precision=no", "no"),
+        ("run.output_dir=1:30", "1:30"),
+        ("run.output_dir='photos #2'", "photos #2"),
+        ("run.output_dir=a#b", "a#b"),
+        ("run.output_dir=-x=[1]", "-x=[1]"),
+    ],
 )
 def test_values_of_overrides_are_those_of_files(override, expected):
     section, key = override.partition("=")[0].split(".")

@@ -1,7 +1,8 @@
 """The programs that `accelerate launch` starts; libraries are imported when they run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from posixpath import isfile
 from typing import Annotated
 
 from typer import Argument, Option
@@ -65,11 +66,17 @@ def read_recipe(settings: list[str] | None):
     """
     from hssl_hf.config.recipe import RecipeError, load_recipe
 
-    names = [setting for setting in settings or () if "=" not in setting]
+    names, overrides = split_settings(settings or ())
     if len(names) > 1:
         raise RecipeError(f"expected one recipe, got {', '.join(names)}")
     path = find_recipe(*names or ["quickstart"])
-    return load_recipe(path, [setting for setting in settings or () if "=" in setting]), path.stem
+    return load_recipe(path, overrides), path.stem
+
+
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of recipes, and overrides `a.b=c`; a file is a recipe also where its path has a `=`."""
+    names = [setting for setting in settings if "=" not in setting or isfile(setting)]
+    return names, [setting for setting in settings if setting not in names]
 
 
 def train(recipe, folder: Path, take_over: bool = False) -> tuple[int, bool]:

@@ -137,7 +137,7 @@ def _merge(below: dict, above: dict) -> dict:
 
 
 def override(tree: dict, text: str) -> None:
-    """Set one value of a tree from `a.b=c`, where c is YAML.
+    """Set one value of a tree from `a.b=c`, where c is YAML without a comment.
 
     Raises:
         RecipeError: if the text is not of this form.
@@ -151,6 +151,16 @@ def override(tree: dict, text: str) -> None:
         if not isinstance(tree, dict):
             raise RecipeError(f"{shown(key)} cannot be set: {shown(parent)} is a value, not a section")
     tree[last] = parse(value, shown(text))
+    if "#" in value and _end_of_last_token(value) < len(value.rstrip()):
+        raise RecipeError(
+            f"{shown(text)}: expected a value, got a comment, which # begins behind a space; quote the value: {key}='\"...\"'"
+        )
+
+
+def _end_of_last_token(text: str) -> int:
+    """Where the YAML of a text ends, before a comment."""
+    outside = (yaml.StreamStartToken, yaml.StreamEndToken, yaml.BlockEndToken)
+    return max((t.end_mark.index for t in yaml.scan(text, Loader=_Loader) if not isinstance(t, outside)), default=0)
 
 
 def build(kind, tree, name: str = ""):
