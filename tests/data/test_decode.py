@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from hssl_hf.data.decode import CorruptImageError, LazyImage, decode
 from tests.data.test_stream import png
@@ -246,6 +246,51 @@ def test_pnms_are_scaled_by_the_range_that_they_declare():
     data = b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes()
     for channels in (1, 3):
         assert (decode(data, channels) == torch.tensor([0, 128, 255])).all()
+
+
+PAGES = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 120, 240)]
+
+
+def tiff_pages(*kinds: int) -> bytes:
+    """A TIFF of a page and further ones, each with its NewSubfileType."""
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) as writer:
+        for page, kind in zip(PAGES, (0, *kinds), strict=False):
+            page.save(writer, "TIFF", tiffinfo={254: kind})
+            writer.newFrame()
+    return buffer.getvalue()
+
+
+SEVERAL = {
+    "TIFF stack": encoded(PAGES[0], "TIFF", save_all=True, append_images=PAGES[1:]),
+    "compressed TIFF": encoded(PAGES[0], "TIFF", save_all=True, append_images=PAGES[1:], compression="tiff_lzw"),
+    "copy, then a page": tiff_pages(1, 0),
+    "animated GIF": encoded(PAGES[0], "GIF", save_all=True, append_images=PAGES[1:]),
+    "animated WebP": encoded(PAGES[0], "WEBP", save_all=True, append_images=PAGES[1:], lossless=True),
+    "APNG": encoded(PAGES[0], "PNG", save_all=True, append_images=PAGES[1:]),
+    "AVIF sequence": encoded(PAGES[0], "AVIF", save_all=True, append_images=PAGES[1:]),
+    "multi-picture JPEG": encoded(PAGES[0], "MPO", save_all=True, append_images=PAGES[1:]),
+}
+ONE = {
+    **{form: encoded(PAGES[0], form) for form in ("TIFF", "GIF", "WEBP", "PNG", "AVIF", "JPEG", "BMP", "PPM", "JPEG2000")},
+    "reduced copies": tiff_pages(1, 1),
+    "mask": tiff_pages(4),
+    "JPEG with a preview": encoded(PAGES[0], "MPO", save_all=True, append_images=[PAGES[0].resize((4, 4))]),
+    "APNG of one frame": encoded(PAGES[0], "PNG", save_all=True),
+    "damaged second page": tiff_pages(0)[:400],
+    "damaged second frame": SEVERAL["animated GIF"][: len(encoded(PAGES[0], "GIF")) + 5],
+}
+
+
+@pytest.mark.fault("files with several images")
+@pytest.mark.parametrize("name", [*SEVERAL, *ONE])
+def test_files_with_several_images_are_known_and_the_first_is_read(name):
+    data = {**SEVERAL, **ONE}[name]
+    before, after = LazyImage(data), LazyImage(data)
+    assert before.has_other_frames() == (name in SEVERAL)
+    for image in (before, after):  # whatever comes first
+        assert (image.decode().float() - 10).abs().max() <= 4
+    assert after.has_other_frames() == (name in SEVERAL)
 
 
 @pytest.mark.fault("images")

@@ -11,6 +11,7 @@ from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
 from tests.conftest import SAMPLE
+from tests.data.test_decode import ONE, SEVERAL
 from tests.data.test_stream import png, write_parquet
 
 
@@ -85,6 +86,17 @@ def test_missing_labels_and_empty_splits_are_refused(tmp_path):
         list(LabeledImages(Source(path, label_column="klass")))
     with pytest.raises(StreamError, match="no images to evaluate on"):
         extract(raw_pixel_encoder, processor(4), LabeledImages(Source(path), limit=0))
+
+
+@pytest.mark.fault("files with several images")
+def test_files_with_several_images_are_named_once(tmp_path, caplog):
+    for number, name in enumerate(("TIFF stack", "animated GIF", "PNG", "animated WebP")):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        (tmp_path / str(number % 2) / f"{name}.image").write_bytes({**SEVERAL, **ONE}[name])
+    images = LabeledImages(Source(str(tmp_path)))
+    assert len(list(images)) == 4 and len(list(images)) == 4
+    assert caplog.text.count("the first image is read of 3 files with several images (") == 1
+    assert all(f"{name}.image" in caplog.text for name in ("TIFF stack", "animated GIF", "animated WebP"))
 
 
 def test_images_that_cannot_be_decoded_are_left_out_by_name(tmp_path, caplog):

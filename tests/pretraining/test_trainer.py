@@ -23,6 +23,7 @@ from hssl_hf.pretraining.setup import require_trackers
 from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
+from tests.data.test_decode import ONE, SEVERAL
 from tests.data.test_stream import write_parquet
 from tests.faults import refused
 from tests.launches import SCRIPT, TINY, losses, settings_of, weights
@@ -222,6 +223,24 @@ def test_corrupt_images_are_counted_and_shown(pretrain, tmp_path, capsys):
     assert "2 images could not be decoded: " in capsys.readouterr().out
     assert pretrain(*arguments, "data.max_corrupt_fraction=0.001", f"run.output_dir={tmp_path}/other", "optim.epochs=2") == 2
     assert "more than data.max_corrupt_fraction=0.001" in capsys.readouterr().err
+
+
+@pytest.mark.fault("files with several images")
+def test_files_with_several_images_are_named_once_and_counted(pretrain, tmp_path, capsys):
+    """Once each, however often they come, also where the run was interrupted."""
+    (tmp_path / "images").mkdir()
+    contents = [SEVERAL["TIFF stack"], ONE["reduced copies"], SEVERAL["animated GIF"], ONE["JPEG"], SEVERAL["APNG"], ONE["GIF"]]
+    for number, content in enumerate(contents * 3):
+        (tmp_path / "images" / str(number)).write_bytes(content)
+    arguments = [f"data.path={tmp_path}/images", "optim.batch_size=6", "run.export=false"]
+    assert pretrain(*arguments, "optim.epochs=3") == 0
+    output = capsys.readouterr()
+    assert output.err.count("holds several images") == 1 and "9 files hold several images" in output.out
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["first_of_several"] == 9
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000009")
+    assert pretrain(*arguments, "optim.epochs=3", "resume_from_checkpoint=auto") == 0
+    output = capsys.readouterr()
+    assert "holds several images" not in output.err and "9 files hold several images" in output.out
 
 
 @cache

@@ -152,7 +152,9 @@ class Augmentation:
         image = LazyImage(encoded.data)
         draws = self.draw(image.size, encoded.epoch, zlib.crc32(encoded.data))
         excess = min(crop[2:4].min() / size for crop, size in zip(draws.crop_boxes, self.sizes, strict=True))
-        return {**self.cut(image.decode(excess, self.config.num_channels), draws), "corrupt": []}
+        sample = self.cut(image.decode(excess, self.config.num_channels), draws)
+        first_of_several = encoded.epoch == 0 and image.has_other_frames()  # counted once, in the first pass over the data
+        return {**sample, "corrupt": [], "first_of_several": [encoded.name] if first_of_several else []}
 
     def __call__(self, image: Tensor, epoch: int, identity: int) -> dict[str, Tensor | None]:
         """The same for an image (C, H, W) uint8; epoch and identity, with the seed, key all randomness."""

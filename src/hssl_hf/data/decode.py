@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from contextlib import contextmanager
+from itertools import count
 from typing import BinaryIO
 
 import cv2
@@ -19,6 +20,7 @@ from hssl_hf.errors import UserError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # raster only: no decoder runs a program
 SUFFIXES = frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS)
 EXIF_ORIENTATION = 0x0112
+TIFF_KIND, TIFF_COPY = 254, 1 | 4  # tag, and its bits for a reduced copy and for a mask of another page
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_MAXIMUM = 258, 262, 277, (281, 341)  # tags; a maximum for integers, for all
 TWELVE_BITS, SIXTEEN_BITS = 2**12 - 1, 2**16 - 1
 T = Image.Transpose
@@ -34,7 +36,7 @@ class CorruptImageError(UserError):
 
 
 class LazyImage:
-    """An encoded image, of which only the header has been read.
+    """An encoded image, of which only the header has been read; of a file with several, the first.
 
     Args:
         data: bytes of one of `FORMATS`.
@@ -55,6 +57,29 @@ class LazyImage:
             turned = self.is_tiff  # by Pillow and OpenCV themselves
             self.orientation = 1 if turned else self.image.getexif().get(EXIF_ORIENTATION, 1)
         self.size = self.image.size if self.orientation in (5, 6, 7, 8) else self.image.size[::-1]
+
+    def has_other_frames(self) -> bool:
+        """Whether the file holds images behind the first: frames of an animation, pages, slices of a stack.
+
+        Reduced copies and masks, declared as such in TIFF files, and pictures of another size in multi-picture JPEG files, such
+        as previews and gain maps, are none, and neither is what is damaged.
+        """
+        try:
+            with _decoder_errors_as_corrupt():
+                return getattr(self.image, "is_animated", False) and self._has_frames_of_its_own()
+        except CorruptImageError:
+            return False
+
+    def _has_frames_of_its_own(self) -> bool:
+        if self.image.format not in ("TIFF", "MPO"):
+            return True
+        with Image.open(io.BytesIO(self.data), formats=FORMATS) as frames:  # `decode` needs its own at the first
+            size = frames.size
+            for number in count(1):
+                frames.seek(number)
+                is_copy = frames.tag_v2.get(TIFF_KIND, 0) & TIFF_COPY if self.is_tiff else frames.size != size
+                if not is_copy:
+                    return True
 
     def decode(self, excess: float = 1.0, channels: int = 3) -> Tensor:
         """Decode to 8 bits, upright.
@@ -98,11 +123,11 @@ class LazyImage:
 
     def _require_bands(self, channels: int) -> None:
         """Raise a ValueError if the file has another number of bands."""
-        mode, count = self.image.mode, len(self.image.getbands())
+        mode, bands = self.image.mode, len(self.image.getbands())
         if self.is_tiff:
-            count = self.image.tag_v2.get(TIFF_SAMPLES, count)  # a fourth band without a meaning is no part of the mode
-        if count != channels or mode.startswith("P"):
-            kind = "a palette of colors" if mode.startswith("P") else f"{count} ({mode})"
+            bands = self.image.tag_v2.get(TIFF_SAMPLES, bands)  # a fourth band without a meaning is no part of the mode
+        if bands != channels or mode.startswith("P"):
+            kind = "a palette of colors" if mode.startswith("P") else f"{bands} ({mode})"
             raise ValueError(
                 f"expected images of {channels} bands, got one of {kind}; convert it, or set model.backbone_kwargs.in_chans to "
                 "the bands of the images (3 converts all to RGB)"

@@ -35,6 +35,7 @@ class Views:
         mask_indices: positions of the masked patches in the flattened mask.
         crop_boxes: (V, B, 5) float32 top, left, height, width of the global views in pixels of the image, and 1 where flipped.
         corrupt: names of images skipped on the way to this batch.
+        first_of_several: names of images, in the first pass over the data, whose files hold further ones, which are not read.
     """
 
     pixel_values: Tensor
@@ -45,6 +46,7 @@ class Views:
     mask_indices: Tensor | None
     crop_boxes: Tensor
     corrupt: tuple[str, ...] = ()
+    first_of_several: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Views":
         """Move all but the color operations, which are selected on the host without waiting for the device."""
@@ -85,13 +87,17 @@ def collate(samples: list[dict]) -> Views:
         stacked = stack(name)
         return None if stacked is None else stacked.permute(0, 1, 4, 2, 3)
 
+    def names(key: str) -> tuple[str, ...]:
+        return tuple(name for sample in samples for name in sample.get(key, ()))
+
     masks = stack("bool_masked_pos")
     return Views(
         **{name: stack_pixels(name) for name in ("pixel_values", "local_pixel_values")},
         **{name: stack(name) for name in ("global_color_ops", "local_color_ops", "crop_boxes")},
         bool_masked_pos=masks,
         mask_indices=None if masks is None else masks.flatten().nonzero().flatten(),
-        corrupt=tuple(name for sample in samples for name in sample["corrupt"]),
+        corrupt=names("corrupt"),
+        first_of_several=names("first_of_several"),
     )
 
 

@@ -4,13 +4,14 @@ import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hssl_hf.data.decode import CorruptImageError, decode
+from hssl_hf.data.decode import CorruptImageError, LazyImage
 from hssl_hf.data.errors import StreamError
 from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.local_dataset import LeftOut
@@ -39,7 +40,9 @@ class LabeledImages:
     channels: int = 3
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        """(C, H, W) uint8 and label; images that cannot be decoded are left out, with a warning that names them.
+        """(C, H, W) uint8 and label.
+
+        Warnings name images that cannot be decoded, which are left out, and files with several, of which the first is read.
 
         Raises:
             StreamError: if no image is left, or the label of one is no class.
@@ -49,20 +52,26 @@ class LabeledImages:
         require_integer_column(dataset.features, self.source)
         chosen = resolve_classes(self.source, dataset)
         rows = ((image, class_of(label, (image or {}).get("path"), self.source)) for image, label in self._cells(dataset))
-        empty, reason, left_out = True, "", LeftOut()
+        empty, reason, left_out, several = True, "", LeftOut(), LeftOut()
         for image, label in islice((row for row in rows if chosen is None or row[1] in chosen), self.limit):
+            name = (image or {}).get("path") or "without a name"
             try:
-                pixels = decode(image_bytes(image, self.source), self.channels)
+                encoded = LazyImage(image_bytes(image, self.source))
+                pixels = encoded.decode(channels=self.channels)
             except CorruptImageError as error:
                 reason = f"; the last one cannot be decoded: {error}"
-                left_out.add("that cannot be decoded", (image or {}).get("path") or "without a name")
+                left_out.add("that cannot be decoded", name)
             else:
+                if encoded.has_other_frames():
+                    several.add("files with several images", name)
                 yield pixels, label
                 empty = False
         if empty:
             raise StreamError(f"split {self.source.split!r} of {self.source.path!r} has no images to evaluate on{reason}")
         if left_out:
             logger.warning("split %r of %r: left out are %s images", self.source.split, self.source.path, left_out)
+        if several:
+            _warn_once(f"split {self.source.split!r} of {self.source.path!r}: the first image is read of {several}")
 
     def _cells(self, dataset) -> Iterator[tuple]:
         """Encoded images and their labels as they are."""
@@ -70,6 +79,12 @@ class LabeledImages:
         with reading(name, f"expected images, and in the column {column!r} integers, in all splits", StreamError):
             for batch in dataset.iter(batch_size=64):
                 yield from zip(batch["image"], batch[column], strict=True)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A warning that is not repeated when the same images are read again, as by the probes of a run."""
+    logger.warning("%s", message)
 
 
 class Seen:

@@ -60,16 +60,27 @@ class RunArtifacts:
             self.logger.log(step, values)
         self.logger.draw()
 
-    def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str]) -> list[str]:
-        """Export, evaluate, write manifest and figures; returns the lines of the report."""
+    def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str], several: int) -> list[str]:
+        """Export, evaluate, write manifest and figures.
+
+        Args:
+            method: with full weights.
+            steps: of the run.
+            corrupt: names of images that could not be decoded.
+            several: number of files with several images, of which the first was read.
+        Returns:
+            the lines of the report.
+        """
         log = [line for line in read_log(self.logger.path) if "memory_gib" in line]
         self.manifest |= {
-            "steps": steps, "images_seen": steps * self.recipe.optim.batch_size, "undecodable": len(corrupt),
+            "steps": steps, "images_seen": steps * self.recipe.optim.batch_size,
+            "undecodable": len(corrupt), "first_of_several": several,
             "seconds": round(self.seconds, 1), "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
             "images_per_second": round(median(line["images_per_second"] for line in log), 2),
         }  # fmt: skip
         manifest.write(self.folder, self.manifest)
         lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
+        lines += [f"{several} files hold several images, of which the first was read"] if several else []
         if not self.recipe.run.export:
             self.measure(method if self.recipe.probe.path is not None else None, steps)
             return [*lines, f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  hssl-hf export {self.folder}"]

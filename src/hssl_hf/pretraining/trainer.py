@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.loader import epoch_length, make_loader, restore_loader
+from hssl_hf.data.local_dataset import printable
 from hssl_hf.data.views import Views
 from hssl_hf.engine import memory
 from hssl_hf.engine.checkpoint import CheckpointError, CheckpointManager
@@ -21,6 +22,7 @@ from hssl_hf.engine.full_state import unsharded_model
 from hssl_hf.engine.launch import check_launch
 from hssl_hf.engine.optim import set_rates
 from hssl_hf.engine.signals import SignalHandler
+from hssl_hf.errors import UserError
 from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.pretraining import setup
 from hssl_hf.pretraining.artifacts import RunArtifacts
@@ -76,6 +78,7 @@ class PreTrainer:
         self.loader = make_loader(recipe.data, augmentation, self.images, rank, processes)
         self.schedule = TrainingSchedule(recipe, self.images_per_epoch, fresh_heads)
         self.corrupt: list[str] = []
+        self.first_of_several = 0  # images so far whose files hold further ones
         self.first_step, seconds = self._restore()
         resumed = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}  # no step twice
         self.accelerator.init_trackers("hssl_hf", {"recipe": json.dumps(recipe.to_dict())}, resumed)
@@ -145,12 +148,23 @@ class PreTrainer:
         batch = next(batches)
         self.metrics.waited += perf_counter() - started
         self.corrupt += batch.corrupt
+        self._count_first_of_several(batch.first_of_several)
         temperature = self.schedule.temperature(step)
         self.recorder.record(step, batch, temperature)
         views = batch.to(self.accelerator.device).augment_and_normalize(self.recipe.views)
         if step == 0 and self.accelerator.is_main_process:
             draw_views(views, self.recipe.views, self.folder / "figures" / "views.png")
         return setup.forward_arguments(self.method, views, temperature)
+
+    def _count_first_of_several(self, names: tuple[str, ...]) -> None:
+        """Count images whose files hold further ones, with a warning for the first of them."""
+        if names and not self.first_of_several and self.accelerator.is_main_process:
+            logger.warning(
+                "%s holds several images (frames, pages or slices): of all such files the first is read; to train on the "
+                "others too, save each as a file of its own",
+                printable(names[0]),
+            )
+        self.first_of_several += len(names)
 
     def _collect(self, output) -> None:
         values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
@@ -159,10 +173,15 @@ class PreTrainer:
 
     def _require_finite_gradients(self) -> None:
         if (step := int(self.engine.bad_step)) >= 0:
-            capture = self.recorder.save(self.accelerator, unsharded_model(self.engine), self.folder, step)
+            try:
+                capture = self.recorder.save(self.accelerator, unsharded_model(self.engine), self.folder, step)
+            except UserError as error:
+                kept = f"Its batch was not kept, since {error}"
+            else:
+                kept = f"Its batch and the weights before it are in {capture}; to see which losses and gradients: "
+                kept += f"hssl-hf replay {capture}"
             raise NonFiniteError(
-                f"the gradients of step {step + 1} are not finite. Its batch and the weights before it are in {capture}; to "
-                f"see which losses and gradients: hssl-hf replay {capture}\n{advice(self.checkpoints.newest())}"
+                f"the gradients of step {step + 1} are not finite. {kept}\n{advice(self.checkpoints.newest())}"
             )
 
     def _log(self, done: int, bar: ProgressBar) -> bool:
@@ -181,7 +200,8 @@ class PreTrainer:
         return stop > 0
 
     def _save(self, done: int) -> None:
-        position = {"loader": self.loader.state_dict(), "corrupt": self.corrupt}
+        counts = {"corrupt": self.corrupt, "first_of_several": self.first_of_several}
+        position = {"loader": self.loader.state_dict(), **counts}
         state = {"seconds": self.artifacts.seconds, "frozen_steps": self.schedule.frozen_steps}
         state["data_fingerprint"] = self.artifacts.manifest["data"]["fingerprint"]
         on_main_process(self.accelerator, self.lock.require)
@@ -196,14 +216,18 @@ class PreTrainer:
         loaders = [position["loader"] for position in positions]
         restore_loader(self.loader, loaders, accelerator.process_index, accelerator.num_processes)
         if len(positions) == accelerator.num_processes:
-            self.corrupt = positions[accelerator.process_index]["corrupt"]
+            self._restore_counts([positions[accelerator.process_index]])
         elif accelerator.is_main_process:
-            self.corrupt = [name for position in positions for name in position["corrupt"]]
+            self._restore_counts(positions)
             logger.warning("resuming with %d processes a run of %d", accelerator.num_processes, len(positions))
         self.schedule.frozen_steps = state["frozen_steps"]
         if state["step"] > self.schedule.steps:
             raise CheckpointError(f"{self.checkpoint} is of step {state['step']}, but this run has {self.schedule.steps} steps")
         return state["step"], state["seconds"]
+
+    def _restore_counts(self, positions: list[dict]) -> None:
+        self.corrupt = [name for position in positions for name in position["corrupt"]]
+        self.first_of_several = sum(position.get("first_of_several", 0) for position in positions)
 
     def _probe(self, done: int) -> bool:
         """k-NN on the main process; returns whether a signal stops the run, after which it is repeated."""
@@ -213,10 +237,11 @@ class PreTrainer:
         return stop
 
     def _finish(self) -> int:
-        corrupt, method = gather_object(self.corrupt), unsharded_model(self.engine)
+        corrupt, several = gather_object(self.corrupt), sum(gather_object([self.first_of_several]))
+        method = unsharded_model(self.engine)
 
         def export() -> None:
-            self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt)
+            self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt, several)
 
         if self._run_on_main_process(export):
             return self._interrupted(self.schedule.steps)

@@ -26,8 +26,8 @@ MANIFEST, ESTIMATE = "manifest.json", "estimate.json"
 OF_ESTIMATE = {"engine": str, "processes": int, "needed_gib": float, "images_per_second": float, "hours": float}
 KINDS = {
     "data": dict, "origin": dict | None, "seed": int, "commit": str, "versions": dict, "hardware": dict, "engine": str,
-    "processes": int, "estimate": dict | None, "steps": int, "images_seen": int, "undecodable": int, "seconds": float,
-    "peak_memory_gib": float, "images_per_second": float,
+    "processes": int, "estimate": dict | None, "steps": int, "images_seen": int, "undecodable": int, "first_of_several": int,
+    "seconds": float, "peak_memory_gib": float, "images_per_second": float,
 }  # fmt: skip
 logger = logging.getLogger(__name__)
 PACKAGES = ("accelerate", "datasets", "hssl-hf", "huggingface-hub", "timm", "torch", "torchvision", "transformers")
