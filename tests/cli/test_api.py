@@ -18,9 +18,10 @@ SHORT = {"optim.epochs": 0.0064, "run.logging_steps": 1, "data.num_workers": 0} 
 def test_pretrain_is_the_command(tmp_path):
     overrides = {key: parse(value, key) for key, value in (setting.split("=", 1) for setting in TINY)}
     code = "import json, sys, hssl_hf; print(hssl_hf.pretrain(**json.loads(sys.argv[1])))"
-    arguments = {"output_dir": str(tmp_path / "python"), "overrides": overrides | SHORT}
+    short = SHORT | {"run.export": False}
+    arguments = {"output_dir": str(tmp_path / "python"), "overrides": overrides | short}
     python = Program("-c", code, json.dumps(arguments))
-    settings = [*TINY, *(f"{key}={value}" for key, value in SHORT.items()), f"run.output_dir={tmp_path / 'command'}"]
+    settings = [*TINY, *(f"{key}={value}" for key, value in short.items()), f"run.output_dir={tmp_path / 'command'}"]
     command = Program(str(ROOT / "training" / "pretrain.py"), *settings)
     output, errors = python.communicate()
     command.communicate()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from transformers import AutoModel
 
 from hssl_hf.auxiliary import BLOCKS
@@ -81,6 +82,7 @@ run: {{output_dir: {folder}/run, logging_steps: 1}}
 """
 
 
+@pytest.mark.slow
 def test_a_method_of_two_files_trains_and_is_exported(tmp_path):
     """Nothing else is touched: recipe, Auto classes, training, export, card and public names know it."""
     (tmp_path / "configuration_rotation.py").write_text(CONFIGURATION)

@@ -72,6 +72,7 @@ def test_identical_images():
     assert {"the features fill few dimensions", "head and base agree"} <= names(values, rank, prototypes=40)
 
 
+@pytest.mark.slow
 def test_identical_views():
     views = tiny_views(images=8, local=0)
     views["pixel_values"][1] = views["pixel_values"][0]

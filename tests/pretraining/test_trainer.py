@@ -135,6 +135,7 @@ def test_collapsed_training_raises_an_alarm(pretrain, tmp_path, capsys):
         "model.num_prototypes=32",
         "optim.teacher_temperature=[9.0, 9.0]",
         "optim.epochs=0.0192",
+        "run.export=false",
     ]
     assert pretrain(*arguments, "optim.freeze_last_layer_epochs=0", "optim.warmup_epochs=0.003") == 0
     assert "alarm at step 4: the teacher is uniform" in capsys.readouterr().err

@@ -65,12 +65,12 @@ def test_files_that_no_run_has_written_are_refused(tmp_path, name):
 
 
 @pytest.mark.fault("links in a run")
-@pytest.mark.parametrize("name", [f".{LOCK}.{os.getpid()}", LOCK, STATUS])
+@pytest.mark.parametrize("name", [f".{LOCK}.{{pid}}", LOCK, STATUS])
 def test_a_folder_is_not_claimed_through_links(tmp_path, name):
     private = tmp_path / "private.json"
     private.write_text('{"state": "private"}')
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / name).symlink_to(private)
+    (tmp_path / "run" / name.format(pid=os.getpid())).symlink_to(private)
     with RunLock(tmp_path / "run") as lock:
         lock.acquire()
         lock.begin()
