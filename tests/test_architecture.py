@@ -180,6 +180,7 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "data/remote.py": "data/test_source.py",
     "cli/console.py": "cli/test_main.py",
     "errors.py": "cli/test_main.py",
+    "evaluation/encoder_contract.py": "evaluation/test_encoder.py",
     "evaluation/features.py": "evaluation/test_knn.py",
     "evaluation/probe.py": "cli/test_main.py",
     "experiments/frozen_evaluation.py": "cli/test_main.py",

@@ -1,82 +1,212 @@
-"""An exported backbone as an encoder, and raw pixels as a lower baseline."""
+"""Loading a backbone of any library as an encoder, the same without training, and raw pixels as a lower baseline."""
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import timm
 import torch
-from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from hssl_hf.errors import UserError, reading
+from hssl_hf.evaluation.encoder_contract import Encoder
+from hssl_hf.evaluation.timm_encoder import load_timm, timm_encoder, wrapped_arguments
+from hssl_hf.evaluation.transformers_encoder import (
+    HIERARCHICAL,
+    IMAGE_TOWERS,
+    VISION_TRANSFORMERS,
+    is_readable,
+    model_arguments,
+    own_encoder,
+    transformers_encoder,
+)
 
-Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+HEADS = (  # first names of weights that a checkpoint has beside its backbone
+    "auxiliary_head",
+    "classifier",
+    "cls_classifier",
+    "decode_head",
+    "decoder",
+    "distillation_classifier",
+    "fc",
+    "head",
+    "head_dist",
+    "layernorm",  # of BEiT's head for masked images
+    "lm_head",
+    "pooler",
+    "text_projection",
+    "visual_projection",
+)
+UNUSED = "mask_token"  # in any module
+logger = logging.getLogger(__name__)
 
 
-def load_encoder(export: str | Path) -> tuple[Encoder, Callable]:
-    """Load an exported folder or a Hub repository with the Auto classes alone.
+def load_encoder(name: str | Path, revision: str | None = None, token: str | bool | None = None) -> tuple[Encoder, Callable]:
+    """Load an exported folder, a repository of the Hub, or `timm:NAME`, without running code of a repository.
 
-    A configuration with `features: hidden_states` is that of a backbone trained without a final norm: its tokens are those
-    of the last block. Of a ViT without the weights of a pooler the class token is taken.
+    Weights become float32 on the CPU; `to` moves the encoder. Weights of a pooler may be missing: of a ViT it is not used, and
+    that of BEiT and data2vec is then a layer norm without trained scale and shift, with a warning.
 
+    Args:
+        name: folder; user/name; or timm: and the name of a model with weights in timm, `hf-hub:user/name` or `local-dir:path`.
+        revision: branch, tag or commit of a repository, such as `timm` or `training` of those that this package pushes.
+        token: as in transformers; timm reads the environment's.
     Returns:
         the encoder and the image processor that goes with it.
     Raises:
-        UserError: if there is nothing to load, or a tensor is missing, of another shape or not finite.
+        UserError: if there is nothing to load, the model is no image encoder that can be read here, or a tensor is missing,
+            unknown, of another shape or not finite.
     """
-    name = str(export)
-    with reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor"):
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
-        processor = AutoImageProcessor.from_pretrained(name)
+    name = str(name)
+    if name.startswith("timm:"):
+        if revision is not None or token is not None:
+            raise UserError(
+                f"{name!r}: expected neither revision nor token, which timm takes from timm:hf-hub:user/name@revision and from "
+                "the environment's HF_TOKEN; leave them out"
+            )
+        encoder, processor = load_timm(name.removeprefix("timm:"))
+        _require_finite(encoder, name)
+        return encoder, processor
+    source = {"revision": revision, "token": token, "trust_remote_code": False}
+    source = {key: value for key, value in source.items() if value is not None}
+    config = _load_config(name, source)
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    with _reading(name):
+        model, report = AutoModel.from_pretrained(
+            name, config=config, **options, **source, **model_arguments(config.model_type)
+        )
+        processor = AutoImageProcessor.from_pretrained(name, **source)
         if hasattr(processor, "data_config") and num_channels(processor) not in (1, 3):
-            processor = BitImageProcessor.from_pretrained(name)  # timm's transforms take Pillow images, as RGBA or LA
-    without_pooler = _require_weights(model.eval(), report, name)
-
-    options = {"interpolate_pos_encoding": True} if model.config.model_type == "vit" else {}
-    last_block = getattr(model.config, "features", None) == "hidden_states"
-
-    @torch.inference_mode()
-    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(pixels.to(model.device, model.dtype), output_hidden_states=last_block, **options)
-        features = output.hidden_states[-1] if last_block else output.last_hidden_state
-        cls = features[:, 0] if last_block or without_pooler else output.pooler_output.flatten(1)
-        return cls.float(), _to_map(features, cls.shape[1]).float()
-
-    return encode, processor
+            processor = BitImageProcessor.from_pretrained(name, **source)  # timm's transforms take Pillow images, as RGBA or LA
+    _require_weights(report, model.config.model_type, name)
+    _require_finite(model, name)
+    return _encoder_of(name, model), processor
 
 
-def _require_weights(model: PreTrainedModel, report: dict, name: str) -> bool:
-    """Make sure that all weights were loaded and are numbers; returns whether those of a pooler are absent.
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture with new weights, initialized as its library does, on the CPU; a lower baseline.
+
+    Args:
+        encoder: of which the configuration is taken.
+        seed: of the weights, for the record of the evaluation.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = encoder.rebuild()
+    if isinstance(network, PreTrainedModel):
+        return _encoder_of(encoder.name, network)
+    return timm_encoder(encoder.name, network, encoder.rebuild)
+
+
+def _encoder_of(name: str, model: PreTrainedModel) -> Encoder:
+    """The encoder of a model that `AutoModel` gives."""
+    config = model.config
+    if config.model_type == "timm_wrapper":
+        rebuild = partial(timm.create_model, config.architecture, num_classes=0, **(config.model_args or {}))
+        return timm_encoder(name, model.timm_model, rebuild)
+    if not _is_own(config):
+        return transformers_encoder(name, model)
+    if model.base.is_transformer:
+        return own_encoder(name, model)
+    return timm_encoder(name, _own_timm_model(model), partial(_rebuild_own, type(model), config))
+
+
+def _own_timm_model(model: PreTrainedModel) -> nn.Module:
+    """timm's model in one of this package's, with its final norm, which the base keeps outside."""
+    base = model.base
+    if hasattr(base.model, "norm"):
+        base.model.norm = base.norm
+    return base.model
+
+
+def _rebuild_own(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
+    return _own_timm_model(model_class(config))
+
+
+def _load_config(name: str, source: dict) -> PreTrainedConfig:
+    """The configuration of a model that can be read.
+
+    Raises:
+        UserError: if there is none, or it is of another model.
+    """
+    with _reading(name):
+        try:
+            config = AutoConfig.from_pretrained(name, **source)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(
+                f"{name!r} needs code of its own repository, which is never run here; name a model whose class is part of "
+                "transformers, or timm:NAME"
+            ) from error
+    if config.model_type == "timm_wrapper":
+        with _reading(name):
+            config.model_args = wrapped_arguments(config)
+    elif not is_readable(config.model_type) and not _is_own(config):
+        types = sorted({*VISION_TRANSFORMERS, *HIERARCHICAL, *IMAGE_TOWERS, "timm_wrapper"})
+        raise UserError(
+            f"{name!r} holds a model of type {config.model_type!r} ({', '.join(config.architectures or ['no class named'])}), "
+            f"which is no image encoder that can be read; expected one of {', '.join(types)}, a `training` revision of this "
+            "package, or timm:NAME"
+        )
+    return config
+
+
+def _is_own(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is one of this package's, which know themselves to the Auto classes."""
+    return type(config).__module__.startswith("hssl_hf.")
+
+
+def _reading(name: str):
+    return reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor")
+
+
+def _require_weights(report: dict, model_type: str, name: str) -> None:
+    """Make sure that all weights of a backbone were loaded, and nothing but heads left out.
 
     Raises:
         UserError: if not.
     """
     missing = {str(key) for key in report.get("missing_keys", ())}
     pooler = {key for key in missing if key.startswith("pooler.")}
-    problems = [f"missing: {key}" for key in sorted(missing - pooler)]
+    ignored = {key for key in missing if key.endswith(UNUSED)}
+    problems = [f"missing: {key}" for key in sorted(missing - pooler - ignored)]
     problems += [f"of another shape: {key[0] if isinstance(key, tuple) else key}" for key in report.get("mismatched_keys", ())]
-    values = [*model.named_parameters(), *model.named_buffers()]
-    problems += [f"not finite: {key}" for key, value in values if value.is_floating_point() and not value.isfinite().all()]
+    unknown = sorted(str(key) for key in report.get("unexpected_keys", ()))
+    problems += [f"unknown: {key}" for key in unknown if not _is_head(key)]
+    problems += [f"failed: {message}" for message in report.get("error_msgs") or ()]
+    _refuse(problems, name)
+    if pooler and model_type in ("beit", "data2vec-vision"):
+        logger.warning(
+            "%r has no weights for its pooler: the mean of the patches is normalized without trained scale and shift", name
+        )
+
+
+def _is_head(key: str) -> bool:
+    return key.removeprefix("timm_model.").split(".")[0] in HEADS or key.endswith(UNUSED)
+
+
+def _require_finite(network: nn.Module, name: str) -> None:
+    """Raise a UserError for weights that are infinite or not numbers."""
+    values = [*network.named_parameters(), *network.named_buffers()]
+    _refuse([f"not finite: {key}" for key, value in values if value.is_floating_point() and not value.isfinite().all()], name)
+
+
+def _refuse(problems: list[str], name: str) -> None:
     if problems:
         others = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(
             f"the weights in {name!r} are damaged or of another model, so that features would mean nothing: "
             f"{', '.join(problems[:5])}{others}; export it again, or name another"
         )
-    return bool(pooler)
 
 
 def num_channels(processor: Callable) -> int:
     """Channels of the images that an image processor of transformers normalizes; 3 if it holds no mean of each."""
     mean = getattr(processor, "image_mean", None) or getattr(processor, "data_config", {}).get("mean")
     return len(mean) if isinstance(mean, list | tuple) else 3
-
-
-def _to_map(features: Tensor, width: int) -> Tensor:
-    """Last hidden state of any stock model -> (B, h, w, D)."""
-    if features.ndim == 3:
-        side = int(features.shape[1] ** 0.5)
-        return features[:, -side * side :].unflatten(1, (side, side))
-    return features.permute(0, 2, 3, 1) if features.shape[1] == width else features
 
 
 def raw_pixel_encoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
