@@ -1,4 +1,3 @@
-import gc
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -30,43 +29,6 @@ def test_the_peak_allocation_of_a_call_is_exact():
 
     assert memory.peak_allocation(call) == 12_000
     assert [memory.peak_allocation(call) // MIB for call in CALLS] == [64, 256]
-
-
-def peaks_after_a_larger_one() -> list[int]:
-    torch.ones(320 * MIB // 4)
-    return memory.process_peaks(CALLS)
-
-
-def test_the_process_peaks_with_each_call(fresh):
-    """Tensors of 64 and of 256 MiB, which a process cannot hold without holding their pages."""
-    small, large = fresh(peaks_after_a_larger_one)
-    assert 50 * MIB < small < 160 * MIB < 200 * MIB < large < 400 * MIB
-
-
-def peaks_after_freed_blocks() -> list[int]:
-    torch.ones(28 * MIB // 4)  # glibc takes blocks up to the largest that was freed, at most 32 MiB, from the heap
-    blocks = [torch.ones(12 * MIB // 4) for _ in range(31)]
-    del blocks[:-1]
-    return memory.process_peaks(CALLS)
-
-
-def test_blocks_freed_before_do_not_lower_the_peaks(fresh):
-    """glibc keeps freed blocks below one in use, here 360 MiB of them, and gives them to the next call."""
-    small, large = fresh(peaks_after_freed_blocks)
-    assert small > 50 * MIB and large > 200 * MIB
-
-
-def peaks_after_garbage() -> list[int]:
-    cycle = [torch.ones(256 * MIB // 4)]
-    cycle.append(cycle)
-    del cycle
-    return memory.process_peaks([lambda: (gc.collect(), CALLS[0]())])
-
-
-def test_garbage_from_before_does_not_lower_the_peaks(fresh):
-    """A cycle that holds 256 MiB and would be collected while the call runs."""
-    (peak,) = fresh(peaks_after_garbage)
-    assert 50 * MIB < peak < 160 * MIB
 
 
 def peaks_before_with_and_after_a_block() -> tuple[int, int, int]:

@@ -19,10 +19,11 @@ from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.views import collate
 from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
-from hssl_hf.pretraining import estimate
 from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.pretraining.replay import replay
 from hssl_hf.pretraining.setup import build_model
+from hssl_hf.pretraining.step_cost import _step
+from hssl_hf.pretraining.step_memory import random_samples
 from hssl_hf.publish.export import export_backbone, export_model
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import MAE, ROOT, SAMPLE, TINY_VIT, tiny_model, tiny_siamese
@@ -123,9 +124,9 @@ def test_a_step_on_gray_images_is_replayed(pretrain, tmp_path):
 def test_steps_are_estimated_with_the_channels_of_the_recipe():
     recipe = load_recipe(QUICKSTART, [*settings_of("hssl"), "model.backbone_kwargs.in_chans=4", *FOUR])
     model = build_model(recipe)
-    samples = estimate._samples(recipe, model, 2)
+    samples = random_samples(recipe, model, 2)
     assert collate(samples).pixel_values.shape[2] == 4
-    estimate._step(model, recipe, samples)
+    _step(model, recipe, samples)
 
 
 def changed(channels: int, **kwargs):

@@ -1,31 +1,29 @@
-"""Estimates of memory and time: exact where they are counted, linear in what is measured."""
+"""Estimates of memory and time: what is counted is exact, and what is followed on fake tensors is what real steps hold."""
 
 import json
-from functools import partial
+import math
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
-from hssl_hf.engine.memory import GIB, peak_allocation
+from hssl_hf.engine.memory import GIB
+from hssl_hf.fields import FieldError
 from hssl_hf.pretraining import estimate as estimate_module
-from hssl_hf.pretraining.estimate import (
-    ENGINES,
-    ESTIMATE,
-    StepCost,
-    _convolution_backward,
-    estimate,
-    measure_step,
-    write_estimate,
-)
+from hssl_hf.pretraining.estimate import ENGINES, ESTIMATE, ZERO_BUCKET, estimate, write_estimate
+from hssl_hf.pretraining.setup import build_model
+from hssl_hf.pretraining.step_cost import _convolution_backward, count_operations, seconds_per_image
+from hssl_hf.pretraining.step_memory import Moment
+from hssl_hf.pretraining.worker_memory import DECODED, ENCODED, PROCESS, worker_memory
 from hssl_hf.runs.manifest import read_estimate
 from tests.conftest import SAMPLE
 from tests.launches import TINY
 
 RECIPE = ["views.global_crop_size=28", "views.num_local_crops=0", f"data.path={SAMPLE}", "data.images_per_epoch=1600"]
 TINY_MODEL = [value for value in TINY if value.startswith("model.")]
-STEP = StepCost(fixed=0.0, per_image=GIB / 16, logits_per_image=0.0, flops_per_image=1e9, seconds_per_image=0.01)
+BLOCKS, REST = GIB // 16, GIB // 8  # gradients
+MOMENTS = (Moment(2 * GIB, 0, 0), Moment(GIB, BLOCKS, 0), Moment(GIB // 2, BLOCKS, REST))
 
 
 def recipe(*overrides: str):
@@ -35,11 +33,13 @@ def recipe(*overrides: str):
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    monkeypatch.setattr(estimate_module, "measure_step", lambda *_, **__: STEP)
+def followed(monkeypatch):
+    monkeypatch.setattr(estimate_module, "follow_step", lambda *_, **__: MOMENTS)
+    monkeypatch.setattr(estimate_module, "count_operations", lambda *_, **__: (1e9, 0.0))
+    monkeypatch.setattr(estimate_module, "seconds_per_image", lambda *_, **__: 0.01)
 
 
-def test_engines_divide_memory_as_documented(measured):
+def test_engines_divide_memory_as_documented(followed):
     """Of P trained parameters of 4 bytes: AdamW holds 2 P more, ZeRO's full copy 1 more, divided among the processes."""
     estimates = {engine: estimate(recipe(), engine, 2 if engine != "single" else 1, memory=80.0) for engine in ENGINES}
     trained = 4 * estimates["ddp"].parameters["all that is trained"]
@@ -47,16 +47,25 @@ def test_engines_divide_memory_as_documented(measured):
     assert held == {"single": 2, "ddp": 2, "fsdp2": 1, "zero1": 1.5, "zero2": 1.5}
     weights = {engine: item.memory_items["student"] for engine, item in estimates.items()}
     assert weights["fsdp2"] * 2 == weights["ddp"] == weights["zero2"] and weights["single"] == weights["ddp"]
-    exchange = {engine for engine, item in estimates.items() if item.memory_items["exchange of gradients"]}
-    assert exchange == {"ddp", "zero1", "zero2"}
-    assert estimates["zero1"].memory_items["step"] - estimates["zero2"].memory_items["step"] == pytest.approx(trained / 2)
+    exchanged = {engine: item.memory_items.get("exchange of gradients", 0) for engine, item in estimates.items()}
+    assert exchanged["single"] == 0 and exchanged["ddp"] == trained
+    assert exchanged["zero1"] == exchanged["zero2"] == ZERO_BUCKET + trained / 2
+    assert {item.memory_items["step"] for item in estimates.values()} == {2 * GIB}
 
 
-def test_time_and_verdict(measured):
+def test_engines_divide_gradients_as_documented(followed, monkeypatch):
+    late = (Moment(0, 0, 0), Moment(GIB, BLOCKS, REST))
+    monkeypatch.setattr(estimate_module, "follow_step", lambda *_, **__: late)
+    steps = {name: estimate(recipe(), name, 1 + (name != "single"), memory=80.0).memory_items["step"] - GIB for name in ENGINES}
+    full = BLOCKS + REST
+    assert steps == {"single": full, "ddp": full, "fsdp2": BLOCKS / 2 + REST, "zero1": full, "zero2": 0}
+
+
+def test_time_and_verdict(followed):
     """25 steps an epoch; at 1 TFLOPS and 1 GFLOP an image a device sees a thousand images a second."""
     result = estimate(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
     assert (result.steps, result.images, result.images_per_second) == (100, 32, 2000.0)
-    assert result.hours == pytest.approx(6400 / 2000 / 3600) and result.memory_items["step"] == pytest.approx(2 * GIB)
+    assert result.hours == pytest.approx(6400 / 2000 / 3600) and result.memory_items["step"] == 2 * GIB
     assert "DOES NOT FIT" in result.table() and "optim.gradient_accumulation_steps" in result.table()
     assert "speed of this machine" not in result.table()
     assert "fits" in estimate(recipe(), "ddp", 2, memory=80.0).table()
@@ -65,24 +74,50 @@ def test_time_and_verdict(measured):
     assert estimate(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
 
 
-def test_measured_step_predicts_a_larger_one():
-    """The line through two small steps predicts the memory of a larger one."""
-    step = measure_step(recipe(), 64, device_like=True)
-    model = estimate_module.build_model(recipe()).train()
-    call = partial(estimate_module._step, model, recipe(), estimate_module._samples(recipe(), model, 48))
-    call()
-    assert step.fixed + 48 * step.per_image == pytest.approx(peak_allocation(call), rel=0.05)
-    assert step.flops_per_image > 1e6 and step.seconds_per_image > 0
+def test_data_workers_are_counted_beside_devices_and_within_processors(followed):
+    result = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2, memory=80.0)
+    batch = result.images * (2 * 28 * 28 * 3 + 4 * 2 * (11 + 5))  # uint8 crops; color operations and boxes
+    reader = PROCESS + (100 + 64) * ENCODED + DECODED * 3 * 375 * 500 + 4 * batch
+    assert result.workers == 3 and result.worker_bytes == pytest.approx(3 * reader + 2 * batch, rel=0.01)
+    assert "data workers" not in result.memory_items and "2 x 3 data workers take up to" in result.table()
+    here = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2)
+    assert here.memory_items["data workers"] == result.worker_bytes and "beside the devices" not in here.table()
+    with torch.device("meta"):
+        model = build_model(recipe())
+    assert worker_memory(recipe("data.num_workers=0"), model, 32)[0] == 0
 
 
-def test_logits_are_counted_where_there_are_prototypes():
-    """iBOT: one class token per view and branch, and the hidden patches, of student and teacher: K columns of 4 bytes each."""
-    changes = ["model.objective=ibot", "model.num_prototypes=37", "model.cls_supervision=[base->base]", "model.auxiliary=null"]
-    result = measure_step(recipe(*changes, "model.patch_supervision=[]"), 8)
-    assert result.logits_per_image == pytest.approx(4 * 37 * (2 + 2))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"processes": 0}, "processes: expected a whole number from 1 to 1048576, got 0"),
+        ({"processes": -2}, "processes: expected a whole number from 1 to"),
+        ({"memory": 0.0}, "memory: expected a number above 0 or null, got 0"),
+        ({"memory": math.nan}, "memory: expected a number above 0 or null, got nan"),
+        ({"tflops": 0}, "tflops: expected a number above 0 or null, got 0"),
+        ({"engine": "zero3"}, "engine: expected one of 'single', 'ddp', 'fsdp2', 'zero1', 'zero2', got 'zero3'"),
+        ({"engine": "single", "processes": 2}, "processes: expected 1 with the engine 'single', got 2"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(followed, arguments, message):
+    with pytest.raises(FieldError, match=message):
+        estimate(recipe(), **{"engine": "ddp", **arguments})
 
 
-def test_estimate_is_kept_for_the_run(measured, tmp_path):
+@pytest.mark.parametrize("key", ["optim.batch_size", "optim.gradient_accumulation_steps", "views.global_crop_size"])
+def test_sizes_of_0_are_refused(key):
+    with pytest.raises(RecipeError, match=rf"{key}: expected a whole number from \d+ to \d+, got 0"):
+        recipe(f"{key}=0")
+
+
+def test_impossible_launches_are_refused(followed):
+    with pytest.raises(RecipeError, match="does not divide into 3 processes"):
+        estimate(recipe(), "ddp", processes=3)
+    with pytest.raises(RecipeError, match=r"model\.auxiliary: expected one of 'convnext', .*, got 'convnet'"):
+        estimate(recipe("model.auxiliary=convnet"))
+
+
+def test_estimate_is_kept_for_the_run(followed, tmp_path):
     result = estimate(recipe(), "ddp", 2, memory=80.0)
     write_estimate(tmp_path / "run", result)
     record = json.loads((tmp_path / "run" / ESTIMATE).read_text())
@@ -93,17 +128,15 @@ def test_estimate_is_kept_for_the_run(measured, tmp_path):
     assert read_estimate(tmp_path / "run")["processes"] == 2 and read_estimate(tmp_path) is None
 
 
-def test_impossible_launches_are_refused(measured):
-    with pytest.raises(RecipeError, match="does not divide into 3 processes"):
-        estimate(recipe(), "ddp", processes=3)
-    with pytest.raises(RecipeError, match=r"model\.auxiliary: expected one of 'convnext', .*, got 'convnet'"):
-        estimate(recipe("model.auxiliary=convnet"))
+def test_logits_are_counted_where_there_are_prototypes():
+    """iBOT: one class token per view and branch, and the hidden patches, of student and teacher: K columns of 4 bytes each."""
+    changes = ["model.objective=ibot", "model.num_prototypes=37", "model.cls_supervision=[base->base]", "model.auxiliary=null"]
+    operations, logits = count_operations(recipe(*changes, "model.patch_supervision=[]"))
+    assert logits == pytest.approx(4 * 37 * (2 + 2)) and operations > 1e6
 
 
-def test_model_on_the_meta_device_takes_no_memory():
-    with torch.device("meta"):
-        model = estimate_module.build_model(recipe())
-    assert all(p.is_meta for p in model.parameters())
+def test_steps_are_timed():
+    assert seconds_per_image(recipe(), operations=1e11, images=64) > 0
 
 
 @pytest.mark.parametrize("groups", [1, 4])

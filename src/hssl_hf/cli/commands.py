@@ -67,10 +67,12 @@ def search(
 def estimate(
     settings: Settings = None,
     engine: Annotated[Literal["single", "ddp", "fsdp2", "zero1", "zero2"], Option(help="Distributed strategy.")] = "ddp",
-    processes: Annotated[int, Option(help="Number of processes.")] = 1,
-    device_memory: Annotated[float | None, Option(metavar="GIB", help="Memory of a device (default: of this one).")] = None,
+    processes: Annotated[int, Option(help="Number of processes, from 1.")] = 1,
+    device_memory: Annotated[
+        float | None, Option(metavar="GIB", help="Memory of a device, above 0 (default: of this one).")
+    ] = None,
     device_tflops: Annotated[
-        float | None, Option(metavar="T", help="TFLOP/s of a device in training (default: measured here).")
+        float | None, Option(metavar="T", help="TFLOP/s of a device in training, above 0 (default: measured here).")
     ] = None,
     output: Annotated[Path | None, Option(metavar="RUN", help="Keep the estimate in the folder of the run.")] = None,
 ) -> None:

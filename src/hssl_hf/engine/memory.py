@@ -1,7 +1,5 @@
 """How much memory a process, a device and the tensors of one step hold."""
 
-import ctypes
-import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +11,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 GIB = 2**30
-REPEATS = 3  # calls after which an allocator has warmed up
 
 
 def reset_peak(device: torch.device) -> None:
@@ -47,20 +44,3 @@ def peak_allocation(function: Callable[[], object]) -> int:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes, initial=0))
-
-
-def process_peaks(calls: list[Callable[[], object]]) -> list[int]:
-    """Peak memory of this process in bytes during each call, beyond that before all of them.
-
-    With what allocator and libraries keep for themselves, which they do not give back: begin with the smallest call.
-    """
-    gc.collect()
-    with suppress(AttributeError):  # else calls reuse blocks that were freed before, and seem to take nothing; glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
-    device, before, peaks = torch.device("cpu"), psutil.Process().memory_info().rss, []
-    for call in calls:
-        reset_peak(device)
-        for _ in range(REPEATS):
-            call()
-        peaks.append(peak(device) - before)
-    return peaks

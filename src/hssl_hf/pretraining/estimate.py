@@ -1,66 +1,44 @@
 """Before a launch: will the recipe fit into memory, and how long will it take?
 
-Sizes of weights come from the model on the meta device, the memory of a step from two small steps that are run and profiled
-here; it grows linearly with the images. What the engines add and shard is counted (`ENGINES`).
+The memory of a step is that of its tensors, followed without computing them (`step_memory.py`); what the engines add and shard
+is counted. What the processes that read and decode images take of the machine's memory is shown beside it.
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from timeit import repeat
+from typing import Annotated, Literal
 
 import psutil
-import timm
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from hssl_hf.config.recipe import Recipe
 from hssl_hf.data.files import write_below
 from hssl_hf.data.loader import epoch_length
-from hssl_hf.data.views import Views, collate
-from hssl_hf.engine.memory import GIB, peak_allocation, process_peaks, total
+from hssl_hf.engine.memory import GIB, total
 from hssl_hf.errors import writing
+from hssl_hf.fields import FieldError, Range, check
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
-from hssl_hf.pretraining.setup import build_augmentation, build_model, forward_on_cpu, with_supported_precision
+from hssl_hf.pretraining.setup import build_model, with_supported_precision
+from hssl_hf.pretraining.step_cost import count_operations, seconds_per_image
+from hssl_hf.pretraining.step_memory import Moment, attention_as_in_training, follow_step
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
+from hssl_hf.pretraining.worker_memory import worker_memory
 from hssl_hf.runs.manifest import ESTIMATE
 
 CONTEXT = 0.75 * GIB  # of CUDA and its libraries; ours: what an idle process with PyTorch takes
-PHOTOGRAPH = (375, 500)
 LIBRARIES = ("datasets", "evaluate", "matplotlib.figure", "transformers")  # which a run has loaded
-MIN_IMAGES = 2  # images of a step; in-batch objectives compare them
-OPERATIONS = 2e11  # of a step that is measured: a second or two on a few cores
-ENGINES = {  # what is divided among the processes; `exchange`: gradients are held twice, `master`: weights too
-    "single": (),
-    "ddp": ("exchange",),
-    "fsdp2": ("weights", "gradients", "optimizer"),
-    "zero1": ("optimizer", "exchange", "master"),
-    "zero2": ("gradients", "optimizer", "exchange", "master"),
+ENGINES = ("single", "ddp", "fsdp2", "zero1", "zero2")
+ZERO_BUCKET = 4 * 5 * 10**8  # bytes of the buffer through which DeepSpeed reduces gradients, its default
+RANGES = {
+    "engine": Literal[ENGINES],
+    "processes": Annotated[int, Range(1, 2**20)],
+    "memory": Annotated[float, Range(above=0)] | None,
+    "tflops": Annotated[float, Range(above=0)] | None,
 }
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What was measured of steps on this machine.
-
-    Args:
-        fixed, per_image: bytes that a step holds beside weights and optimizer = fixed + images * per_image.
-        logits_per_image: bytes of them in outputs of the prototypes.
-        flops_per_image: floating point operations, forward and backward.
-        seconds_per_image: with all cores.
-    """
-
-    fixed: float
-    per_image: float
-    logits_per_image: float
-    flops_per_image: float
-    seconds_per_image: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +52,8 @@ class Estimate:
         parameters: trained ones, by part of the model.
         steps, images_per_second, hours: of the full run.
         measured_here: the speed is that of this machine, not of a device that was named.
+        workers, worker_bytes: processes that read and decode for one process, and the most that they take of the machine's
+            memory together; on processors this is one of `memory_items`.
     """
 
     engine: str
@@ -86,6 +66,8 @@ class Estimate:
     images_per_second: float
     hours: float
     measured_here: bool
+    workers: int
+    worker_bytes: float
 
     @property
     def needed(self) -> float:
@@ -101,6 +83,10 @@ class Estimate:
         lines += [f"  {'together':32s}{self.needed / GIB:10.2f} GiB of {self.available / GIB:.1f}: {verdict}"]
         remedies = "optim.gradient_accumulation_steps, run.activation_checkpointing=true, more processes, or fsdp2 / zero2"
         lines += [f"  try {remedies}"] if self.needed > self.available else []
+        if "data workers" not in self.memory_items:
+            of_machine = self.processes * self.worker_bytes / GIB
+            workers = f"{self.processes} x {self.workers} data workers"
+            lines += ["", f"beside the devices, {workers} take up to {of_machine:.2f} GiB of the machines' memory"]
         lines += ["", f"{self.steps:,} steps, {self.images_per_second:,.1f} images per second, {self.hours:,.1f} hours"]
         lines += ["at the speed of this machine; --device-tflops sets that of another"] if self.measured_here else []
         return "\n".join(lines)
@@ -113,97 +99,44 @@ def estimate(
     Args:
         recipe: to be launched.
         engine: one of `ENGINES`.
-        processes: how many devices.
-        memory: of a device in GiB; None for this machine's, divided among its processes.
-        tflops: speed of a device in training, in 10^12 operations per second; None for the speed of this machine.
+        processes: how many devices, at least 1.
+        memory: of a device in GiB, above 0; None for this machine's, divided among its processes.
+        tflops: speed of a device in training, in 10^12 operations per second, above 0; None for the speed of this machine.
     Raises:
+        FieldError: for values out of these ranges.
         RecipeError: if the recipe cannot be launched like that, or the batch does not divide.
     """
-    recipe = with_supported_precision(recipe) if memory is None else recipe
+    for name, value in {"engine": engine, "processes": processes, "memory": memory, "tflops": tflops}.items():
+        check(RANGES[name], value, name)
+    if engine == "single" and processes > 1:
+        raise FieldError(
+            f"processes: expected 1 with the engine 'single', got {processes}; or choose ddp, fsdp2, zero1 or zero2"
+        )
+    on_device = memory is not None
+    recipe = recipe if on_device else with_supported_precision(recipe)
     images = recipe.images_per_process(processes)
-    with torch.device("meta"):
-        model = build_model(recipe)
     for library in LIBRARIES:
         import_module(library)
-    runtime = CONTEXT if memory else psutil.Process().memory_info().rss
-    step = measure_step(recipe, images, device_like=memory is not None)
-    memory_items = _memory_items(model, step, images, engine, processes) | {"runtime": runtime}
-    available = memory * GIB if memory else total(torch.device("cpu")) / processes
+    runtime = CONTEXT if on_device else psutil.Process().memory_info().rss
+    with torch.device("meta"):
+        model = build_model(recipe)
+    with attention_as_in_training(recipe, on_device):
+        moments = follow_step(recipe, images, processes)
+        operations, logits = count_operations(recipe)
+        seconds = None if tflops else seconds_per_image(recipe, operations, images)
+    memory_items = _memory_items(model, moments, engine, processes) | {"logits": images * logits, "runtime": runtime}
+    workers, worker_bytes = worker_memory(recipe, model, images)
+    memory_items |= {} if on_device else {"data workers": worker_bytes}
+    available = memory * GIB if on_device else total(torch.device("cpu")) / processes
     images_per_epoch = recipe.data.images_per_epoch  # where it is set, the data need not be here
     length = round(images_per_epoch * recipe.data.fraction) if images_per_epoch else epoch_length(recipe.data)
     schedule = TrainingSchedule(recipe, length)
-    speed = processes * tflops * 1e12 / step.flops_per_image if tflops else 1 / step.seconds_per_image
+    speed = processes * tflops * 1e12 / operations if tflops else 1 / seconds
     hours = schedule.steps * recipe.optim.batch_size / speed / 3600
-    modules = {name: getattr(model.student, name, None) for name in ("base", "auxiliary", "heads")}
-    modules["all that is trained"] = model.student
-    counts = {name: count for name, module in modules.items() if module is not None and (count := _count_trained(module))}
-    return Estimate(engine, processes, images, memory_items, available, counts, schedule.steps, speed, hours, tflops is None)
-
-
-def measure_step(recipe: Recipe, images: int, device_like: bool = False) -> StepCost:
-    """Run and profile steps with few images on the processor.
-
-    Args:
-        images: of a step of the run; the measured steps have fewer, so that they take a second or two.
-        device_like: as on an accelerator: memory of the tensors, with the attention that keeps no table of weights, even where
-            it is slow here; otherwise memory of the process, with what its allocator and libraries keep for themselves.
-    """
-    fused = timm.layers.use_fused_attn()
-    timm.layers.set_fused_attn(device_like or recipe.optim.mixed_precision != "bf16")
-    try:
-        model = build_model(recipe).train()
-        operations, logits = _count_operations(model, recipe)
-        large = max(2 * MIN_IMAGES, min(images, int(OPERATIONS / operations)))
-        steps = [partial(_step, model, recipe, _samples(recipe, model, count)) for count in (large // 2, large)]
-        half, full = [peak_allocation(step) for step in steps] if device_like else process_peaks(steps)
-        seconds = min(repeat(steps[1], number=1, repeat=2)) / large  # the first call also allocates what libraries keep
-    finally:
-        timm.layers.set_fused_attn(fused)
-    slope = (full - half) / (large - large // 2)
-    return StepCost(full - large * slope, slope, logits, operations, seconds)
-
-
-def _count_operations(model: StudentTeacherPreTrainedModel, recipe: Recipe) -> tuple[float, float]:
-    """Floating point operations of an image, and bytes of its logits, without computing anything; no branch is dropped."""
-    views = collate(_samples(recipe, model, MIN_IMAGES)).augment_and_normalize(recipe.views)
-    logits = LogitBytes(getattr(model.config, "num_prototypes", None))
-    corrected = {torch.ops.aten.convolution_backward: _convolution_backward}
-    with (
-        FlopCounterMode(display=False, custom_mapping=corrected) as counter,
-        FakeTensorMode(allow_non_fake_inputs=True) as fake,
-    ):
-        views = replace(views, **{name: fake.from_tensor(value) for name, value in views.tensors().items()})
-        with logits:
-            loss = _loss(model.eval(), recipe, views)
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-    model.train()
-    return counter.get_total_flops() / MIN_IMAGES, logits.bytes / MIN_IMAGES
-
-
-def _convolution_backward(out, _, weight, *args, **kwargs) -> int:
-    """Operations for the gradients of a convolution; PyTorch's own count takes grouped ones for dense.
-
-    Args:
-        out, weight: shapes (B, C', H, W) of the output and (C', C / groups, h, w) of the weights.
-        args: the last one states which gradients are needed: of the input, of the weights, of the bias.
-    """
-    return 2 * math.prod(out) * math.prod(weight[1:]) * sum(args[-1][:2])
-
-
-class LogitBytes(TorchDispatchMode):
-    """Adds up the outputs of matrix products that have one column per prototype."""
-
-    def __init__(self, prototypes: int | None):
-        super().__init__()
-        self.prototypes, self.bytes = prototypes, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        product = function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
-        if product and isinstance(output, Tensor) and output.shape[-1] == self.prototypes:
-            self.bytes += output.nbytes
-        return output
+    return Estimate(
+        engine, processes, images, memory_items, available, _parameters(model), schedule.steps, speed, hours, tflops is None,
+        workers, worker_bytes,
+    )  # fmt: skip
 
 
 def write_estimate(folder: Path, estimate: Estimate) -> None:
@@ -215,40 +148,56 @@ def write_estimate(folder: Path, estimate: Estimate) -> None:
     write_below(folder, ESTIMATE, json.dumps(record, indent=1) + "\n")
 
 
-def _samples(recipe: Recipe, model: StudentTeacherPreTrainedModel, count: int) -> list[dict]:
-    """The samples of a loader for random photographs."""
-    augmentation = build_augmentation(recipe, model)
-    generator = torch.Generator().manual_seed(0)
-    size = (model.config.num_channels, *PHOTOGRAPH)
-    images = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(count)]
-    return [{**augmentation(image, 0, number), "corrupt": []} for number, image in enumerate(images)]
-
-
-def _step(model: StudentTeacherPreTrainedModel, recipe: Recipe, samples: list[dict]) -> None:
-    """Views, forward and backward as in training; gradients are then freed, as after an optimizer step."""
-    views = collate(samples).augment_and_normalize(recipe.views)  # kept to the end, as by the training loop
-    _loss(model, recipe, views).backward()
-    model.zero_grad(set_to_none=True)
-
-
-def _loss(model: StudentTeacherPreTrainedModel, recipe: Recipe, views: Views) -> Tensor:
-    return forward_on_cpu(model, recipe, views, recipe.optim.teacher_temperature[-1]).loss
-
-
-def _memory_items(model, step: StepCost, images: int, engine: str, processes: int) -> dict[str, float]:
+def _memory_items(
+    model: StudentTeacherPreTrainedModel, moments: Sequence[Moment], engine: str, processes: int
+) -> dict[str, float]:
     """Bytes by kind for one process; weights, moments and gradients are of 4 bytes each."""
-    sharding = ENGINES[engine]
-    shards = {name: processes if name in sharding else 1 for name in ("weights", "gradients", "optimizer")}
+    count = processes if engine not in ("single", "ddp") else 1  # of shards
+    shards = count if engine == "fsdp2" else 1
     trained = 4 * _count_trained(model.student)
-    saved = trained - trained / shards["gradients"]  # gradients are a part of what a step holds
-    return {
-        "student": sum(p.nbytes for p in model.student.parameters()) / shards["weights"],
-        "teacher": sum(p.nbytes for p in model.teacher.parameters()) / shards["weights"] if model.teacher is not None else 0.0,
-        "optimizer": (3 if "master" in sharding else 2) * trained / shards["optimizer"],
-        "exchange of gradients": float(trained) if "exchange" in sharding and processes > 1 else 0.0,
-        "step": max(0.0, step.fixed + images * step.per_image - saved),
-        "logits": images * step.logits_per_image,
-    }
+    everything = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    student = sum(p.nbytes for p in model.student.parameters())
+    teacher = sum(p.nbytes for p in model.teacher.parameters()) if model.teacher is not None else 0
+    items = {"student": student / shards, "teacher": teacher / shards, "buffers": float(everything - student - teacher)}
+    items["optimizer"] = (3 if engine.startswith("zero") else 2) * trained / count
+    return items | _step_items(model, moments, engine, processes)
+
+
+def _step_items(
+    model: StudentTeacherPreTrainedModel, moments: Sequence[Moment], engine: str, processes: int
+) -> dict[str, float]:
+    """What a step holds beside weights and optimizer: the largest sum at one time, and buffers for what is exchanged.
+
+    DDP copies gradients to buckets. FSDP2 gathers the weights of the block that is computed and of the next one, and of all
+    that is in no block for the full step; gradients are divided once a block, or the rest, is through. ZeRO-1 divides gradients
+    at the end, ZeRO-2 moves them to its buffer at once; both copy all of them to be clipped.
+    """
+    trained = 4 * _count_trained(model.student)
+    full = float(max(moment.other + moment.blocks + moment.rest for moment in moments))
+    if engine in ("single", "ddp"):
+        return {"step": full} | ({"exchange of gradients": float(trained)} if processes > 1 else {})
+    if engine == "fsdp2":
+        block, rest = _sharded_units(model)
+        divided = max(moment.other + moment.blocks / processes + moment.rest for moment in moments)
+        return {"step": float(divided), "gathered weights": float(rest + 2 * block), "exchange of gradients": 2.0 * block}
+    divided = full if engine == "zero1" else float(max(moment.other for moment in moments))
+    return {"step": max(divided, trained), "exchange of gradients": ZERO_BUCKET + trained / processes}
+
+
+def _sharded_units(model: StudentTeacherPreTrainedModel) -> tuple[int, int]:
+    """Bytes of the weights of the largest block that FSDP2 gathers by itself, and of all weights that are in no block."""
+    names = set(model._no_split_modules)
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    inside = {p for block in blocks for p in block.parameters()}
+    largest = max((sum(p.nbytes for p in block.parameters()) for block in blocks), default=0)
+    return largest, sum(p.nbytes for p in model.parameters() if p not in inside)
+
+
+def _parameters(model: StudentTeacherPreTrainedModel) -> dict[str, int]:
+    """Numbers of trained parameters by part of the model."""
+    modules = {name: getattr(model.student, name, None) for name in ("base", "auxiliary", "heads")}
+    modules["all that is trained"] = model.student
+    return {name: count for name, module in modules.items() if module is not None and (count := _count_trained(module))}
 
 
 def _count_trained(module: nn.Module) -> int:
