@@ -61,7 +61,7 @@ class LazyImage:
     def has_other_frames(self) -> bool:
         """Whether the file holds images behind the first: frames of an animation, pages, slices of a stack.
 
-        Reduced copies and masks, declared as such in TIFF files, and pictures of another size in multi-picture JPEG files, such
+        Reduced copies and masks, declared as such in TIFF files, and images of another size in multi-picture JPEG files, such
         as previews and gain maps, are none, and neither is what is damaged.
         """
         try:
