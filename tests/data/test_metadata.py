@@ -44,7 +44,8 @@ def test_metadata_that_cannot_be_read_stop_no_training(tmp_path, form, content):
     dataset = load_source(Source(str(tmp_path)))
     summary = dataset.summary()
     assert len(dataset) == 3
-    assert form == "csv" or f"1 files of metadata that cannot be read (metadata.{form})" in summary
+    without_rows = form == "csv" or (form == "jsonl" and not content)  # which releases of `datasets` read or not
+    assert without_rows or f"1 files of metadata that cannot be read (metadata.{form})" in summary
 
 
 @pytest.mark.fault("labels of folders")

@@ -140,7 +140,7 @@ def test_weights_for_three_channels_are_adapted_by_the_rule_of_timm(channels, ki
     """Summed for one channel; the other weights stay as they are, in student and teacher."""
     source, model = tiny_model(), changed(channels)
     write = export_model if kind == "training" else lambda *arguments: export_backbone(*arguments, kind=kind)
-    assert load_initial_weights(model, str(write(source, tmp_path / "source"))) is (kind != "training")
+    assert load_initial_weights(model, str(write(source, tmp_path / "source")))[0] is (kind != "training")
     rgb, name = source.teacher.base.timm_state_dict(), "patch_embed.proj.weight"
     for network in (model.student, model.teacher):
         state = network.base.timm_state_dict()

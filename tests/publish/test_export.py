@@ -138,7 +138,7 @@ def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_pa
     make, kind, outputs = ONNX[name]
     folder = export_backbone(make(), tmp_path / "export", kind=kind, onnx=True)
     Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: repository)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: repository)
     card = (folder / "README.md").read_text()
     scope = run_snippet(card, folder, tmp_path / "image.png", number=1)
     names = [output.name for output in scope["session"].get_outputs()]

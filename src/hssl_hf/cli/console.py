@@ -79,6 +79,9 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     Neither shows a token.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not sys.stderr.isatty():  # the bars of libraries, which would print a line at every change
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     logger, handler, output = logging.getLogger("hssl_hf"), ConsoleHandler(), sys.stdout
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
