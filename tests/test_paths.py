@@ -27,8 +27,8 @@ TWO_STEPS += ["probe.train_images=40", "probe.test_images=20"]
 def test_a_checkout_in_a_folder_of_any_name_trains_exports_and_reports(tmp_path, program, output):
     """With the probe's images from the checkout itself; the run goes to a relative path, or to an absolute one."""
     checkout = tmp_path.joinpath(*ODD)
-    for folder in ("src", "training"):
-        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    for folder in ("src", "training", "model_cards"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     fill(checkout / "-images [ü] 'x=1'", *in_each("a b", "ü", count=8))
     recipe = (checkout / "training" / "recipes" / "quickstart.yaml").rename(checkout / "training" / "recipes" / "a=b [c].yaml")
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
