@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from hssl_hf.auxiliary import BLOCKS
 from hssl_hf.models.auto import configuration_classes
-from hssl_hf.models.configuration_two_branch import FAMILIES
+from hssl_hf.models.configuration_two_branch import FAMILIES, NAMES
 from tests.conftest import SAMPLE
 
 CONFIGURATION = """
@@ -106,4 +106,4 @@ def test_every_method_has_what_cards_and_reports_need():
 
 
 def test_families_of_heads_are_those_that_exist():
-    assert set(FAMILIES) == set(BLOCKS)
+    assert set(FAMILIES) == set(BLOCKS) == set(NAMES)

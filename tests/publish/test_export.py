@@ -117,7 +117,7 @@ def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
     assert f"# ViT of width 64, depth 2 and patch size 8 {name}\n" in card
     if kind == "hssl":
         assert (
-            "The teacher's base after pre-training by heterogeneous self-supervised learning: ibot with a convnext head" in card
+            "The teacher's base after pre-training by heterogeneous self-supervised learning: iBOT with a ConvNeXt head" in card
         )
 
 

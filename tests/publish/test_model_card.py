@@ -96,8 +96,8 @@ def test_committed_cards_are_up_to_date():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"auxiliary": ["convnext", "vit"]}, "ibot with convnext and vit heads"),
-        ({"auxiliary": "resnet18", "auxiliary_connection": "parallel"}, "ibot with a resnet18 beside it"),
+        ({"auxiliary": ["convnext", "vit"]}, "iBOT with ConvNeXt and ViT heads"),
+        ({"auxiliary": "resnet18", "auxiliary_connection": "parallel"}, "iBOT with a resnet18 beside it"),
     ],
 )
 def test_card_names_all_auxiliary_heads(changes, sentence):
@@ -106,7 +106,7 @@ def test_card_names_all_auxiliary_heads(changes, sentence):
 
 
 @pytest.mark.parametrize(
-    ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a swin head")]
+    ("auxiliary", "sentence"), [(None, "masked autoencoding (MAE"), ("swin", "masked autoencoding with a Swin head")]
 )
 def test_card_of_masked_autoencoding(auxiliary, sentence):
     assert sentence in model_card.render(model_card.facts(HSSLMAEConfig(auxiliary=auxiliary), "student", without_norm=False))

@@ -134,7 +134,7 @@ class HSSLConfig(TwoBranchConfig):
         if self.auxiliary is None:
             masked = " on the visible patches of masked images" if self.visible_patches_only else ""
             return name, f"{name} alone, without an auxiliary head{masked}"
-        return "HSSL", f"heterogeneous self-supervised learning: {self.objective} with {self.describe_heads()}"
+        return "HSSL", f"heterogeneous self-supervised learning: {name} with {self.describe_heads()}"
 
     def described_in(self) -> list[str]:
         masks = ["data/masking"] if self.patch_supervision or self.visible_patches_only else []

@@ -8,6 +8,7 @@ from hssl_hf.publish.citations import HSSL
 
 Family = Literal["convnext", "poolformer", "resmlp", "resnet", "swin", "vit"]  # data, so that a configuration needs no torch
 FAMILIES = get_args(Family)
+NAMES = dict(zip(FAMILIES, ("ConvNeXt", "PoolFormer", "ResMLP", "ResNet", "Swin", "ViT"), strict=True))
 
 
 class TwoBranchConfig(PreTrainingConfig):
@@ -59,7 +60,7 @@ class TwoBranchConfig(PreTrainingConfig):
 
     def describe_heads(self) -> str:
         """A phrase that names what is trained beside the base."""
-        names = self.families
+        names = [NAMES.get(family, family) for family in self.families]
         if self.auxiliary_connection == "parallel":
             return f"a {names[0]} beside it"
         return f"{' and '.join(names)} heads" if len(names) > 1 else f"a {names[0]} head"
