@@ -4,18 +4,14 @@ import json
 import math
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
 from hssl_hf.engine.memory import GIB
 from hssl_hf.fields import FieldError
 from hssl_hf.pretraining import estimate as estimate_module
 from hssl_hf.pretraining.estimate import ENGINES, ESTIMATE, ZERO_BUCKET, estimate, write_estimate
-from hssl_hf.pretraining.setup import build_model
-from hssl_hf.pretraining.step_cost import _convolution_backward, count_operations, seconds_per_image
 from hssl_hf.pretraining.step_memory import Moment
-from hssl_hf.pretraining.worker_memory import DECODED, ENCODED, PROCESS, worker_memory
+from hssl_hf.pretraining.worker_memory import PROCESS
 from hssl_hf.runs.manifest import read_estimate
 from tests.conftest import SAMPLE
 from tests.launches import TINY
@@ -76,15 +72,10 @@ def test_time_and_verdict(followed):
 
 def test_data_workers_are_counted_beside_devices_and_within_processors(followed):
     result = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2, memory=80.0)
-    batch = result.images * (2 * 28 * 28 * 3 + 4 * 2 * (11 + 5))  # uint8 crops; color operations and boxes
-    reader = PROCESS + (100 + 64) * ENCODED + DECODED * 3 * 375 * 500 + 4 * batch
-    assert result.workers == 3 and result.worker_bytes == pytest.approx(3 * reader + 2 * batch, rel=0.01)
+    assert result.workers == 3 and result.worker_bytes > 3 * PROCESS
     assert "data workers" not in result.memory_items and "2 x 3 data workers take up to" in result.table()
     here = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2)
     assert here.memory_items["data workers"] == result.worker_bytes and "beside the devices" not in here.table()
-    with torch.device("meta"):
-        model = build_model(recipe())
-    assert worker_memory(recipe("data.num_workers=0"), model, 32)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -126,23 +117,3 @@ def test_estimate_is_kept_for_the_run(followed, tmp_path):
         and record["memory_items"]["step"] == result.memory_items["step"]
     )
     assert read_estimate(tmp_path / "run")["processes"] == 2 and read_estimate(tmp_path) is None
-
-
-def test_logits_are_counted_where_there_are_prototypes():
-    """iBOT: one class token per view and branch, and the hidden patches, of student and teacher: K columns of 4 bytes each."""
-    changes = ["model.objective=ibot", "model.num_prototypes=37", "model.cls_supervision=[base->base]", "model.auxiliary=null"]
-    operations, logits = count_operations(recipe(*changes, "model.patch_supervision=[]"))
-    assert logits == pytest.approx(4 * 37 * (2 + 2)) and operations > 1e6
-
-
-def test_steps_are_timed():
-    assert seconds_per_image(recipe(), operations=1e11, images=64) > 0
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-def test_operations_of_convolutions_are_counted_with_their_groups(groups):
-    """Forward 2 · outputs · weights per output; each of the two gradients as much again."""
-    layer, x = torch.nn.Conv2d(4, 4, 3, padding=1, groups=groups), torch.randn(2, 4, 5, 5, requires_grad=True)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}) as counter:
-        layer(x).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * (2 * 4 * 5 * 5) * (4 // groups * 9)
