@@ -195,6 +195,13 @@ REFUSED = {  # configuration -> words of the message
 }
 
 
+@pytest.mark.fault("damaged exports")
+@pytest.mark.parametrize("name", ["runs/none/export", "./none", "/none", "~/none", "../a/b"])
+def test_a_folder_that_does_not_exist_is_called_so(name):
+    with refused(f"there is no folder {name!r}", "user/name"):
+        load_encoder(name)
+
+
 @pytest.mark.fault("models that are no image encoders")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_models_are_refused_by_their_type(kind, tmp_path):

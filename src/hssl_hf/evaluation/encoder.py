@@ -69,6 +69,8 @@ def load_encoder(name: str | Path, revision: str | None = None, token: str | boo
         encoder, processor = load_timm(name.removeprefix("timm:"))
         _require_finite(encoder, name)
         return encoder, processor
+    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).exists():
+        raise UserError(f"there is no folder {name!r}; expected an exported folder, user/name of the Hub, or timm:NAME")
     source = {"revision": revision, "token": token, "trust_remote_code": False}
     source = {key: value for key, value in source.items() if value is not None}
     config = _load_config(name, source)
