@@ -115,15 +115,15 @@ def estimate(
     on_device = memory is not None
     recipe = recipe if on_device else with_supported_precision(recipe)
     images = recipe.images_per_process(processes)
-    for library in LIBRARIES:
-        import_module(library)
-    runtime = CONTEXT if on_device else psutil.Process().memory_info().rss
     with torch.device("meta"):
         model = build_model(recipe)
     with attention_as_in_training(recipe, on_device):
         moments = follow_step(recipe, images, processes)
         operations, logits = count_operations(recipe)
         seconds = None if tflops else seconds_per_image(recipe, operations, images)
+    for library in LIBRARIES:
+        import_module(library)
+    runtime = CONTEXT if on_device else psutil.Process().memory_info().rss  # with what the timed steps have left behind
     memory_items = _memory_items(model, moments, engine, processes) | {"logits": images * logits, "runtime": runtime}
     workers, worker_bytes = worker_memory(recipe, model, images)
     memory_items |= {} if on_device else {"data workers": worker_bytes}
