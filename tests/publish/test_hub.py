@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.utils import PushToHubMixin
 
 from hssl_hf import HSSLForPreTraining
+from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
 from hssl_hf.publish.hub import PushError, push, push_model, stage, staged_files
@@ -180,7 +181,8 @@ def test_files_of_an_earlier_push_are_deleted(hub, staged):
     assert set(contents(hub, "main")) == {*expected(staged, "main"), ".gitattributes"}
 
 
-def test_concurrent_pushes_end_with_all_branches_of_one(hub, staged, tmp_path):
+def test_concurrent_pushes_end_with_all_branches_of_one(hub, staged, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.05)  # of random length, so that one of them comes through
     patch = pytest.MonkeyPatch()
     patch.setattr(parity, "compare", lambda *_, **__: {})
     other = stage(tiny_model(), tmp_path / "push", context=CardContext(repository="user/name"))

@@ -5,6 +5,7 @@ uploaded are not sent again. If another push happens meanwhile, this one starts 
 """
 
 import logging
+import random
 import shutil
 import tempfile
 import time
@@ -138,11 +139,12 @@ def push(
             return {}
         try:
             _retry(api.create_repo, repository, private=private, exist_ok=True)
-            for _ in range(TRIES):
+            for attempt in range(TRIES):
                 commits = _push_once(api, repository, files, revision, create_pr, message)
                 if commits is not None:
                     return commits
                 logger.warning("%s was changed by another push; starting over", repository)
+                time.sleep(random.uniform(0, FIRST_PAUSE * 2**attempt))  # so that two pushes do not undo each other in step
         except (httpx.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
             raise PushError(_explain(error, repository)) from error
     raise PushError(
