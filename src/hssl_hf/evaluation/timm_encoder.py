@@ -45,7 +45,8 @@ class TimmEncoder(Encoder):
         for number, values in zip(blocks, maps, strict=True):
             values, prefix = values if isinstance(values, tuple) else (values, None)
             final = norm and number == last
-            outputs[number] = self._last(features, pixels) if final else self._block(values, prefix, features.ndim, norm)
+            of_tokens = norm and getattr(features, "ndim", 0) == 3 and values.shape[1] == self.width
+            outputs[number] = self._last(features, pixels) if final else self._block(values, prefix, of_tokens)
         return outputs
 
     def _last(self, features: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,13 +54,13 @@ class TimmEncoder(Encoder):
         patches = self._to_map(features, pixels)
         return self.network.forward_head(features, pre_logits=True), patches
 
-    def _block(self, values: Tensor, prefix: Tensor | None, dimensions: int, norm: bool) -> tuple[Tensor, Tensor]:
-        """(B, D, h, w) and (B, P, D) tokens in front of the patches -> cls and patches."""
+    def _block(self, values: Tensor, prefix: Tensor | None, pool: bool) -> tuple[Tensor, Tensor]:
+        """(B, D, h, w) and (B, P, D) tokens in front of the patches -> cls, by the model's own pooling or not, and patches."""
         patches = values.permute(0, 2, 3, 1)
         tokens = patches.flatten(1, 2)
         if prefix is not None:
             tokens = torch.cat([prefix, tokens], dim=1)
-        if norm and dimensions == 3 and tokens.shape[1] - patches.shape[1] * patches.shape[2] == self.prefix:
+        if pool and tokens.shape[1] - patches.shape[1] * patches.shape[2] == self.prefix:
             return self.network.forward_head(tokens, pre_logits=True), patches
         pools_class_token = prefix is not None and getattr(self.network, "global_pool", None) == "token"
         return prefix[:, 0] if pools_class_token else patches.mean((1, 2)), patches
