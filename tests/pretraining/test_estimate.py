@@ -62,6 +62,8 @@ def test_time_and_verdict(followed):
     result = estimate(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
     assert (result.steps, result.images, result.images_per_second) == (100, 32, 2000.0)
     assert result.hours == pytest.approx(6400 / 2000 / 3600) and result.memory_items["step"] == 2 * GIB
+    lines = [line.split()[:3] for line in result.table().splitlines()]
+    assert lines[lines.index(["of", "it", "logits"]) - 1] == ["step:", "activations,", "gradients"]
     assert "DOES NOT FIT" in result.table() and "optim.gradient_accumulation_steps" in result.table()
     assert "speed of this machine" not in result.table()
     assert "fits" in estimate(recipe(), "ddp", 2, memory=80.0).table()

@@ -124,7 +124,7 @@ def estimate(
     for library in LIBRARIES:
         import_module(library)
     runtime = CONTEXT if on_device else psutil.Process().memory_info().rss  # with what the timed steps have left behind
-    memory_items = _memory_items(model, moments, engine, processes) | {"logits": images * logits, "runtime": runtime}
+    memory_items = _memory_items(model, moments, images * logits, engine, processes) | {"runtime": runtime}
     workers, worker_bytes = worker_memory(recipe, model, images)
     memory_items |= {} if on_device else {"data workers": worker_bytes}
     available = memory * GIB if on_device else total(torch.device("cpu")) / processes
@@ -149,7 +149,7 @@ def write_estimate(folder: Path, estimate: Estimate) -> None:
 
 
 def _memory_items(
-    model: StudentTeacherPreTrainedModel, moments: Sequence[Moment], engine: str, processes: int
+    model: StudentTeacherPreTrainedModel, moments: Sequence[Moment], logits: float, engine: str, processes: int
 ) -> dict[str, float]:
     """Bytes by kind for one process; weights, moments and gradients are of 4 bytes each."""
     count = processes if engine not in ("single", "ddp") else 1  # of shards
@@ -160,7 +160,8 @@ def _memory_items(
     teacher = sum(p.nbytes for p in model.teacher.parameters()) if model.teacher is not None else 0
     items = {"student": student / shards, "teacher": teacher / shards, "buffers": float(everything - student - teacher)}
     items["optimizer"] = (3 if engine.startswith("zero") else 2) * trained / count
-    return items | _step_items(model, moments, engine, processes)
+    step = _step_items(model, moments, engine, processes)
+    return items | {"step": step.pop("step"), "logits": logits} | step
 
 
 def _step_items(
