@@ -166,5 +166,5 @@ def test_urls_of_something_else_are_refused(server):
 def test_ids_outside_their_folder_are_refused(path):
     with pytest.raises(StreamError, match=r"cannot open data\.path="):
         ImageStream(Source(path))
-    with pytest.raises(ValueError, match="neither an exported folder nor a Hub repository"):
+    with pytest.raises(ValueError, match="an exported folder"):
         load_encoder(path)

@@ -81,4 +81,4 @@ def test_through_the_command_line(tmp_path, unchecked, capsys):
     counts = {"knn_right_only_first", "knn_right_only_second", "knn_right_both"}
     assert {record["metric"] for record in records} == {"knn_top1", *counts} and records[0]["n"] == 100
     shutil.rmtree(tmp_path / "b")
-    assert main(command) == 2 and "neither an exported folder nor a Hub repository" in capsys.readouterr().err
+    assert main(command) == 2 and f"there is no folder {str(tmp_path / 'b')!r}" in capsys.readouterr().err

@@ -55,6 +55,11 @@ def test_only_the_outermost_bar_is_shown_in_a_log_file(leave):
     assert "outer" in text and "later" in text and "inner" not in text and "\r" not in text
 
 
+def test_a_bar_whose_constructor_was_interrupted_says_nothing(capsys):
+    del [ProgressBar.__new__(ProgressBar)][0]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_terminal_gets_a_bar_in_place(monkeypatch):
     terminal, program = os.openpty()
     with os.fdopen(program, "w") as stream:

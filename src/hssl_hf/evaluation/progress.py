@@ -59,3 +59,7 @@ class ProgressBar(tqdm):
             self.leave, self.pos = False, 1  # so that tqdm adds nothing
         with contextlib.suppress(BrokenPipeError):
             super().close()
+
+    def __del__(self):
+        with contextlib.suppress(AttributeError):  # a signal can interrupt the constructor
+            super().__del__()
