@@ -11,7 +11,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from hssl_hf.config.recipe_files import recipe_differences, recipes
+from hssl_hf.config.recipe_files import EVALUATIONS, recipe_differences, recipes
 from hssl_hf.evaluation.records import read_records
 from hssl_hf.experiments import study_report
 from hssl_hf.experiments.study import Study
@@ -92,7 +92,7 @@ def table(title: str, records: list[dict]) -> list[str]:
 def difference_lines() -> list[str]:
     lines = ["", "| where | difference |", "|---|---|"]
     lines += [f"| [{name}](../src/hssl_hf/{file}) | {text} |" for file, name, text in paper_differences()]
-    paths = recipes()
+    paths = {**recipes(), **recipes(EVALUATIONS)}
     lines += [f"| [{name}](../{paths[name].relative_to(ROOT)}) | {text} |" for name, text in recipe_differences()]
     return [*lines, ""]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from hssl_hf.config.evaluation_recipe import load_evaluation_recipe
+from hssl_hf.config.recipe_files import EVALUATIONS as EVALUATION_RECIPES
 from hssl_hf.config.recipe_files import recipes
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +24,7 @@ EVALUATIONS = {  # where a figure is found; None for evaluations that rows wait 
     "discrepancy": "`discrepancy` in the run's `log.jsonl`",
     "cost": "the run's `manifest.json`",
     "solved samples": "`training/study.py`",
-    "linear": None,  # with augmented images; `hssl-hf evaluate RUN/export linear` reads cached features
+    "linear": "`hssl-hf evaluate RUN/export linear` with the recipe of the method in training/evaluations",
     "fine-tuning": None,
     "1 % of the labels": None,
     "transfer": None,
@@ -38,7 +40,7 @@ EVALUATIONS = {  # where a figure is found; None for evaluations that rows wait 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table; of `recipe`, `method` and `waits` exactly one is set.
+    """One row of a table; of `recipe`, `evaluation`, `method` and `waits` exactly one is set.
 
     Args:
         paper, table: where it is printed.
@@ -46,6 +48,7 @@ class Row:
         numbers: by the names of their columns; without those that the row lacks.
         measures: the evaluation and the metric of every column of numbers.
         recipe: the name of the recipe that makes it.
+        evaluation: the name of the recipe of an evaluation whose settings it prints.
         method: whose figures these are, where no recipe makes them.
         waits: the evaluation that it describes and this package lacks.
         gains: printed in brackets beside the numbers.
@@ -58,6 +61,7 @@ class Row:
     numbers: dict[str, float]
     measures: dict[str, tuple[str, str]]
     recipe: str | None = None
+    evaluation: str | None = None
     method: str | None = None
     waits: str | None = None
     gains: dict[str, float] | None = None
@@ -145,6 +149,11 @@ def _source(row: Row) -> tuple[str, str]:
         path = recipes()[row.recipe].relative_to(ROOT)
         name = f"[{row.recipe}](../{path})" + (f" minus {row.minus}" if row.minus else "")
         return name, f"`hssl-hf pretrain {row.recipe}`"
+    if row.evaluation:
+        path = recipes(EVALUATION_RECIPES)[row.evaluation]
+        protocol = load_evaluation_recipe(None, path).protocol
+        link = f"[{row.evaluation}](../{path.relative_to(ROOT)})"
+        return link, f"`hssl-hf evaluate MODEL {protocol} {row.evaluation}`"
     return (f"figures of {row.method}" if row.method else f"waits for {row.waits}"), "–"
 
 

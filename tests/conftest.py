@@ -1,7 +1,10 @@
 """Shared fixtures: tiny models, real images on disk, no network."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of tests are too sma
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # uploads by plain LFS, which the server for tests speaks
+if "HF_ASSETS_CACHE" not in os.environ:  # where features are kept
+    os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="hssl-hf-assets-")
+    atexit.register(shutil.rmtree, os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 import numpy as np
 import pytest

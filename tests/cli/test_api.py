@@ -58,10 +58,10 @@ def test_evaluate_is_the_command(tmp_path, capsys):
     to_transformers(tiny_model().teacher.base, 32).save_pretrained(tmp_path)
     image_processor(32).save_pretrained(tmp_path)
     images = {"data.train_images": 200, "data.test_images": 50}
-    result = hssl_hf.evaluate(tmp_path, data=SAMPLE, overrides=images, results=tmp_path / "results.jsonl")
-    assert result["n"] == 50 and (tmp_path / "results.jsonl").is_file()
+    records = hssl_hf.evaluate(tmp_path, data=SAMPLE, overrides=images, results=tmp_path / "results.jsonl")
+    assert {record.n for record in records} == {50} and (tmp_path / "results.jsonl").is_file()
     settings = [f"data.path={SAMPLE}", *(f"{key}={value}" for key, value in images.items())]
     assert cli.main(["evaluate", str(tmp_path), "knn", *settings]) == 0
-    assert f"k-NN top1  {result['top1']:.2f} %  (50 images)" in capsys.readouterr().out
+    assert f"k-NN k=10   top1  {records[0].value:.2f} %" in capsys.readouterr().out
     with pytest.raises(UserError, match="expected a protocol"):
         hssl_hf.evaluate(tmp_path, "k-NN", data=SAMPLE)

@@ -37,16 +37,19 @@ def test_evaluate(tmp_path, capsys):
     to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
     image_processor(32).save_pretrained(folder)
     arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
+    arguments.append("knn.num_neighbors=[10, 20]")
     assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0
-    assert "k-NN top1" in capsys.readouterr().out
-    assert cli.main([*arguments, "--pixels", "--results", str(tmp_path / "results.jsonl")]) == 0
+    assert "k-NN k=20   top1" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [(r["metric"], r["subject"]) for r in records] == [
-        ("knn_top1", str(folder)), ("knn_top5", str(folder)), ("knn_top1", "raw pixels"), ("knn_top5", "raw pixels"),
-    ]  # fmt: skip
-    assert records[0]["dataset"] == "fashion_mnist" and records[0]["value"] < records[2]["value"]
+    measured = [(r["metric"], r["settings"]["num_neighbors"], r["subject"]) for r in records]
+    metrics = [(f"knn_top{k}", number) for number in (10, 20) for k in (1, 5)]
+    subjects = (str(folder), "untrained backbone", "raw pixels")
+    assert measured == [(*metric, subject) for subject in subjects for metric in metrics]
+    assert all(r["interval"][0] < r["value"] < r["interval"][1] for r in records if 2 < r["value"] < 98)
+    assert records[0]["dataset"] == "fashion_mnist" and records[0]["value"] < records[8]["value"]
     assert records[0]["settings"]["features"] == "cls"
-    linear = ["linear", *arguments[3:], "data.features=patches", "linear.epochs=2", "linear.learning_rates=[0.1, 0.01]"]
+    linear = ["linear", *arguments[3:6], "representation.features=patches", "linear.epochs=2"]
+    linear.append("linear.learning_rates=[0.1, 0.01]")
     assert cli.main(["evaluate", str(folder), *linear, "--results", str(tmp_path / "linear.jsonl")]) == 0
     record = json.loads((tmp_path / "linear.jsonl").read_text().splitlines()[0])
     assert record["metric"] == "linear_top1" and record["settings"]["learning_rate"] in (0.1, 0.01)

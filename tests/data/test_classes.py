@@ -9,7 +9,7 @@ from timm.data import ImageNetInfo
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.source import Source, count_images
 from hssl_hf.data.stream import ImageStream
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages
 from tests.conftest import ROOT
 from tests.data.test_stream import png
 from tests.faults import refused

@@ -9,7 +9,7 @@ from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.loader import DataConfig, epoch_length
 from hssl_hf.data.source import Source
 from hssl_hf.data.stream import ImageStream
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages
 from tests.data.test_stream import png
 from tests.faults import refused
 

@@ -13,7 +13,7 @@ from hssl_hf.data.image_folder import ImageFolder, list_images
 from hssl_hf.data.loader import DataConfig, epoch_length
 from hssl_hf.data.source import Source, count_images, dataset_fingerprint, load_source
 from hssl_hf.data.stream import ImageStream
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages
 from tests.data.test_stream import png
 from tests.faults import refused
 

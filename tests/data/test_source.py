@@ -17,7 +17,7 @@ from hssl_hf.data.remote import expand_braces
 from hssl_hf.data.source import Source, StreamError, count_images, dataset_fingerprint, load_source
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.evaluation.encoder import load_encoder
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages
 from tests.data.test_stream import png, write_parquet
 from tests.data.test_tar_shards import NAMES, numbered, write_tar
 from tests.faults import refused
@@ -30,7 +30,7 @@ RETRIES = [name for name in dir(datasets.config) if name.startswith("STREAMING_"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setattr("hssl_hf.data.remote.STALL_SECONDS", 0.5)
-    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
+    monkeypatch.setattr("hssl_hf.data.shard_reader.BACKOFF_SECONDS", 0)
     for name in RETRIES:
         monkeypatch.setattr(datasets.config, name, 0)
     write_parquet(tmp_path, images=60, shards=3)

@@ -224,8 +224,8 @@ def test_damaged_shard_is_named(tmp_path):
 
 def test_a_broken_connection_is_opened_again_where_it_broke(parquet, monkeypatch):
     stream, failures = ImageStream(parquet, shuffle_buffer_size=1), []
-    stream.reopen_attempts = 5  # as for a source that is not on this machine
-    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
+    monkeypatch.setattr("hssl_hf.data.shard_reader.allowed_attempts", lambda source: 5)  # as of a server
+    monkeypatch.setattr("hssl_hf.data.shard_reader.BACKOFF_SECONDS", 0)
     plain = datasets.IterableDataset.iter
 
     def flaky(self, batch_size):
@@ -247,8 +247,8 @@ def test_a_connection_that_stays_broken_is_reported(parquet, monkeypatch):
         yield
 
     stream = ImageStream(parquet)
-    stream.reopen_attempts = 5
-    monkeypatch.setattr("hssl_hf.data.stream.BACKOFF_SECONDS", 0)
+    monkeypatch.setattr("hssl_hf.data.shard_reader.allowed_attempts", lambda source: 5)
+    monkeypatch.setattr("hssl_hf.data.shard_reader.BACKOFF_SECONDS", 0)
     monkeypatch.setattr(datasets.IterableDataset, "iter", dead)
     with pytest.warns(UserWarning), pytest.raises(StreamError, match="could not be read at row 0 in 6 attempts"):
         next(iter(stream))

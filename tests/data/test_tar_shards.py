@@ -11,7 +11,7 @@ from hssl_hf.data.loader import DataConfig, epoch_length
 from hssl_hf.data.source import Source, count_images, load_source
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.data.tar_shards import read_members
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages
 from tests.data.test_stream import png
 from tests.faults import refused
 

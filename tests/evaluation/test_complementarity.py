@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hssl_hf.cli.main import main
 from hssl_hf.evaluation.complementarity import FORMATS, combine, complementarity, draw
 from hssl_hf.evaluation.knn import knn_scores
+from hssl_hf.evaluation.splits import Splits
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import SAMPLE, tiny_model
+from tests.evaluation.feature_sets import feature_set
 
 
 @given(st.integers(0, 99), st.floats(0, 1))
@@ -27,9 +29,9 @@ def test_similarities_are_added(seed, alpha):
     torch.testing.assert_close(combined.norm(dim=1), torch.ones(2))
 
 
-def halves(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+def halves(features: torch.Tensor, labels: torch.Tensor) -> Splits:
     """Training and test images."""
-    return list(zip(*(tensor.chunk(2) for tensor in tensors), strict=True))
+    return Splits(*(feature_set(*half) for half in zip(features.chunk(2), labels.chunk(2), strict=True)))
 
 
 def test_ends_of_the_curve_are_the_single_backbones_and_the_middle_is_better():

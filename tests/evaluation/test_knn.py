@@ -1,18 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BitImageProcessor
 
-from hssl_hf.data.source import Source, StreamError
-from hssl_hf.evaluation import features as features_module
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
-from hssl_hf.evaluation.features import LabeledImages, extract
-from hssl_hf.evaluation.knn import knn_scores
+from hssl_hf.evaluation.knn import KNNConfig, knn_accuracy, knn_scores
 from hssl_hf.evaluation.metrics import TopKAccuracy
 from hssl_hf.evaluation.probe import Probe, ProbeConfig
 from tests.conftest import SAMPLE
-from tests.data.test_decode import ONE, SEVERAL
-from tests.data.test_stream import png, write_parquet
+from tests.evaluation.extractors import accelerator, processor
+from tests.evaluation.feature_sets import feature_set
 
 
 @pytest.mark.parametrize("num_neighbors", [10, 20, 100])
@@ -61,48 +57,21 @@ def test_metric_counts_the_k_best():
     assert metric.compute(predictions=scores, references=[1, 1, 0, 0], ks=(1, 2)) == {"top1": 50.0, "top2": 75.0}
 
 
-def processor(size: int) -> BitImageProcessor:
-    return BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-
-
 def test_raw_pixels_classify_the_embedded_images_well():
     """1,000 training and 200 test images of the sample: far above the chance of 10 %."""
-    probe = Probe(ProbeConfig(path=str(SAMPLE), train_images=1000, test_images=200), processor(28))
+    probe = Probe(ProbeConfig(path=str(SAMPLE), train_images=1000, test_images=200), processor(28), accelerator())
     result = probe.knn(raw_pixel_encoder, "k-NN")
-    assert result["n"] == 200 and 65 < result["top1"] < 85 < result["top5"]
+    assert len(result) == 200 and 65 < result.accuracy(1) < 85 < result.accuracy(5)
 
 
-def test_features_follow_the_order_of_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "BATCH_SIZE", 4)
-    images = LabeledImages(Source(str(write_parquet(tmp_path, 9, 2))))
-    features, labels = extract(raw_pixel_encoder, processor(4), images)
-    assert labels.tolist() == [i % 2 for i in range(9)] and features.shape == (9, 48)
-    assert (features[1:, 0] > features[:-1, 0]).all()
-
-
-def test_missing_labels_and_empty_splits_are_refused(tmp_path):
-    path = str(write_parquet(tmp_path, 3, 1))
-    with pytest.raises(StreamError, match=r"no column 'klass'; it has \['image', 'label'\]"):
-        list(LabeledImages(Source(path, label_column="klass")))
-    with pytest.raises(StreamError, match="no images to evaluate on"):
-        extract(raw_pixel_encoder, processor(4), LabeledImages(Source(path), limit=0))
-
-
-@pytest.mark.fault("files with several images")
-def test_files_with_several_images_are_named_once(tmp_path, caplog):
-    for number, name in enumerate(("TIFF stack", "animated GIF", "PNG", "animated WebP")):
-        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
-        (tmp_path / str(number % 2) / f"{name}.image").write_bytes({**SEVERAL, **ONE}[name])
-    images = LabeledImages(Source(str(tmp_path)))
-    assert len(list(images)) == 4 and len(list(images)) == 4
-    assert caplog.text.count("the first image is read of 3 files with several images (") == 1
-    assert all(f"{name}.image" in caplog.text for name in ("TIFF stack", "animated GIF", "animated WebP"))
-
-
-def test_images_that_cannot_be_decoded_are_left_out_by_name(tmp_path, caplog):
-    for label in "ab":
-        (tmp_path / label).mkdir()
-        (tmp_path / label / "good.png").write_bytes(png(1))
-    (tmp_path / "b" / "broken.png").write_bytes(b"no image")
-    assert sorted(label for _, label in LabeledImages(Source(str(tmp_path)))) == [0, 1]
-    assert "1 that cannot be decoded" in caplog.text and "b/broken.png" in caplog.text
+def test_several_numbers_of_neighbors_at_once_are_those_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(60, 6, generator=generator), torch.randn(25, 6, generator=generator)
+    splits = feature_set(train, torch.arange(60) % 7), feature_set(test, torch.arange(25) % 7)
+    results = knn_accuracy(accelerator(), *splits, KNNConfig((1, 5, 20)))
+    for number, result in results.items():
+        scores = knn_scores(train, splits[0].labels, test, number)
+        top = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=splits[1].labels)
+        assert {"top1": result.accuracy(1), "top5": result.accuracy(5)} == pytest.approx(top)
+        assert torch.equal(result.ranking[:, 0], scores.argmax(1))
+        torch.testing.assert_close(result.confidence, scores.amax(1) / scores.sum(1))

@@ -7,14 +7,14 @@ import torch
 
 from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
-from hssl_hf.evaluation.features import LabeledImages, extract
+from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.labels import class_of, require_comparable
-from hssl_hf.evaluation.linear import LinearConfig
-from hssl_hf.evaluation.probe import Probe, ProbeConfig
+from hssl_hf.evaluation.labels import align_labels, label_of, number_labels, require_comparable
+from hssl_hf.evaluation.probe import ProbeConfig
+from hssl_hf.evaluation.splits import LabeledData, extract_splits
 from tests.conftest import SAMPLE
 from tests.data.test_stream import png
-from tests.evaluation.test_knn import processor
+from tests.evaluation.extractors import extractor
 from tests.faults import refused
 
 SOURCE = Source("folder", split="test")
@@ -32,16 +32,44 @@ def write(folder, split: str, labels: list, first: int = 0, kind=None):
 
 @pytest.mark.fault("labels")
 @pytest.mark.parametrize(
-    "label", [-1, None, [1], [0, 1, 0], [[1]], 1.0, 0.5, float("nan"), "1", "cat", True, b"1", {"id": 1}, 10**9, np.float32(1)]
+    "label", [-1, None, [1], [0, 1, 0], [[1]], 1.0, 0.5, float("nan"), "", " ", b"1", {"id": 1}, 10**9, np.float32(1)]
 )
 def test_values_that_are_no_classes(label):
-    with refused("'a.png'", "expected an integer class from 0"):
-        class_of(label, "a.png", SOURCE)
+    with refused("'a.png'", "expected a class"):
+        label_of(label, "a.png", SOURCE)
 
 
-@pytest.mark.parametrize("label", [0, 7, np.int64(7), np.uint8(7), 99_999])
-def test_integers_are_classes(label):
-    assert class_of(label, "a.png", SOURCE) == label and type(class_of(label, None, SOURCE)) is int
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(0, 0), (np.int64(7), 7), (np.uint8(7), 7), (99_999, 99_999), (True, 1), (np.False_, 0), ("cat", "cat"), ("7", "7")],
+)
+def test_integers_booleans_and_names_are_classes(label, expected):
+    result = label_of(label, "a.png", SOURCE)
+    assert result == expected and type(result) is type(expected)
+
+
+def test_names_are_numbered_in_their_order():
+    numbers, names = number_labels(["dog", "cat", "dog", "emu"], None, SOURCE)
+    assert numbers.tolist() == [1, 0, 1, 2] and names == ["cat", "dog", "emu"]
+    numbers, names = number_labels([1, 0], ["cat", "dog"], SOURCE)
+    assert numbers.tolist() == [1, 0] and names == ["cat", "dog"]
+
+
+@pytest.mark.fault("labels")
+@pytest.mark.parametrize(("labels", "names"), [(["cat", 1], None), ([0, 2], ["cat", "dog"])])
+def test_labels_that_do_not_go_together(labels, names):
+    with refused("'label'", "'test'"):
+        number_labels(labels, names, SOURCE)
+
+
+def test_classes_of_two_splits_are_the_same_by_name():
+    """Split by split a name has another number: of the test images the first is a dog, as the second of training."""
+    train, test = (torch.tensor([0, 1]), ["cat", "dog"]), (torch.tensor([0, 1, 2]), ["dog", "emu", "cat"])
+    labels, test_labels, names = align_labels(train, test)
+    assert labels.tolist() == [0, 1] and test_labels.tolist() == [1, 2, 0] and names == ["cat", "dog", "emu"]
+    assert align_labels((torch.tensor([3]), None), (torch.tensor([4]), None)) == (torch.tensor([3]), torch.tensor([4]), None)
+    with refused("names", "numbers"):
+        align_labels(train, (torch.tensor([0]), None))
 
 
 @pytest.mark.fault("labels")
@@ -52,7 +80,6 @@ def test_integers_are_classes(label):
         ([0, None, 1], "None"),
         ([[0, 1]] * 3, "List"),
         ([0.0, 1.0, 2.5], "float"),
-        (["a", "b", "c"], "string"),
         ([[[1]]] * 3, "List"),
         ([0, 1, -1], "-1"),
     ],
@@ -61,20 +88,49 @@ def test_integers_are_classes(label):
 def test_labels_of_a_dataset(labels, word, split, tmp_path):
     write(tmp_path / "data", split, labels)
     write(tmp_path / "data", "test" if split == "train" else "train", [0, 1, 2])
-    probe = Probe(ProbeConfig(path=str(tmp_path / "data")), processor(4))
-    for measure in (
-        lambda: probe.knn(raw_pixel_encoder, "k-NN"),
-        lambda: probe.linear(raw_pixel_encoder, LinearConfig(epochs=1), ""),
-    ):
-        with refused(word, "expected"):
-            measure()
+    with refused(word, "expected"):
+        extract_splits(extractor(4), raw_pixel_encoder, LabeledData(path=str(tmp_path / "data")), Representation(), "")
+
+
+@pytest.mark.parametrize("kind", ["integers", "names", "booleans", "ClassLabel"])
+def test_all_kinds_of_labels_give_the_same_accuracy(kind, tmp_path):
+    """Training images 0 to 5 and test images 6 to 8 of two classes."""
+    names = ["cat", "dog"]
+    classes = {"integers": [0, 1], "names": names, "booleans": [False, True]}.get(kind, [0, 1])
+    label = datasets.ClassLabel(names=names) if kind == "ClassLabel" else None
+    folder = write(tmp_path / "data", "train", classes * 3, kind=label)
+    write(folder, "test", classes * 3, first=6, kind=label)
+    data = LabeledData(path=str(folder))
+    train, test = extract_splits(extractor(4), raw_pixel_encoder, data, Representation(), "")
+    assert train.labels.tolist() == [0, 1] * 3 and test.labels.tolist() == [0, 1] * 3
+    assert train.classes == (None if kind in ("integers", "booleans") else names)
 
 
 @pytest.mark.fault("labels")
-def test_a_column_of_another_type(tmp_path):
-    images = LabeledImages(Source(str(write(tmp_path / "data", "train", [True, False, True]))))
-    with refused("'label'", "bool", "expected one integer per image"):
-        list(images)
+def test_splits_that_number_their_classes_differently(tmp_path):
+    """Saved datasets are put in agreement by name; parquet files, of which `datasets` reads one for all, are refused."""
+    names, rows = ["cat", "dog"], {"label": [0, 1], "image": [{"bytes": png(i), "path": None} for i in range(2)]}
+    splits = {"train": names, "test": names[::-1]}
+    for split, order in splits.items():
+        features = datasets.Features(label=datasets.ClassLabel(names=order), image=datasets.Image())
+        splits[split] = datasets.Dataset.from_dict(rows, features)
+        splits[split].to_parquet(tmp_path / "parquet" / f"{split}-0.parquet")
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    data = LabeledData(path=str(tmp_path / "saved"))
+    train, test = extract_splits(extractor(4), raw_pixel_encoder, data, Representation(), "")
+    assert train.labels.tolist() == [0, 1] and test.labels.tolist() == [1, 0] and test.classes == names
+    with refused("'test'", "['dog', 'cat']", "['cat', 'dog']"):
+        data = LabeledData(path=str(tmp_path / "parquet"))
+        extract_splits(extractor(4), raw_pixel_encoder, data, Representation(), "")
+
+
+def test_a_class_list_of_names_and_a_limit_per_class(tmp_path):
+    folder = write(tmp_path / "data", "train", ["cat", "dog", "emu"] * 4)
+    write(folder, "test", ["dog", "emu", "cat"], first=50)
+    (tmp_path / "classes.txt").write_text("emu\ncat\n")
+    data = LabeledData(path=str(folder), classes=str(tmp_path / "classes.txt"), train_images_per_class=3)
+    train, test = extract_splits(extractor(4), raw_pixel_encoder, data, Representation(), "")
+    assert train.classes == ["cat", "emu"] and train.labels.tolist() == [0, 1] * 3 and test.labels.tolist() == [1, 0]
 
 
 @pytest.mark.fault("labels")
@@ -100,22 +156,14 @@ def test_images_in_both_splits_are_counted(splits, tmp_path, caplog):
     folder = write(tmp_path / "data", "train", [0, 1] * 3)
     write(folder, "test", [0, 1] * 2, first=2 if splits == "two with the same images" else 100)
     test = "train" if splits == "one split" else "test"
-    Probe(ProbeConfig(path=str(folder), test_split=test), processor(4)).knn(raw_pixel_encoder, "k-NN")
+    extract_splits(extractor(4), raw_pixel_encoder, LabeledData(path=str(folder), test_split=test), Representation(), "")
     assert ("6 of 6" if splits == "one split" else "4 of 4") + " test images" in caplog.text
 
 
 def test_images_of_one_split_alone_are_no_warning(caplog):
-    Probe(ProbeConfig(path=str(SAMPLE), train_images=200, test_images=50), processor(8)).knn(raw_pixel_encoder, "k-NN")
+    data = LabeledData(path=str(SAMPLE), train_images=200, test_images=50)
+    extract_splits(extractor(8), raw_pixel_encoder, data, Representation(), "")
     assert not caplog.text
-
-
-@pytest.mark.fault("figures that mean nothing")
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite(value, tmp_path):
-    images = LabeledImages(Source(str(write(tmp_path / "data", "train", [0, 1, 2]))))
-    encoder = lambda pixels: (torch.full((len(pixels), 2), value), torch.zeros(len(pixels), 1, 1, 2))  # noqa: E731
-    with refused("3 of 3 images", "not numbers"):
-        extract(encoder, processor(4), images)
 
 
 @pytest.mark.fault("figures that mean nothing")

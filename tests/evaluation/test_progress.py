@@ -55,7 +55,7 @@ def test_only_the_outermost_bar_is_shown_in_a_log_file(leave):
     assert "outer" in text and "later" in text and "inner" not in text and "\r" not in text
 
 
-def test_a_bar_whose_constructor_was_interrupted_says_nothing(capsys):
+def test_a_bar_whose_constructor_was_interrupted_ends_in_silence(capsys):
     del [ProgressBar.__new__(ProgressBar)][0]
     assert capsys.readouterr().err == ""
 

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
+from hssl_hf.evaluation.splits import Splits
 from hssl_hf.experiments.study import PIXELS, PREDICTIONS, UNTRAINED, Measurement, Study, Value, study_recipe
 from hssl_hf.experiments.study_runner import run
 from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from tests.conftest import ROOT, SAMPLE
+from tests.evaluation.feature_sets import feature_set
 from tests.launches import TINY
 
 CIFAR10 = ROOT / "training" / "studies" / "cifar10.yaml"
@@ -152,7 +154,8 @@ def test_through_the_command_line_and_again(tmp_path):
 def measurement_of(folder, images=None, labels=None) -> Measurement:
     recipe = load_recipe(CIFAR10.parent / "../recipes/hssl_dino_cifar10.yaml", [f"probe.path={SAMPLE}"])
     measurement = Measurement(recipe, folder / "records.jsonl")
-    measurement.__dict__["images"] = [(images, labels), (None if images is None else images[:30], labels[:30])]
+    pixels = torch.zeros(len(labels), 1) if images is None else images.flatten(1)
+    measurement.__dict__["splits"] = Splits(feature_set(pixels, labels), feature_set(pixels[:30], labels[:30]))
     return measurement
 
 

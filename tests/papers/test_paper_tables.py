@@ -4,8 +4,11 @@ from collections import defaultdict
 
 import pytest
 
+from hssl_hf.config.evaluation_recipe import load_evaluation_recipe
 from hssl_hf.config.recipe import Recipe, load_recipe
+from hssl_hf.config.recipe_files import EVALUATIONS as EVALUATION_RECIPES
 from hssl_hf.config.recipe_files import recipe_notes, recipes
+from hssl_hf.evaluation.linear import BASE_BATCH_SIZE, LinearClassifiers
 from model_cards import paper_tables
 from model_cards.paper_tables import EVALUATIONS, SERVER, Row
 from tests.conftest import ROOT
@@ -45,8 +48,10 @@ def test_every_table_has_its_number_of_rows():
 
 def test_every_row_has_a_recipe_or_a_reason():
     for row in ROWS:
-        assert sum(value is not None for value in (row.recipe, row.method, row.waits)) == 1, row
+        assert sum(value is not None for value in (row.recipe, row.evaluation, row.method, row.waits)) == 1, row
         assert row.recipe is None or row.recipe in recipes(), row
+        assert row.evaluation is None or row.evaluation in recipes(EVALUATION_RECIPES), row
+        assert row.waits not in ("k-NN", "linear"), row
         assert row.method is None or row.settings["Method"] == row.method, row
         assert row.waits is None or EVALUATIONS[row.waits] is None, row
         assert row.numbers or not row.measures, row
@@ -59,6 +64,26 @@ def test_recipes_have_the_printed_settings(row):
     recipe = load_recipe(recipes()[row.recipe])
     printed = {name: value for name, value in row.settings.items() if name not in OF_EVALUATIONS | {"Row"}}
     assert {name: SETTINGS[name](recipe) for name in printed} == printed
+
+
+def test_the_linear_probe_of_siamese_im_has_the_printed_settings():
+    row = find("SiameseIM", "6")
+    recipe = load_evaluation_recipe("linear", recipes(EVALUATION_RECIPES)[row.evaluation])
+    config = recipe.linear
+    optimizer = LinearClassifiers(4, 2, config, config.learning_rates).make_optimizer()
+    printed = {
+        "Data augment": ["RandomResizedCrop", "RandomHorizontalFlip"] if config.augment else [],
+        "Epochs": config.epochs,
+        "Batch size": config.batch_size,
+        "Optimizer": config.optimizer.upper(),
+        "Peak learning rate": config.learning_rates[0] * config.batch_size / BASE_BATCH_SIZE,
+        "Learning rate schedule": "cosine" if config.rate_factor(50) == pytest.approx(0.5) else "another",
+        "Warmup epochs": config.warmup_epochs,
+        "Weight decay": max(group["weight_decay"] for group in optimizer.param_groups),
+    }
+    of_others = {"Input resolution", "Layers", "Hidden size", "FFN inner hidden size", "Attention heads", "Patch size"}
+    assert printed == {name: value for name, value in row.settings.items() if name in printed}
+    assert set(row.settings) - set(printed) <= of_others
 
 
 @pytest.mark.parametrize("name", PAPER_RECIPES)

@@ -14,7 +14,7 @@ from hssl_hf.data.augmentation import Augmentation, ViewConfig
 from hssl_hf.data.channels import ChannelsError
 from hssl_hf.data.views import collate
 from hssl_hf.evaluation.encoder import load_encoder, num_channels, raw_pixel_encoder
-from hssl_hf.evaluation.features import extract
+from hssl_hf.evaluation.features import Representation
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import ExportError, export_backbone
 from hssl_hf.publish.hub import push_model
@@ -79,10 +79,11 @@ def test_other_architectures_are_stock_models(backbone, channels, tmp_path, unch
     assert type(stock).__name__ == class_name and not any(report.values())
     encoder, processor = load_encoder(folder)
     torch.testing.assert_close(encoder(pixels)[0], expected, atol=1e-5, rtol=1e-4)
-    images = [(torch.randint(0, 256, (channels, 70, 80), dtype=torch.uint8), 0)] * 2
+    image = torch.randint(0, 256, (channels, 70, 80), dtype=torch.uint8)
     assert num_channels(processor) == channels
-    assert extract(encoder, processor, images)[0].shape == (2, model.teacher.base.width)
-    assert extract(raw_pixel_encoder, processor, images)[0].shape == (2, channels * size**2)
+    prepared = processor([image, image], return_tensors="pt")["pixel_values"]
+    assert encoder(prepared)[0].shape == (2, model.teacher.base.width)
+    assert raw_pixel_encoder(prepared)[0].shape == (2, channels * size**2)
     export_backbone(model, tmp_path / "timm", kind="timm", processor=processor_for(channels, size))
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     torch.testing.assert_close(loaded(pixels), expected, atol=1e-5, rtol=1e-4)
@@ -152,7 +153,7 @@ def test_figures_show_gray_or_the_first_three_channels(channels, shown, tmp_path
     drawn = {}
     monkeypatch.setattr(figures, "_grid", lambda rows, path: drawn.update({path.name: rows}))
     export = export_backbone(model_for(channels), tmp_path / "export", processor=processor)
-    figures.draw_export(export, processor, images, images, tmp_path)
+    figures.draw_export(export, processor, images, images, tmp_path, Representation())
     assert drawn.keys() == {"components.png", "attention.png", "neighbors.png"}
     expected = processor([image for image, _ in images[:8]], return_tensors="pt")["pixel_values"].permute(0, 2, 3, 1)
     expected = (expected * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)).clamp(0, 1)

@@ -9,12 +9,15 @@ from PIL import Image
 from hssl_hf.data.augmentation import ViewConfig
 from hssl_hf.data.source import Source
 from hssl_hf.data.views import Views
-from hssl_hf.evaluation.features import LabeledImages
+from hssl_hf.evaluation.features import Representation
+from hssl_hf.evaluation.images import LabeledImages
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import export_backbone
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.visualization import figures
 from tests.conftest import SAMPLE, tiny_model
+
+CLS = Representation()
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def drawn(monkeypatch):
 
 def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
-    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path)
+    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path, CLS)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"components.png", "attention.png", "neighbors.png"}
     for path in (tmp_path / "figures").iterdir():
@@ -40,14 +43,14 @@ def test_an_export_is_drawn_with_what_it_has(splits, tmp_path, monkeypatch):
             assert figure.width > 500 and figure.convert("L").getextrema()[0] < 50
     model = tiny_model(backbone="resnet18", backbone_kwargs={}, image_size=32, objective="dino", auxiliary="convnext")
     (tmp_path / "other").mkdir()
-    figures.draw_export(export_backbone(model, tmp_path / "resnet"), image_processor(32), *splits, tmp_path / "other")
+    figures.draw_export(export_backbone(model, tmp_path / "resnet"), image_processor(32), *splits, tmp_path / "other", CLS)
     assert {path.name for path in (tmp_path / "other" / "figures").iterdir()} == {"components.png", "neighbors.png"}
 
 
 def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monkeypatch, drawn):
     """A model whose last block looks only at one patch: the map is bright there and dark elsewhere."""
     monkeypatch.setattr(parity, "compare", lambda *_: {})
-    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path)
+    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *splits, tmp_path, CLS)
     rows = drawn["attention.png"]
     assert list(rows) == ["image", "head 1", "head 2"] and rows["head 1"].shape == (8, 8, 8) and rows["head 1"].max() == 1.0
     components = drawn["components.png"]["components"]
@@ -58,7 +61,7 @@ def test_attention_and_components_are_those_of_the_model(splits, tmp_path, monke
 def test_neighbors_of_a_training_image_begin_with_itself(tmp_path, monkeypatch, drawn):
     monkeypatch.setattr(parity, "compare", lambda *_: {})
     same = [LabeledImages(Source(str(SAMPLE), split="test"), limit=40)] * 2
-    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *same, tmp_path)
+    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), *same, tmp_path, CLS)
     rows = drawn["neighbors.png"]
     assert list(rows) == ["image", *(f"neighbor {number}" for number in range(1, 6))]
     np.testing.assert_array_equal(rows["image"], rows["neighbor 1"])
@@ -85,5 +88,5 @@ def test_nothing_but_images_is_needed(tmp_path, drawn, monkeypatch):
     images = [Image.fromarray(np.full((20 + 7 * n, 50, 3), 20 * n, np.uint8)) for n in range(9)]
     datasets.Dataset.from_dict({"image": images, "label": [0] * 9}, features=features).to_parquet(tmp_path / "train.parquet")
     split = LabeledImages(Source(str(tmp_path / "train.parquet")))
-    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), split, split, tmp_path)
+    figures.draw_export(export_backbone(tiny_model(), tmp_path / "vit"), image_processor(32), split, split, tmp_path, CLS)
     assert set(drawn) == {"components.png", "attention.png", "neighbors.png"}

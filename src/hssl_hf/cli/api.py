@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hssl_hf.cli.programs import pretrain_with, read_recipe, search_with
+from hssl_hf.config.recipe_files import EVALUATIONS, find_recipe
+from hssl_hf.evaluation.records import Record
 from hssl_hf.experiments import frozen_evaluation, head_search
 from hssl_hf.runs.run_directory import RunDirectory
 
@@ -67,7 +69,10 @@ def evaluate(
     data: str | Path | None = None,
     overrides: Mapping[str, object] | None = None,
     results: str | Path | None = None,
-) -> dict[str, float]:
+    recipe: str | Path | None = None,
+    output: str | Path | None = None,
+    baselines: bool | None = None,
+) -> list[Record]:
     """Evaluate a frozen backbone on labeled images.
 
     Args:
@@ -76,12 +81,16 @@ def evaluate(
         data: folder, Hub dataset or URL of the images.
         overrides: further values, as on the command line: {"data.test_split": "validation", "linear.epochs": 50}.
         results: file of JSON lines to which the records are added.
+        recipe: name or file of an evaluation's recipe.
+        output: folder for records and predictions.
+        baselines: evaluate the untrained backbone and raw pixels too; None for the default of the command line.
     Returns:
-        top1 and top5 in percent, the number n of test images, and for the linear probe the chosen learning rate.
+        the records, each with metric, value, interval, n and settings: top1 and top5 in percent.
     """
     values = ({} if data is None else {"data.path": str(data)}) | dict(overrides or {})
     results = None if results is None else Path(results)
-    return frozen_evaluation.evaluate(str(export), protocol, _as_settings(values), results=results)
+    path = None if recipe is None else find_recipe(recipe, EVALUATIONS)
+    return frozen_evaluation.evaluate(str(export), protocol, path, _as_settings(values), results, output, baselines=baselines)
 
 
 def export(

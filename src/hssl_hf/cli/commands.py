@@ -8,8 +8,23 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from hssl_hf.cli import programs
-from hssl_hf.cli.programs import Candidates, DataFraction, Depth, Settings, TakeOver, read_recipe
-from hssl_hf.config.recipe_files import TRAINING, find_recipe, recipe_notes
+from hssl_hf.cli.programs import (
+    Baselines,
+    Candidates,
+    DataFraction,
+    Depth,
+    EvaluationOutput,
+    EvaluationSettings,
+    Model,
+    Protocol,
+    Results,
+    Settings,
+    Subject,
+    TakeOver,
+    TrainingSeed,
+    read_recipe,
+)
+from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, TRAINING, find_recipe, recipe_notes
 from hssl_hf.config.recipe_files import recipes as all_recipes
 from hssl_hf.publish.kinds import HELP, Kind
 
@@ -23,11 +38,9 @@ Launch = Annotated[
     ),
 ]
 Run = Annotated[Path, Argument(metavar="RUN", help="Folder of a run, or of one of its checkpoints.")]
-Model = Annotated[str, Argument(help="Exported folder or Hub repository.")]
 DataSettings = Annotated[
-    list[str] | None, Argument(metavar="[data.a=b ...]", help="For example data.path=uoft-cs/cifar10, linear.epochs=50.")
+    list[str] | None, Argument(metavar="[a.b=c ...]", help="For example data.path=uoft-cs/cifar10, knn.num_neighbors=[10].")
 ]
-Results = Annotated[Path | None, Option(help="File of JSON lines to which the records are added.")]
 WhichNetwork = Annotated[Literal["teacher", "student"] | None, Option(help="Network to export (default: that of the method).")]
 License = Annotated[str | None, Option(help="License of the weights, for the card, for example apache-2.0.")]
 Onnx = Annotated[bool, Option("--onnx", help="Add an ONNX file, checked under onnxruntime.")]
@@ -41,7 +54,7 @@ def pretrain(settings: Settings = None, launch: Launch = None, take_over: TakeOv
     """
     if launch is None:
         return programs.pretrain(settings, take_over)
-    return _launch(launch, ["pretrain", *(settings or []), *_flag(take_over)])
+    return _launch(launch, ["pretrain", *(settings or []), *_flag("--take-over", take_over)])
 
 
 def search(
@@ -61,7 +74,7 @@ def search(
         return programs.search(settings, candidates, data_fraction, depth, take_over)
     options = [word for family in candidates or () for word in ("--candidates", family)]
     options += ["--data-fraction", str(data_fraction), "--depth", str(depth)]
-    return _launch(launch, ["search", *(settings or []), *options, *_flag(take_over)])
+    return _launch(launch, ["search", *(settings or []), *options, *_flag("--take-over", take_over)])
 
 
 def estimate(
@@ -88,17 +101,39 @@ def estimate(
 
 def evaluate(
     export: Model,
-    protocol: Literal["knn", "linear"],
-    settings: DataSettings = None,
-    pixels: Annotated[bool, Option("--pixels", help="Evaluate the raw pixels that the export would see instead.")] = False,
+    protocol: Protocol,
+    settings: EvaluationSettings = None,
     results: Results = None,
-    subject: Annotated[str | None, Option(help="Name of the model in the records (default: the export).")] = None,
-    seed: Annotated[int, Option(help="Seed of its training, for the records.")] = 0,
-) -> None:
-    """Evaluate a backbone on labeled images."""
-    from hssl_hf.experiments import frozen_evaluation as library
+    output: EvaluationOutput = None,
+    subject: Subject = None,
+    seed: TrainingSeed = 0,
+    baselines: Baselines = None,
+    launch: Launch = None,
+) -> int:
+    """Evaluate a frozen backbone: k-NN, a linear probe, or measures that need no labels.
 
-    print(library.describe(protocol, library.evaluate(export, protocol, settings or [], pixels, results, subject, seed)))
+    Figures are those of the test split, with 95 % intervals over its images. Features are kept on disk (`hssl-hf cache`).
+    """
+    if launch is None:
+        return programs.evaluate(export, protocol, settings, results, output, subject, seed, baselines)
+    options = [*_option("--results", results), *_option("--output", output), *_option("--subject", subject)]
+    options += ["--seed", str(seed), *_flag("--baselines", baselines is True), *_flag("--no-baselines", baselines is False)]
+    return _launch(launch, ["evaluate", export, protocol, *(settings or []), *options])
+
+
+def cache(clear: Annotated[bool, Option("--clear", help="Remove all of them.")] = False) -> None:
+    """List the features of evaluations that are kept on disk, or remove them."""
+    from hssl_hf.evaluation.feature_cache import FeatureCache
+
+    features = FeatureCache()
+    if clear:
+        print(f"removed {features.clear():.2f} GiB from {features.folder}")
+        return
+    entries = features.entries()
+    for entry in entries:
+        state = "" if entry["complete"] else "  (incomplete)"
+        print("{used}  {gib:8.3f} GiB  {encoder}  {dataset} {split}".format(**entry) + state)
+    print(f"{sum(entry['gib'] for entry in entries):.2f} GiB in {features.folder}")
 
 
 def complementarity(
@@ -113,9 +148,21 @@ def complementarity(
 
     Does each classify images correctly that the other does not?
     """
-    from hssl_hf.experiments.frozen_evaluation import compare
+    from hssl_hf.experiments.complementarity import complementarity_curve
 
-    print("\n".join(compare(first, second, settings or [], points, output, results)))
+    print("\n".join(complementarity_curve(first, second, settings or [], points, output, results)))
+
+
+def compare(
+    evaluations: Annotated[
+        list[Path], Argument(metavar="A B ...", help="Folders of `evaluate --output`, or files of records.")
+    ],
+    output: Annotated[Path, Option(help="Folder for table and figures.")] = Path("comparison"),
+) -> None:
+    """Compare models that were evaluated: a table with intervals, classes, confusions and the most certain mistakes."""
+    from hssl_hf.experiments.comparison import compare as library
+
+    print("\n".join(library(evaluations, output)))
 
 
 def export(
@@ -202,9 +249,9 @@ def replay(capture: Annotated[Path, Argument(help="RUN/captures/step-..., as nam
 def recipes(name: Annotated[str | None, Argument(help="Show this recipe instead of listing all.")] = None) -> None:
     """List the recipes with their table, the paper's number and their cost."""
     if name is not None:
-        print(find_recipe(name).read_text(), end="")
+        print(find_recipe(name, EVALUATIONS if name in all_recipes(EVALUATIONS) else RECIPES).read_text(), end="")
         return
-    for name, path in all_recipes().items():
+    for name, path in {**all_recipes(), **all_recipes(EVALUATIONS)}.items():
         print(f"{name}\n    " + "\n    ".join(recipe_notes(path)))
 
 
@@ -216,11 +263,29 @@ def _launch(options: str, arguments: list[str]) -> int:
     return run_launcher([configs.get(word, word) for word in shlex.split(options)], arguments)
 
 
-def _flag(take_over: bool) -> list[str]:
-    return ["--take-over"] if take_over else []
+def _flag(name: str, is_set: bool) -> list[str]:
+    return [name] if is_set else []
+
+
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, str(value)]
 
 
 COMMANDS = {
     function.__name__: function
-    for function in (pretrain, search, estimate, evaluate, complementarity, export, push, convert, report, replay, recipes)
+    for function in (
+        pretrain,
+        search,
+        estimate,
+        evaluate,
+        cache,
+        complementarity,
+        compare,
+        export,
+        push,
+        convert,
+        report,
+        replay,
+        recipes,
+    )
 }

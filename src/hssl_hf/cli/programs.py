@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from posixpath import isfile
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from hssl_hf.cli.console import new_app, run
-from hssl_hf.config.recipe_files import find_recipe
+from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, find_recipe
 from hssl_hf.engine.signals import stopping_signals
 
 Settings = Annotated[
@@ -18,6 +18,23 @@ Settings = Annotated[
 Candidates = Annotated[list[str] | None, Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")]
 DataFraction = Annotated[float, Option(help="Fraction of the images to train on, above 0 and up to 1.")]
 TakeOver = Annotated[bool, Option("--take-over", help="Claim the folder from a process that hangs or is gone.")]
+Protocol = Literal["knn", "linear", "label_free"]
+Model = Annotated[str, Argument(help="Exported folder, Hub repository, or timm:NAME.")]
+EvaluationSettings = Annotated[
+    list[str] | None,
+    Argument(metavar="[RECIPE] [a.b=c ...]", help="Recipe of an evaluation, and values, such as data.path=uoft-cs/cifar10."),
+]
+Baselines = Annotated[
+    bool | None,
+    Option(
+        "--baselines/--no-baselines",
+        help="Evaluate the untrained backbone and raw pixels too (default: unless features are computed in every epoch).",
+    ),
+]
+EvaluationOutput = Annotated[Path | None, Option(help="Folder for records and predictions, which `hssl-hf compare` reads.")]
+Results = Annotated[Path | None, Option(help="File of JSON lines to which the records are added.")]
+Subject = Annotated[str | None, Option(help="Name of the model in the records (default: the model).")]
+TrainingSeed = Annotated[int, Option(help="Seed of its training, for the records.")]
 Depth = Annotated[int, Option(help="Blocks of every candidate.")]
 
 
@@ -37,6 +54,29 @@ def search(
     """Search the auxiliary head for a recipe in this process."""
     with stopping_signals():
         return search_with(*read_recipe(settings), candidates, data_fraction, depth, take_over)[0]
+
+
+def evaluate(
+    export: Model,
+    protocol: Protocol,
+    settings: EvaluationSettings = None,
+    results: Results = None,
+    output: EvaluationOutput = None,
+    subject: Subject = None,
+    seed: TrainingSeed = 0,
+    baselines: Baselines = None,
+) -> int:
+    """Evaluate a frozen backbone in this process."""
+    from accelerate import PartialState
+
+    from hssl_hf.experiments import frozen_evaluation as library
+
+    path, overrides = _one_recipe(settings, EVALUATIONS)
+    with stopping_signals():
+        records = library.evaluate(export, protocol, path, overrides, results, output, subject, seed, baselines)
+    if PartialState().is_main_process:
+        print(library.describe(records))
+    return 0
 
 
 def pretrain_with(recipe, name: str, take_over: bool = False) -> tuple[int, Path]:
@@ -64,13 +104,21 @@ def read_recipe(settings: list[str] | None):
     Raises:
         UserError: for more than one recipe, an unknown one, and for what `load_recipe` refuses.
     """
-    from hssl_hf.config.recipe import RecipeError, load_recipe
+    from hssl_hf.config.recipe import load_recipe
+
+    path, overrides = _one_recipe(settings, RECIPES)
+    path = path or find_recipe("quickstart")
+    return load_recipe(path, overrides), path.stem
+
+
+def _one_recipe(settings: Sequence[str] | None, folder: Path) -> tuple[Path | None, list[str]]:
+    """File of the recipe that a command line names, None if it names none, and the overrides."""
+    from hssl_hf.config.recipe import RecipeError
 
     names, overrides = split_settings(settings or ())
     if len(names) > 1:
         raise RecipeError(f"expected one recipe, got {', '.join(names)}")
-    path = find_recipe(*names or ["quickstart"])
-    return load_recipe(path, overrides), path.stem
+    return (find_recipe(names[0], folder) if names else None), overrides
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:

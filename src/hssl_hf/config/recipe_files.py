@@ -7,21 +7,23 @@ from hssl_hf.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TRAINING = next(folder for folder in (PACKAGE / "training", PACKAGE.parents[1] / "training") if folder.is_dir())
-RECIPES = TRAINING / "recipes"
+RECIPES, EVALUATIONS = TRAINING / "recipes", TRAINING / "evaluations"  # of pre-training, and of evaluations
 
 
-def recipes() -> dict[str, Path]:
+def recipes(folder: Path = RECIPES) -> dict[str, Path]:
     """Recipes of the package by name."""
-    return {path.stem: path for path in sorted(RECIPES.rglob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
 
 
-def find_recipe(name: str | Path) -> Path:
+def find_recipe(name: str | Path, folder: Path = RECIPES) -> Path:
     """The file of a recipe, given by its path or by the name of a recipe of the package.
 
+    Args:
+        folder: of the recipes of the package.
     Raises:
         UserError: if there is neither.
     """
-    path, known = Path(name), recipes()
+    path, known = Path(name), recipes(folder)
     if path.is_file():
         return path
     if path.parent == Path() and path.name.removesuffix(".yaml") in known:
@@ -37,10 +39,14 @@ def recipe_notes(path: Path) -> list[str]:
     """What a recipe is for, with its table, the paper's number and its cost: the comments above its first key."""
     lines = path.read_text().splitlines()
     comments = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
-    return [line.removeprefix("#").strip() for line in comments if "accelerate launch" not in line]
+    commands = ("accelerate launch", "hssl-hf evaluate")
+    return [line.removeprefix("#").strip() for line in comments if not any(command in line for command in commands)]
 
 
 def recipe_differences() -> list[tuple[str, str]]:
     """Where recipes differ from the papers: their names, and their notes from `Differs:` on."""
-    notes = {name: " ".join(recipe_notes(path)).partition("Differs: ")[2] for name, path in recipes().items()}
+    notes = {
+        name: " ".join(recipe_notes(path)).partition("Differs: ")[2]
+        for name, path in {**recipes(), **recipes(EVALUATIONS)}.items()
+    }
     return [(name, text) for name, text in notes.items() if text]

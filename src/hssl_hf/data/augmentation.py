@@ -36,6 +36,7 @@ class ViewConfig(Section):
         global_crop_size, local_crop_size: side of the crops in pixels.
         global_crop_scale, local_crop_scale: range of the crop's fraction of the image's area.
         num_local_crops: local crops per image (L); 0 for none.
+        clip_crops: cut crops that exceed the image to it, instead of drawing again, as the linear probes of BYOL and MAE do.
         interpolation: how crops are resized, with antialiasing.
         flip_probability: chance of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation and hue, and the chance that they are applied.
@@ -52,6 +53,7 @@ class ViewConfig(Section):
     num_local_crops: Annotated[int, Range(0, 64)] = 10
     local_crop_size: Pixels = 96
     local_crop_scale: Scale = (0.05, 0.25)
+    clip_crops: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip_probability: Fraction = 0.5
     jitter: ColorJitter = field(default_factory=ColorJitter)
@@ -164,8 +166,8 @@ class Augmentation:
         """Draw the views of an image of `size` pixels; crops, color operations and masks do not depend on each other."""
         config = self.config
         crops, colors, masks = (keyed_generator(self.seed, epoch, identity, stream) for stream in range(3))
-        global_boxes = random_crops(size, config.global_crop_scale, self.num_global_crops, crops)
-        local_boxes = random_crops(size, config.local_crop_scale, config.num_local_crops, crops)
+        global_boxes = random_crops(size, config.global_crop_scale, self.num_global_crops, crops, config.clip_crops)
+        local_boxes = random_crops(size, config.local_crop_scale, config.num_local_crops, crops, config.clip_crops)
         flipped = crops.random((len(self.sizes), 1)) < config.flip_probability
         crop_boxes = np.hstack([np.vstack([global_boxes, local_boxes]), flipped]).astype(np.float32)
         color_ops = draw_colors(config, self.blurs, self.solarizes, colors)
@@ -207,15 +209,18 @@ class Augmentation:
         return MASKS[self.masks.shape](self.grid, ratio, generator)
 
 
-def random_crops(size: tuple[int, int], scale, count: int, generator: np.random.Generator) -> np.ndarray:
+def random_crops(size: tuple[int, int], scale, count: int, generator: np.random.Generator, clip: bool = False) -> np.ndarray:
     """Draw (count, 4) crops (top, left, height, width): area U(scale), aspect ratio log-uniform in (3/4, 4/3).
 
-    Ten attempts each, then the largest central crop of an allowed ratio. The rule of torchvision's `RandomResizedCrop`.
+    Ten attempts each, then the largest central crop of an allowed ratio. The rule of torchvision's `RandomResizedCrop`. With
+    `clip` a side that exceeds the image is cut to it instead.
     """
     rows, columns = size
     areas = rows * columns * generator.uniform(*scale, (count, 10))
     aspects = np.exp(generator.uniform(*np.log((3 / 4, 4 / 3)), (count, 10)))
     widths, heights = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+    if clip:
+        widths, heights = np.clip(widths, 1, columns), np.clip(heights, 1, rows)
     fits = (widths > 0) & (widths <= columns) & (heights > 0) & (heights <= rows)
     chosen = np.arange(count), fits.argmax(1)  # the first that fits
     fallback = min(rows, round(columns * 4 / 3)), min(columns, round(rows * 4 / 3))

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -66,17 +66,27 @@ def epoch_length(data: DataConfig) -> int:
     return round(data.fraction * length)
 
 
-def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: int, world_size: int) -> StatefulDataLoader:
+def make_loader(
+    data: DataConfig,
+    augmentation: Augmentation,
+    batch: int,
+    rank: int,
+    world_size: int,
+    labels: bool = False,
+    positions: Collection[tuple[int, int]] | None = None,
+) -> StatefulDataLoader:
     """Endless batches of `Views`.
 
     Args:
         augmentation: image -> views; its seed is that of the order too.
         batch: images of this process per micro-batch.
         rank, world_size: this process among the processes.
+        labels, positions: as in `ImageStream`.
     """
-    seed = augmentation.seed
+    seed, process = augmentation.seed, {"rank": rank, "world_size": world_size}
+    window = data.shuffle_buffer_size
     images = ImageStream(
-        data, seed=seed, rank=rank, world_size=world_size, shuffle_buffer_size=data.shuffle_buffer_size, minimum=batch
+        data, seed=seed, **process, shuffle_buffer_size=window, minimum=batch, labels=labels, positions=positions
     )
     return StatefulDataLoader(
         ViewStream(images, augmentation, data.max_corrupt_fraction, data.fraction),
@@ -85,11 +95,11 @@ def make_loader(data: DataConfig, augmentation: Augmentation, batch: int, rank: 
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_obey_parent_only,
+        worker_init_fn=obey_parent_only,
     )
 
 
-def _obey_parent_only(_worker: int) -> None:
+def obey_parent_only(_worker: int) -> None:
     """Leave signals to the process that has started this worker: it writes a checkpoint, with data that workers have prepared.
 
     Terminals and schedulers send signals to workers too. Only SIGTERM of the parent, which ends workers that hang, is obeyed.
@@ -101,7 +111,7 @@ def _obey_parent_only(_worker: int) -> None:
     def wait() -> None:
         while signal.sigwaitinfo(numbers).si_pid != parent:
             pass
-        os._exit(128 + signal.SIGTERM)
+        os._exit(0)  # torch would report any other code as a failure, even when the parent itself ends its workers
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -87,7 +87,7 @@ class LeftOut:
 
     def __init__(self):
         self.examples: dict[str, list[str]] = defaultdict(list)
-        self.counts: dict[str, int] = defaultdict(int)
+        self.counts: Counter[str] = Counter()
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         self.counts[reason] += count
@@ -97,6 +97,11 @@ class LeftOut:
     def add_file(self, name: str) -> None:
         """A file that is no image, counted by its suffix."""
         self.add(PurePath(name).suffix.lower() or "without a suffix", name)
+
+    def merge(self, other: "LeftOut") -> None:
+        for reason, count in other.counts.items():
+            self.counts[reason] += count
+            self.examples[reason] = (self.examples[reason] + other.examples[reason])[: self.EXAMPLES]
 
     def without(self, reason: str) -> "LeftOut":
         others = LeftOut()

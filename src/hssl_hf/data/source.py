@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 
 from hssl_hf.data.classes import find_classes, read_class_list
 from hssl_hf.data.errors import StreamError
@@ -15,10 +16,12 @@ from hssl_hf.data.local_source import EXPECTED, TABLES, TAR, open_local, table_f
 from hssl_hf.data.plain_paths import ODD, plain_path
 from hssl_hf.data.remote import expand_braces, web_options
 from hssl_hf.data.tar_shards import TarShards
+from hssl_hf.errors import shown
 from hssl_hf.fields import Section
 
 MAP_STYLE_SHARDS = 128
-ENCODED = ("string", "large_string", "binary", "large_binary")  # columns of these may hold paths or bytes of images
+TEXT = ("string", "large_string")
+ENCODED = (*TEXT, "binary", "large_binary")  # columns of these may hold paths or bytes of images
 Dataset = datasets.IterableDataset | LocalDataset
 
 
@@ -95,10 +98,12 @@ def _load_dataset(source: Source, label_column: str | None = None) -> Dataset | 
         builder = datasets.load_dataset_builder(**_location(source), name=source.name, revision=source.revision)
         if builder.name == "webdataset":
             return _tars_of(builder, split, source, label_column)
-        if source.streaming:
-            return builder.as_streaming_dataset(split=split)
-        builder.download_and_prepare()
-        return builder.as_dataset(split=split)
+        if not source.streaming:
+            builder.download_and_prepare()
+        dataset = builder.as_streaming_dataset(split=split) if source.streaming else builder.as_dataset(split=split)
+        if label_column is not None and builder.name == "parquet":
+            _require_own_classes(dataset, (builder.config.data_files or {}).get(split, []), source, label_column)
+        return dataset
     except StreamError:
         raise
     except Exception as error:  # of pandas, pyarrow, web clients and others that read what others have written
@@ -106,6 +111,19 @@ def _load_dataset(source: Source, label_column: str | None = None) -> Dataset | 
             f"cannot open data.path={source.path!r} (split {split!r}, configuration {source.name!r}): {_text(error)}\n"
             f"Expected {EXPECTED}"
         ) from error
+
+
+def _require_own_classes(dataset: Dataset | datasets.Dataset, files: Sequence[str], source: Source, label_column: str) -> None:
+    """Raise a StreamError if the files of a split number their classes in another way than `datasets` reads them."""
+    if not files or not Path(files[0]).is_file():
+        return
+    own = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+    orders = [getattr((features or {}).get(label_column), "names", None) for features in (own, dataset.features)]
+    if None not in orders and orders[0] != orders[1]:
+        raise StreamError(
+            f"the split {source.split or 'train'!r} of {source.path!r} numbers its classes as {shown(orders[0])}, others of "
+            f"the folder as {shown(orders[1])}; write them with the same ClassLabel, or put each split in a folder of its own"
+        )
 
 
 def _tars_of(builder: datasets.DatasetBuilder, split: str, source: Source, label_column: str | None) -> TarShards:
@@ -220,16 +238,19 @@ def _declared_count(source: Source, dataset: Dataset) -> int | None:
     return splits[split].num_examples if split in splits else None
 
 
-def resolve_classes(source: Source, dataset: Dataset) -> set[int] | None:
-    """Labels of the classes that a source is limited to (`find_classes`); None for no limit.
+def resolve_classes(source: Source, dataset: Dataset) -> set[int] | set[str] | None:
+    """Labels of the classes that a source is limited to (`find_classes`), of a column of names these; None for no limit.
 
     Raises:
         StreamError: if the file cannot be read, or the dataset does not have these classes.
     """
     if source.classes is None:
         return None
-    names = getattr((dataset.features or {}).get(source.label_column), "names", None) or []
+    kind = (dataset.features or {}).get(source.label_column)
+    names = getattr(kind, "names", None) or []
     try:
+        if getattr(kind, "dtype", None) in TEXT:
+            return set(read_class_list(source.classes))
         return find_classes(read_class_list(source.classes), names)
     except StreamError as error:
         where = f"data.classes={source.classes!r} for {source.path!r} (column {source.label_column!r})"

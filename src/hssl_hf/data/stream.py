@@ -6,13 +6,10 @@ a worker shuffles windows of rows. The order follows from (seed, epoch, worker, 
 """
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
-from time import sleep
 from typing import NamedTuple
 
 import numpy as np
@@ -22,20 +19,27 @@ from torch.utils.data import get_worker_info
 from hssl_hf.data.errors import StreamError
 from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.local_dataset import LocalDataset
-from hssl_hf.data.source import Dataset, Source, load_source, resolve_classes
-
-READ_ROWS = 64  # rows per read; ours: large enough to be cheap, small next to a window
-REOPEN_ATTEMPTS = 5
-BACKOFF_SECONDS = 1.0  # before the first reconnection; doubles each time
-SKIPPED = object()  # a row of a class that is not used
+from hssl_hf.data.shard_reader import read_shard
+from hssl_hf.data.source import Source, load_source, resolve_classes
 
 
 class EncodedImage(NamedTuple):
-    """One image as it is in its file: its bytes, a name for messages, and the pass over the data it belongs to."""
+    """One image as it is in its file.
+
+    Args:
+        data: bytes.
+        name: for messages.
+        epoch: pass over the data that it belongs to.
+        shard, row: where it is in the data.
+        label: as it is in the data, where labels are read.
+    """
 
     data: bytes
     name: str
     epoch: int
+    shard: int = 0
+    row: int = 0
+    label: object = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         rank, world_size: index and number of processes; the number of workers is that of the `DataLoader`.
         shuffle_buffer_size: rows that are shuffled together; 1 keeps the order of the files.
         minimum: fewest images of a worker in a pass, so that a batch is never larger than a pass.
+        labels: read labels too.
+        positions: (shard, row) of the images to read; None for all.
     Raises:
         StreamError: while iterating, for unreadable shards, an empty stream or fewer than `minimum` images.
     """
@@ -82,12 +88,14 @@ class ImageStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
         shuffle_buffer_size: int = 2048,
         minimum: int = 1,
+        labels: bool = False,
+        positions: Collection[tuple[int, int]] | None = None,
     ):
+        self.positions = positions
         self.source, self.seed, self.shuffle_buffer_size, self.minimum = source, seed, shuffle_buffer_size, minimum
         self.rank, self.world_size = rank, world_size
-        self.dataset = load_source(source, also=[source.label_column] if source.classes else [])
+        self.dataset = load_source(source, also=[source.label_column] if labels or source.classes else [])
         self.chosen = resolve_classes(source, self.dataset)
-        self.reopen_attempts = 0 if Path(source.path).expanduser().exists() else REOPEN_ATTEMPTS
         self._start, self._taken, self._resharded = Position(), 0, None
 
     def state_dict(self) -> dict:
@@ -122,7 +130,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         if self._resharded is not None:
             yield from self._remaining(worker, workers)
             self._resharded = None
-        dataset = self.dataset if self.dataset.num_shards >= workers else self.dataset.reshard()
+        is_fine = self.dataset.num_shards >= workers or self.positions is not None  # which are those in the shards as they are
+        dataset = self.dataset if is_fine else self.dataset.reshard()
         while self._start.epoch <= last_epoch:
             rows = self._rows(dataset, worker, workers)
             while window := list(islice(rows, self.shuffle_buffer_size)):
@@ -170,37 +179,14 @@ class ImageStream(torch.utils.data.IterableDataset):
         order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[worker % groups :: groups]
         seen = start.seen
         for position, number in enumerate(order[start.shard :].tolist(), start.shard):
-            for row, image in self._read(dataset, number, start.row if position == start.shard else 0):
-                if image is not SKIPPED and row % stride == offset:
-                    seen += 1
+            for row, cells in read_shard(dataset, number, start.row if position == start.shard else 0, self.source):
+                if row % stride == offset and self._is_chosen(number, row, cells):
+                    seen, image = seen + 1, cells["image"]
                     name = (image or {}).get("path") or f"row {row} of shard {number} of {self.source.path}"
-                    encoded = EncodedImage(image_bytes(image, self.source), name, start.epoch)
+                    data, label = image_bytes(image, self.source), cells.get(self.source.label_column)
+                    encoded = EncodedImage(data, name, start.epoch, number, row, label)
                     yield encoded, Position(start.epoch, position, row + 1, seen)
 
-    def _of_chosen_classes(self, batch: dict) -> list:
-        """The images of a batch, with `SKIPPED` instead of those of other classes."""
-        if self.chosen is None:
-            return batch["image"]
-        labels = batch[self.source.label_column]
-        return [image if label in self.chosen else SKIPPED for image, label in zip(batch["image"], labels, strict=True)]
-
-    def _read(self, dataset: Dataset, number: int, row: int) -> Iterator[tuple[int, dict]]:
-        """Rows of one shard from `row` on; a broken connection is reopened at the same row."""
-        shard, attempts = dataset.shard(num_shards=dataset.num_shards, index=number), 0
-        while True:
-            try:
-                for batch in (shard.skip(row) if row else shard).iter(batch_size=READ_ROWS):
-                    for image in self._of_chosen_classes(batch):
-                        yield row, image
-                        row, attempts = row + 1, 0
-                return
-            except OSError as error:
-                attempts += 1
-                if attempts > self.reopen_attempts:
-                    raise StreamError(
-                        f"shard {number} of {self.source.path!r} could not be read at row {row} in {attempts} attempts: {error}"
-                    ) from error
-                warnings.warn(f"reading shard {number} of {self.source.path!r} again from row {row}: {error}", stacklevel=2)
-                sleep(BACKOFF_SECONDS * 2 ** (attempts - 1))
-            except Exception as error:  # of pandas, pyarrow and others that read what others have written
-                raise StreamError(f"shard {number} of {self.source.path!r} is damaged near row {row}: {error}") from error
+    def _is_chosen(self, shard: int, row: int, cells: Mapping) -> bool:
+        is_here = self.positions is None or (shard, row) in self.positions
+        return is_here and (self.chosen is None or cells[self.source.label_column] in self.chosen)

@@ -36,6 +36,7 @@ class Views:
         crop_boxes: (V, B, 5) float32 top, left, height, width of the global views in pixels of the image, and 1 where flipped.
         corrupt: names of images skipped on the way to this batch.
         first_of_several: names of images, in the first pass over the data, whose files hold further ones, which are not read.
+        labels: of the images, as the data has them, where labels are read.
     """
 
     pixel_values: Tensor
@@ -47,6 +48,7 @@ class Views:
     crop_boxes: Tensor
     corrupt: tuple[str, ...] = ()
     first_of_several: tuple[str, ...] = ()
+    labels: tuple = ()
 
     def to(self, device: torch.device) -> "Views":
         """Move all but the color operations, which are selected on the host without waiting for the device."""
@@ -98,6 +100,7 @@ def collate(samples: list[dict]) -> Views:
         mask_indices=None if masks is None else masks.flatten().nonzero().flatten(),
         corrupt=names("corrupt"),
         first_of_several=names("first_of_several"),
+        labels=tuple(sample.get("label") for sample in samples),
     )
 
 
@@ -150,5 +153,5 @@ class ViewStream(torch.utils.data.IterableDataset):
                         "Repair the data, or allow a larger fraction."
                     ) from error
             else:
-                yield {**sample, "corrupt": skipped}
+                yield {**sample, "corrupt": skipped, "label": encoded.label}
                 skipped = []

@@ -100,6 +100,31 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)).item() > 0
 
 
+def gather_rows(accelerator: Accelerator, rows: Tensor, chunk: int = 65_536) -> Tensor:
+    """The rows of all processes, each of them once, on the CPU.
+
+    Args:
+        rows: (n, ...) of this process; n differs between processes and may be 0 in some, where further axes do not count.
+        chunk: rows that are exchanged at once, through the memory of the device.
+    Returns:
+        those of the first process, then those of the second, and so on.
+    """
+    if accelerator.num_processes == 1:
+        return rows.cpu()
+    device = accelerator.device
+    shapes = accelerator.gather(torch.tensor([rows.shape], device=device))
+    counts, shape = shapes[:, 0].tolist(), shapes[:, 1:].amax(0).tolist()
+    rows = rows if len(rows) else rows.new_empty(0, *shape)
+    pieces: list[list[Tensor]] = [[] for _ in counts]
+    for first in range(0, max(counts), chunk):
+        length = min(chunk, max(counts) - first)
+        own = rows[first : first + length].to(device)
+        padded = torch.cat([own, own.new_zeros(length - len(own), *shape)])
+        for number, piece in enumerate(accelerator.gather(padded).cpu().split(length)):
+            pieces[number].append(piece[: max(0, counts[number] - first)])
+    return torch.cat([rows[:0].cpu(), *(piece for of_process in pieces for piece in of_process)])
+
+
 def _requested(engine: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 

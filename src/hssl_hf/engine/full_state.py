@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -19,18 +20,16 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
     return engine.method.state_dict()
 
 
-def unsharded_model(engine: Engine) -> nn.Module | None:
-    """The model with full weights: itself, or where it is sharded a copy on the main process, and None on the others.
-
-    To be called by all processes.
-    """
+def unsharded_model(engine: Engine) -> nn.Module:
+    """The model with full weights: itself, or where it is sharded a copy. To be called by all processes."""
     if not engine.is_sharded:
         return engine.method
-    weights = full_weights(engine)
-    if not engine.accelerator.is_main_process:
-        return None
+    weights, device = full_weights(engine), engine.accelerator.device
     copy = type(engine.method)(engine.method.config)
-    copy.load_state_dict(weights)
+    if engine.accelerator.is_main_process:
+        copy.load_state_dict(weights)
+    for tensor in copy.state_dict().values():
+        tensor.copy_(broadcast(tensor.to(device)))
     return copy.train()
 
 

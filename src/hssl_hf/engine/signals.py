@@ -43,15 +43,6 @@ class SignalHandler:
         finally:
             self._raises = before
 
-    @contextlib.contextmanager
-    def inherited_blocked(self) -> Iterator[None]:
-        """Block the signals for processes that are started meanwhile, until they have arranged themselves."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
     def run_until_signal(self, work: Callable[[], object]) -> None:
         """Call a function within `deferred`; a signal ends it at once, an earlier one skips it."""
         try:
@@ -69,6 +60,16 @@ class SignalHandler:
         if self._raises:
             self._raises = False
             raise Interrupted(self.exit_code)
+
+
+@contextlib.contextmanager
+def inherited_blocked() -> Iterator[None]:
+    """Block the signals for processes that are started meanwhile, until they have arranged themselves."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 _active: SignalHandler | None = None

@@ -1,6 +1,5 @@
 """Two frozen backbones together: does each classify images correctly that the other does not?"""
 
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +13,11 @@ from torch import Tensor
 from hssl_hf.data.files import write_below
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import accuracy, complementary_counts
+from hssl_hf.evaluation.splits import Splits
 from hssl_hf.fields import Range, check
 
 Points = Annotated[int, Range(2, 1001)]
 FORMATS = ("png", "pdf", "svg", "jpg")  # of the curve
-Splits = Sequence[tuple[Tensor, Tensor]]
 
 
 def combine(first: Tensor, second: Tensor, alpha: float) -> Tensor:
@@ -40,8 +39,7 @@ def complementarity(
     """Weighted k-NN on linear combinations of two frozen representations.
 
     Args:
-        first, second: features and labels (n,) of training and test images, the same images for both; (n, C) features of one
-            backbone, (n, D) of the other.
+        first, second: of the same images; (n, C) features of one backbone, (n, D) of the other.
         points: values of alpha, evenly from 0 to 1, from 2 to 1001.
         num_neighbors, temperature: of the k-NN.
     Returns:
@@ -54,15 +52,13 @@ def complementarity(
         a concatenation with weights; alpha = 0 and 1 are the single backbones.
     """
     points = check(Points, points, "points")
-    (first_train, train_labels), (first_test, labels) = first
-    (second_train, _), (second_test, _) = second
     alphas = np.linspace(0, 1, points).tolist()
     predictions = []
     for alpha in alphas:
-        train, test = combine(first_train, second_train, alpha), combine(first_test, second_test, alpha)
-        predictions.append(knn_scores(train, train_labels, test, num_neighbors, temperature).argmax(1))
-    curve = [(alpha, accuracy(classes, labels)) for alpha, classes in zip(alphas, predictions, strict=True)]
-    return curve, complementary_counts(predictions[-1], predictions[0], labels)
+        train, test = (combine(one.features, other.features, alpha) for one, other in zip(first, second, strict=True))
+        predictions.append(knn_scores(train, first.train.labels, test, num_neighbors, temperature).argmax(1))
+    curve = [(alpha, accuracy(classes, first.test.labels)) for alpha, classes in zip(alphas, predictions, strict=True)]
+    return curve, complementary_counts(predictions[-1], predictions[0], first.test.labels)
 
 
 def draw(curve: list[tuple[float, float]], names: tuple[str, str], path: Path | str) -> None:

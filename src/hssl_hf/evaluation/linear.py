@@ -1,116 +1,149 @@
-"""Linear probe: a linear classifier on frozen features, its learning rate chosen on a part of the training images."""
+"""Linear classifiers on frozen features: one per learning rate, all trained on the same batches."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.optim import Lars
 from torch import Tensor, nn
 
-from hssl_hf.errors import UserError
-from hssl_hf.evaluation.metrics import TopKAccuracy
-from hssl_hf.evaluation.progress import ProgressBar
-from hssl_hf.fields import BatchSize, Length, Range, Section, Seed
+from hssl_hf.data.augmentation import Scale
+from hssl_hf.fields import BatchSize, Epochs, FieldError, Length, Range, Section, Seed
+
+BASE_BATCH_SIZE = 256  # images to which learning rates refer
+Rate = Annotated[float, Range(above=0, most=10_000)]
 
 
 @dataclass(frozen=True)
 class LinearConfig(Section):
-    """How the classifiers are trained.
+    """How the classifiers are trained. The defaults read the features of the center crops, which are computed once.
 
     Args:
-        learning_rates: peak learning rates per 256 images, all tried at once; SGD with momentum .9, half a cosine to 0.
-        epochs, batch_size: over the features of the training split, which are extracted once, without augmentation.
-        validation_fraction: part of the training split that chooses among the learning rates and trains nothing.
+        augment: compute the features of a random crop, perhaps flipped, of every image in every epoch.
+        crop_scale, clip_crops, interpolation: of these crops, as of the global crops of a pre-training.
+        learning_rates: peak learning rates per 256 images, all tried at once, each with a classifier.
+        optimizer: sgd or lars (trust coefficient .001, not for biases), with momentum .9, without weight decay.
+        normalize: features before the classifier: standardize, by the statistics of all training images; batch_norm, without
+            scale and shift, by those of the batch and, to classify, their running mean; or none.
+        epochs, warmup_epochs: after a linear rise, the learning rate falls by half a cosine to 0.
+        rate_changes: with every step, or with every epoch.
+        batch_size: images per step, of all processes.
+        validation_fraction: part of the training split that chooses among the learning rates and trains nothing; 0 only with
+            one learning rate.
         seed: of the classifiers, their order of images and the choice of that part.
     """
 
-    learning_rates: Annotated[tuple[Annotated[float, Range(above=0, most=10_000)], ...], Length(1, 100)] = (
-        0.003,
-        0.01,
-        0.03,
-        0.1,
-        0.3,
-        1.0,
-        3.0,
-        10.0,
-    )
+    augment: bool = False
+    crop_scale: Scale = (0.08, 1.0)
+    clip_crops: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bilinear"
+    learning_rates: Annotated[tuple[Rate, ...], Length(1, 100)] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    normalize: Literal["standardize", "batch_norm", "none"] = "standardize"
     epochs: Annotated[int, Range(1, 1_000_000)] = 100
+    warmup_epochs: Epochs = 0.0
+    rate_changes: Literal["step", "epoch"] = "step"
     batch_size: BatchSize = 1024
-    validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
+    validation_fraction: Annotated[float, Range(0, below=1)] = 0.1
     seed: Seed = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise FieldError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
+        if self.validation_fraction == 0 and len(self.learning_rates) > 1:
+            raise FieldError(
+                f"validation_fraction: expected a number above 0, since {len(self.learning_rates)} learning rates are to be "
+                "chosen from, got 0"
+            )
+        if self.augment and self.normalize == "standardize":
+            raise FieldError("normalize: expected batch_norm or none for features that are computed in every epoch (augment)")
+        if self.normalize == "batch_norm" and self.batch_size < 2:
+            raise FieldError(f"batch_size: expected at least 2 for a batch norm, got {self.batch_size}")
+
+    def rate_factor(self, epoch: float) -> float:
+        """Learning rate at a time in epochs, as a fraction of the peak."""
+        epoch = math.floor(epoch) if self.rate_changes == "epoch" else epoch
+        if epoch < self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
 class LinearClassifiers(nn.Module):
-    """One classifier per learning rate on features that are normalized by the statistics of the training images.
-
-    Source: MAE, arXiv 2111.06377, appendix A.1, for the batch norm without scale and shift.
-    Differs: SGD and cached features of the center crop instead of LARS and augmented images.
-    """
-
-    def __init__(self, features: Tensor, classes: int, config: LinearConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", features.mean(0))
-        self.register_buffer("scale", (features.var(0, correction=0) + 1e-6).rsqrt())
-        self.heads = nn.ModuleList(nn.Linear(features.shape[1], classes) for _ in config.learning_rates)
-        generator = torch.Generator().manual_seed(config.seed)
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=0.01, generator=generator)
-            nn.init.zeros_(head.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(n, D) -> (learning rates, n, classes)."""
-        normed = (features - self.mean) * self.scale
-        return torch.stack([head(normed) for head in self.heads])
-
-    def fit(self, features: Tensor, labels: Tensor, progress: str | None = None) -> None:
-        """Train all classifiers on the same batches; none sees another's gradient."""
-        config = self.config
-        rates = [rate * config.batch_size / 256 for rate in config.learning_rates]
-        groups = [{"params": head.parameters(), "lr": rate} for head, rate in zip(self.heads, rates, strict=True)]
-        optimizer = torch.optim.SGD(groups, momentum=0.9)
-        batches = -(-len(features) // config.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * batches)
-        generator = torch.Generator().manual_seed(config.seed)
-        for _ in ProgressBar(range(config.epochs), desc=progress, unit="epoch", disable=progress is None, leave=False):
-            for index in torch.randperm(len(features), generator=generator).split(config.batch_size):
-                logits = self(features[index])
-                loss = F.cross_entropy(logits.flatten(0, 1), labels[index].repeat(len(logits)), reduction="sum") / len(index)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-
-
-def linear_accuracy(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], config: LinearConfig, progress: str | None = None
-) -> dict[str, float]:
-    """Train linear classifiers on one split, choose the best on a held-out part of it, and classify another split with it.
+    """Classifiers of some of the learning rates, behind one normalization.
 
     Args:
-        train, test: features (n, D) and labels (n,).
-        progress: caption of a progress bar; None for none.
-    Returns:
-        top1 and top5 in percent, n test images, and the chosen learning_rate with its validation_top1.
-    Raises:
-        UserError: if the training split is too small to be divided, or a test label never occurs in it.
+        width: D of the features.
+        classes: number of classes.
+        config: of the training.
+        rates: learning rates per 256 images, a part of the configuration's.
+    Source: MAE, arXiv 2111.06377, appendix A.1, for the batch norm and the initial weights N(0, .01²).
+    Differs: a batch norm sees the batch of all processes, not that of each.
     """
-    (features, labels), (test_features, test_labels) = train, test
-    held_out = round(config.validation_fraction * len(labels))
-    if not 0 < held_out < len(labels):
-        raise UserError(f"{len(labels)} training images do not divide into a part to train and one to choose with")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
-    validation, training = order[:held_out], order[held_out:]
-    classifiers = LinearClassifiers(features[training], int(labels.max()) + 1, config)
-    classifiers.fit(features[training], labels[training], progress)
-    with torch.no_grad():
-        accuracies = (classifiers(features[validation]).argmax(-1) == labels[validation]).float().mean(1)
-        best = int(accuracies.argmax())
-        scores = classifiers(test_features)[best]
-    if int(test_labels.max()) >= scores.shape[1]:
-        raise UserError(
-            f"the test images have label {int(test_labels.max())}, the training images only 0 to {scores.shape[1] - 1}"
+
+    def __init__(self, width: int, classes: int, config: LinearConfig, rates: Iterable[float]):
+        super().__init__()
+        self.config, self.rates = config, tuple(rates)
+        self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False) if config.normalize != "none" else nn.Identity()
+        self.heads = nn.ModuleList(nn.Linear(width, classes) for _ in self.rates)
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(config.seed))
+            nn.init.zeros_(head.bias)
+
+    def standardize(self, features: Tensor) -> None:
+        """Normalize by the statistics of these features (n, D) from now on, whatever the batch."""
+        self.norm.running_mean.copy_(features.mean(0))
+        self.norm.running_var.copy_(features.var(0, correction=0))
+        self.norm.momentum = 0.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, D) -> (rates, n, classes)."""
+        features = self.norm(features)
+        return torch.stack([head(features) for head in self.heads])
+
+    def train(self, mode: bool = True) -> "LinearClassifiers":
+        super().train(mode)
+        if self.config.normalize == "standardize":
+            self.norm.eval()
+        return self
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """SGD or LARS, a group of parameters for each weight and bias, with the peak of its rate."""
+        scale = self.config.batch_size / BASE_BATCH_SIZE
+        groups = [
+            {"params": [parameter], "lr": rate * scale, "peak": rate * scale, "always_adapt": parameter.ndim > 1}
+            for rate, head in zip(self.rates, self.heads, strict=True)
+            for parameter in (head.weight, head.bias)
+        ]
+        make = Lars if self.config.optimizer == "lars" else torch.optim.SGD
+        return make(groups, lr=0.0, momentum=0.9)
+
+    def step(self, optimizer: torch.optim.Optimizer, features: Tensor, labels: Tensor, epoch: float) -> Tensor:
+        """One step of all classifiers, none of which sees another's gradient; returns the losses (rates,).
+
+        Args:
+            features: (n, D) of a batch, with labels (n,).
+            epoch: time at which the step is taken.
+        """
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * self.config.rate_factor(epoch)
+        logits = self(features)
+        losses = torch.stack([F.cross_entropy(of_rate, labels) for of_rate in logits])
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+        return losses.detach()
+
+    @torch.no_grad()
+    def accuracies(self, features: Tensor, labels: Tensor, chunk: int = 8192) -> Tensor:
+        """Top-1 accuracies (rates,) in percent."""
+        self.eval()
+        right = sum(
+            (self(part).argmax(-1) == truth).double().sum(1)
+            for part, truth in zip(features.split(chunk), labels.split(chunk), strict=True)
         )
-    top_k = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=test_labels)
-    chosen = {"learning_rate": config.learning_rates[best], "validation_top1": 100 * accuracies[best].item()}
-    return {**top_k, "n": len(test_labels), **chosen}
+        return 100 * right / len(labels)

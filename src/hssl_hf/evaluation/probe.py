@@ -1,126 +1,75 @@
-"""The probes: one protocol for training curves, final figures and the command line."""
+"""The probe of a training run: k-NN on labeled images, with the same code as every other evaluation."""
 
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from torch import Tensor
+from accelerate import Accelerator
 
-from hssl_hf.data.source import Source
-from hssl_hf.evaluation.encoder import Encoder, num_channels
-from hssl_hf.evaluation.features import LabeledImages, Seen, extract
-from hssl_hf.evaluation.knn import knn_scores
-from hssl_hf.evaluation.labels import require_comparable
-from hssl_hf.evaluation.linear import LinearConfig, linear_accuracy
-from hssl_hf.evaluation.metrics import TopKAccuracy
-from hssl_hf.evaluation.records import Record
-from hssl_hf.fields import Images, Range, Section, Temperature
-
-REPEATED = 0.01  # of the test images, which may also be among those of training without a warning
-logger = logging.getLogger(__name__)
+from hssl_hf.evaluation.classification import Classification
+from hssl_hf.evaluation.encoder import Encoder
+from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
+from hssl_hf.evaluation.features import Representation
+from hssl_hf.evaluation.knn import KNNConfig, knn_accuracy
+from hssl_hf.evaluation.splits import LabeledData, extract_splits
+from hssl_hf.fields import Images, Range, Temperature
 
 
 @dataclass(frozen=True)
-class ProbeConfig(Section):
+class ProbeConfig(LabeledData):
     """Labeled images on which a k-NN classifier is evaluated periodically; it never influences the training.
 
     Args:
-        path, name, revision, image_column, allow_remote_paths: as in data; path None for no probe.
-        label_column: integer labels.
-        classes: as in data.
-        train_split, test_split: images of the second are classified by their nearest neighbors in the first.
-        train_images, test_images: read at most so many of each; None for all.
+        path: None for no probe.
         every_epochs: how often.
-        features: of an image: cls, the class token (or pooled patches), or patches, the layer norm of the patches' mean.
+        features: as `Representation.features`.
         num_neighbors, temperature: of the weighted k-NN.
         crop_pct: side of the center crop as a fraction of the resized image's short side.
     Differs: while they train, the recipes of the papers compare with 50,000 training images; the papers' figures are with all
         of them, as `hssl-hf evaluate` computes them.
     """
 
-    path: str | None = None
-    name: str | None = None
-    revision: str | None = None
-    image_column: str | None = None
-    allow_remote_paths: bool = False
-    label_column: str = "label"
-    classes: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
-    train_images: Images | None = None
-    test_images: Images | None = None
     every_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 10.0
-    features: Literal["cls", "patches"] = "cls"
+    features: Literal["cls", "patches", "cls_and_patches"] = "cls"
     num_neighbors: Images = 20
     temperature: Temperature = 0.07
     crop_pct: Annotated[float, Range(0.1, 1)] = 0.875
 
+    @property
+    def representation(self) -> Representation:
+        return Representation(self.features)
+
+    @property
+    def knn(self) -> KNNConfig:
+        return KNNConfig((self.num_neighbors,), self.temperature)
+
 
 class Probe:
-    """Weighted k-NN and linear classification on labeled images.
+    """Weighted k-NN on labeled images, by all processes of a run.
 
     Args:
         config: images and protocol.
         processor: image processor of transformers, the one that is exported.
+        accelerator: of the run.
+        num_workers: of every process.
+        stop: whether this process is to stop.
     """
 
-    def __init__(self, config: ProbeConfig, processor: Callable):
-        self.config, self.processor = config, processor
+    def __init__(
+        self,
+        config: ProbeConfig,
+        processor: Callable,
+        accelerator: Accelerator,
+        num_workers: int = 0,
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        self.config = config
+        extraction = ExtractionConfig(num_workers=num_workers, cache=False)
+        self.extractor = Extractor(accelerator, processor, extraction, stop=stop)
 
-    def knn(self, encoder: Encoder, progress: str) -> dict[str, float]:
-        """Accuracies top1 and top5 in percent, and n, the number of test images."""
-        train, (features, labels) = self.features(encoder, progress)
-        scores = knn_scores(*train, features, **self.knn_settings())
-        return {**TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=labels), "n": len(labels)}
-
-    def linear(self, encoder: Encoder, config: LinearConfig, progress: str) -> dict[str, float]:
-        """As `knn`, of a linear classifier, with the chosen learning_rate and its validation_top1."""
-        return linear_accuracy(*self.features(encoder, progress), config, progress)
-
-    def features(self, encoder: Encoder, progress: str) -> list[tuple[Tensor, Tensor]]:
-        """Features (n, D) and labels (n,) of training and test images; a warning if the same images are among both.
-
-        Raises:
-            UserError: for images, labels and features with which an accuracy would mean nothing.
-        """
-        kind, splits = self.config.features, self.splits()
-        images = train, test = [Seen(split) for split in splits]
-        names = [f"{progress}: {split.source.split}" for split in splits]
-        features = [extract(encoder, self.processor, *pair) for pair in zip(images, [kind] * 2, names, strict=True)]
-        require_comparable(features[0][1], features[1][1])
-        if (repeated := test.among(train)) > REPEATED * len(test.checksums):
-            logger.warning(
-                "%d of %d test images (split %r) are among the training images (split %r) too, and are their own nearest "
-                "neighbors: the accuracy is not that on new images; choose other splits",
-                repeated, len(test.checksums), self.config.test_split, self.config.train_split,
-            )  # fmt: skip
-        return features
-
-    def record(
-        self, metric: str, value: float, n: int, settings: dict, subject: str, seed: int, path: Path, unit: str = "percent"
-    ) -> None:
-        """Append one value to a file of records, with what is needed to reproduce it.
-
-        Args:
-            metric: with its protocol, for example knn_top1.
-            settings: of the protocol.
-        """
-        config = self.config
-        images = {"features": config.features, "train_split": config.train_split, "train_images": config.train_images}
-        dataset = Path(config.path).name if Path(config.path).exists() else config.path
-        source = {"dataset": dataset, "revision": config.revision, "split": config.test_split}
-        Record(metric, value, unit, subject, **source, n=n, settings={**settings, **images}, seed=seed).append_to(path)
-
-    def knn_settings(self) -> dict:
-        return {"num_neighbors": self.config.num_neighbors, "temperature": self.config.temperature}
-
-    def splits(self) -> tuple[LabeledImages, LabeledImages]:
-        """Training and test images."""
-        config = self.config
-        names = ("image_column", "label_column", "classes", "allow_remote_paths")
-        same = {name: getattr(config, name) for name in names}
-        train = Source(config.path, config.name, config.train_split, config.revision, **same)
-        test, channels = replace(train, split=config.test_split), num_channels(self.processor)
-        return LabeledImages(train, config.train_images, channels), LabeledImages(test, config.test_images, channels)
+    def knn(self, encoder: Encoder | Callable, progress: str) -> Classification | None:
+        """Classes of the test images; None if a process is to stop. All processes have to call this."""
+        splits = extract_splits(self.extractor, encoder, self.config, self.config.representation, progress)
+        if splits is None:
+            return None
+        return knn_accuracy(self.extractor.accelerator, *splits, self.config.knn)[self.config.num_neighbors]

@@ -31,6 +31,7 @@ class Record:
         dataset, revision, split, n: on what, and on how many images.
         settings: of the protocol.
         seed: of the training or evaluation.
+        interval: bounds of 95 % of the values on resampled test images; None where there are none.
         command, commit, date: how, with which code (empty outside a checkout), when.
     """
 
@@ -44,6 +45,7 @@ class Record:
     n: int
     settings: dict
     seed: int
+    interval: tuple[float, float] | None = None
     command: str = field(default_factory=current_command)
     commit: str = field(default_factory=current_commit)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -55,6 +57,7 @@ class Record:
 
 KINDS = {"metric": str, "value": float, "unit": str, "subject": str, "dataset": str, "revision": str | None, "split": str}
 KINDS |= {"n": int, "settings": dict, "seed": int, "date": str}
+KINDS |= {"interval": tuple[float, float] | None}
 
 
 def read_records(path: Path | str) -> list[dict]:

@@ -1,43 +1,77 @@
-"""Evaluations of frozen backbones as the command line runs them: settings in, records and lines of text out."""
+"""Evaluations of frozen backbones as the command line runs them: settings in, records, predictions and lines of text out."""
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from hssl_hf.config.recipe import load_recipe
-from hssl_hf.config.strict_yaml import build, override
+from accelerate import Accelerator
+
+from hssl_hf.config.evaluation_recipe import EvaluationRecipe, load_evaluation_recipe
 from hssl_hf.data.files import require_output
-from hssl_hf.errors import UserError
-from hssl_hf.evaluation.complementarity import FORMATS, Points, complementarity, draw
-from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
-from hssl_hf.evaluation.linear import LinearConfig
-from hssl_hf.evaluation.probe import Probe, ProbeConfig
+from hssl_hf.engine.distributed import make_accelerator, on_main_process
+from hssl_hf.errors import UserError, writing
+from hssl_hf.evaluation.augmented_features import features_of_two_crops
+from hssl_hf.evaluation.classification import Classification
+from hssl_hf.evaluation.encoder import Encoder, load_encoder, raw_pixel_encoder, untrained
+from hssl_hf.evaluation.extraction import Extractor
+from hssl_hf.evaluation.feature_cache import FeatureCache
+from hssl_hf.evaluation.features import FeatureSet
+from hssl_hf.evaluation.images import LabeledImages
+from hssl_hf.evaluation.knn import knn_accuracy
+from hssl_hf.evaluation.label_free import alignment, rank_me, uniformity
+from hssl_hf.evaluation.linear_probe import linear_probe
+from hssl_hf.evaluation.predictions import Predictions, most_certain_mistakes
+from hssl_hf.evaluation.records import Record
+from hssl_hf.evaluation.splits import extract_splits, split_record
 from hssl_hf.fields import Seed, check
+from hssl_hf.runs.run_directory import RESULTS
 
-PROTOCOLS = {"knn": "k-NN", "linear": "linear"}  # their names on the screen
+PROTOCOLS = {"knn": "k-NN", "linear": "linear", "label_free": "label-free"}  # their names on the screen
+UNTRAINED, PIXELS = "untrained backbone", "raw pixels"
+
+
+class Measured(NamedTuple):
+    """What a protocol gives for one encoder.
+
+    Args:
+        records: its figures.
+        result: the classes of the test images, if it classifies.
+        test: these images.
+    """
+
+    records: list[Record]
+    result: Classification | None = None
+    test: FeatureSet | None = None
 
 
 def evaluate(
     export: str | Path,
     protocol: str,
-    settings: list[str],
-    pixels: bool = False,
+    recipe: str | Path | None = None,
+    settings: list[str] = (),
     results: Path | str | None = None,
+    output: Path | str | None = None,
     subject: str | None = None,
     seed: int = 0,
-) -> dict[str, float]:
-    """Evaluate an export by k-NN or a linear probe.
+    baselines: bool | None = None,
+) -> list[Record]:
+    """Evaluate an export by a protocol, on the device and in the processes that are there.
 
     Args:
-        export: folder or Hub repository.
-        protocol: "knn" or "linear".
-        settings: `data.a=b` of the images, `linear.a=b` of the probe.
-        pixels: evaluate raw pixels instead, as the export's processor prepares them.
+        export: folder, Hub repository, or `timm:NAME`.
+        protocol: "knn", "linear" or "label_free".
+        recipe: file of an evaluation's recipe; None for the defaults of the protocol.
+        settings: `a.b=c` that replace its values, at least `data.path`.
         results: file to which the records are added, or None.
+        output: folder for records and predictions, which `hssl-hf compare` reads, or None.
         subject: name of the model in the records; None for the export.
-        seed: of its training, for the records.
+        seed: of its training, for the records, and of the weights of the untrained backbone.
+        baselines: evaluate the untrained backbone and raw pixels too; None unless a linear probe computes features anew in
+            every epoch.
     Returns:
-        top1 and top5 in percent, the number n of test images, and for the linear probe `learning_rate` per 256 with its
-        `validation_top1` on held-out training images.
+        the records: top1 and top5 in percent with their intervals, by k-NN of every number of neighbors or the chosen linear
+        classifier; without labels RankMe, alignment and uniformity.
     Raises:
         UserError: for an unknown protocol or setting, and images or models that cannot be read.
     """
@@ -45,77 +79,122 @@ def evaluate(
         raise UserError(f"expected a protocol of {list(PROTOCOLS)}, got {protocol!r}")
     export, seed = str(export), check(Seed, seed, "seed")
     require_output(results, "results")
-    tree = {"linear": {}}
-    for setting in settings:
-        if setting.startswith("linear."):
-            override(tree, setting)
-    linear = build(LinearConfig, tree["linear"], "linear")
-    config = _labeled_images([setting for setting in settings if not setting.startswith("linear.")])
-    encoder, processor = load_encoder(export)
-    encoder, probe = raw_pixel_encoder if pixels else encoder, Probe(config, processor)
-    if protocol == "knn":
-        result, used = probe.knn(encoder, "k-NN"), probe.knn_settings()
+    configuration = load_evaluation_recipe(protocol, recipe, list(settings))
+    extractor, encoder = prepare(export, configuration)
+    encoders = {subject or export: encoder}
+    is_costly = protocol == "linear" and configuration.linear.augment
+    if baselines or (baselines is None and not is_costly):
+        encoders |= {UNTRAINED: untrained(encoder, seed), PIXELS: raw_pixel_encoder}
+    records = []
+    for name, each in encoders.items():
+        for measured in measure(configuration, extractor, each, name, seed):
+            records += measured.records
+            write = lambda measured=measured: _write(measured, configuration, extractor, results, output)  # noqa: E731
+            on_main_process(extractor.accelerator, write)
+    return records
+
+
+def prepare(name: str, recipe: EvaluationRecipe) -> tuple[Extractor, Encoder]:
+    """A loaded backbone, and what computes its features."""
+    encoder, processor = load_encoder(name)
+    accelerator = make_accelerator(False, 1, recipe.extraction.batch_size)
+    return make_extractor(accelerator, processor, recipe), encoder
+
+
+def make_extractor(accelerator: Accelerator, processor: Callable, recipe: EvaluationRecipe) -> Extractor:
+    config = recipe.extraction
+    return Extractor(accelerator, processor, config, FeatureCache(config.cache_limit_gib) if config.cache else None)
+
+
+def measure(
+    recipe: EvaluationRecipe, extractor: Extractor, encoder: Encoder | Callable, subject: str, seed: int
+) -> Iterator[Measured]:
+    """The figures of one encoder by the protocol of a recipe; arguments and errors as of `evaluate`."""
+    data, representation = recipe.data, recipe.representation
+    if encoder is raw_pixel_encoder:
+        representation = replace(representation, features="cls", blocks=1)
+    described = (data, representation)
+    if recipe.protocol == "label_free":
+        yield Measured(_label_free(recipe, extractor, encoder, (*described, subject, seed)))
+    elif recipe.protocol == "knn":
+        splits = extract_splits(extractor, encoder, data, representation, f"{PROTOCOLS['knn']} {subject}")
+        for number, result in knn_accuracy(extractor.accelerator, *splits, recipe.knn).items():
+            used = {"num_neighbors": number, "temperature": recipe.knn.temperature}
+            yield Measured(_accuracies("knn", result, *described, used, subject, seed), result, splits.test)
     else:
-        result = probe.linear(encoder, linear, "linear probe")
-        used = {**asdict(linear), "learning_rate": result["learning_rate"]}
-    for metric in ("top1", "top5") if results else ():
-        name = subject or ("raw pixels" if pixels else export)
-        probe.record(f"{protocol}_{metric}", result[metric], result["n"], used, name, seed, results)
-    return result
+        probe = linear_probe(extractor, encoder, data, representation, recipe.linear)
+        used = asdict(recipe.linear) | probe.settings
+        records = _accuracies("linear", probe.classification, *described, used, subject, seed)
+        best = ("linear_top1_best_on_test", probe.best_on_test, len(probe.classification))
+        records.append(split_record(*best, *described, used, subject, seed))
+        yield Measured(records, probe.classification, probe.test)
 
 
-def describe(protocol: str, result: dict[str, float]) -> str:
-    """A result of `evaluate` for the screen."""
-    held_out = "learning rate {learning_rate} per 256, {validation_top1:.2f} % on held-out training images\n"
-    figures = "".join(f"{PROTOCOLS[protocol]} {top}  {{{top}:.2f}} %  ({{n}} images)\n" for top in ("top1", "top5"))
-    return ((held_out if "learning_rate" in result else "") + figures).format(**result).rstrip()
+def _accuracies(
+    protocol: str, result: Classification, data, representation, used: dict, subject: str, seed: int
+) -> list[Record]:
+    """top1 and top5 of one classifier."""
+    settings = (data, representation, used, subject, seed)
+    return [
+        split_record(f"{protocol}_top{k}", result.accuracy(k), len(result), *settings, interval=result.interval(k))
+        for k in (1, 5)
+    ]
 
 
-def compare(
-    first: str | Path, second: str | Path, settings: list[str], points: int, output: Path | str, results: Path | str | None
-) -> list[str]:
-    """Classify by linear combinations of two frozen backbones, and draw the curve.
-
-    Args:
-        first, second: folders or Hub repositories.
-        settings: as for `evaluate`.
-        points: weights from 0 to 1.
-        output: file of the curve.
-        results: file to which the records are added, or None.
-    Returns:
-        lines for the screen.
-    Raises:
-        UserError: before any work, for numbers and files that cannot be; and as `evaluate`.
-    """
-    first, second, points = str(first), str(second), check(Points, points, "points")
-    require_output(output, "output", *FORMATS)
-    require_output(results, "results")
-    config, features = _labeled_images(settings), []
-    for name in (first, second):
-        encoder, processor = load_encoder(name)
-        probe = Probe(config, processor)
-        features.append(probe.features(encoder, name))
-    curve, counts = complementarity(*features, points, **probe.knn_settings())
-    draw(curve, (first, second), output)
-    lines = [f"α = {alpha:.2f}   k-NN top1  {accuracy:.2f} %" for alpha, accuracy in curve]
-    for name, who in (("only_first", f"{first} alone"), ("only_second", f"{second} alone"), ("both", "both")):
-        lines.append(f"{counts[name]} test images are classified right by {who}")
-    lines.append(str(output))
-    values = [("knn_top1", accuracy, "percent", {"alpha": alpha}) for alpha, accuracy in curve]
-    values += [(f"knn_right_{name}", count, "images", {}) for name, count in counts.items()]
-    _, (_, labels) = features[0]
-    for metric, value, unit, alpha in values if results else ():
-        probe.record(metric, value, len(labels), {**probe.knn_settings(), **alpha}, f"{first} + {second}", 0, results, unit)
-    return lines
+def _label_free(recipe: EvaluationRecipe, extractor: Extractor, encoder: Encoder | Callable, described: tuple) -> list[Record]:
+    """RankMe, alignment and uniformity on images of the test split, whose labels are not read."""
+    data, representation, subject, seed = described
+    limit = min(recipe.label_free.images, data.test_images or recipe.label_free.images)
+    config = replace(recipe.label_free, images=limit)
+    _, test = replace(data, test_images=limit).splits(extractor.processor)
+    test = LabeledImages(test.source, test.limit, channels=test.channels, labeled=False)
+    features = extractor.extract(encoder, test, representation, f"label-free: {test.source.split}").features
+    crops = features_of_two_crops(extractor, encoder, test, representation, config)
+    values = {
+        "rank_me": (rank_me(features), "dimensions", len(features)),
+        "alignment": (alignment(*crops), "squared distance", len(crops[0])),
+        "uniformity": (uniformity(features), "log", len(features)),
+    }
+    used = (data, representation, asdict(config), subject, seed)
+    return [split_record(f"label_free_{name}", v, n, *used, unit=unit) for name, (v, unit, n) in values.items()]
 
 
-def _labeled_images(settings: list[str]) -> ProbeConfig:
-    """Images to evaluate on, from values `data.a=b`.
+def _write(measured: Measured, recipe: EvaluationRecipe, extractor: Extractor, results, output) -> None:
+    """Add records to their file, and both records and predictions to a folder."""
+    if output is not None:
+        with writing(output):
+            Path(output).mkdir(parents=True, exist_ok=True)
+    for record in measured.records:
+        for path in (results, None if output is None else Path(output) / RESULTS):
+            if path is not None:
+                record.append_to(path)
+    if output is None or measured.result is None:
+        return
+    first, test = measured.records[0], measured.test
+    _, images = recipe.data.splits(extractor.processor)
+    mistakes = most_certain_mistakes(measured.result, test, images)
+    number = first.settings.get("num_neighbors")
+    protocol = recipe.protocol if number is None else f"{recipe.protocol} k={number}"
+    Predictions(
+        first.subject, protocol, first.dataset, first.split, measured.result, test.classes, test.positions, *mistakes
+    ).save(Path(output))
 
-    Raises:
-        UserError: if no dataset is named.
-    """
-    config = load_recipe(None, [f"probe.{setting.removeprefix('data.')}" for setting in settings]).probe
-    if config.path is None:
-        raise UserError("name the images to evaluate on, for example data.path=uoft-cs/cifar10")
-    return config
+
+def describe(records: list[Record]) -> str:
+    """Records of one evaluation for the screen."""
+    lines, subject = [], None
+    for record in records:
+        protocol = next(name for name in PROTOCOLS if record.metric.startswith(f"{name}_"))
+        metric = record.metric.removeprefix(f"{protocol}_")
+        if record.subject != subject:
+            subject = record.subject
+            lines.append(subject)
+        if "validation_top1" in record.settings and metric == "top1":
+            held_out = "  learning rate {learning_rate} per 256, {validation_top1:.2f} % on held-out training images"
+            lines.append(held_out.format(**record.settings))
+        number = f" k={record.settings['num_neighbors']:<4d}" if "num_neighbors" in record.settings else ""
+        interval = "  [{:.2f}, {:.2f}]".format(*record.interval) if record.interval else ""
+        value = f"{record.value:.2f} %" if record.unit == "percent" else f"{record.value:.3f} {record.unit}"
+        name = metric.replace("_", " ")
+        lines.append(f"  {PROTOCOLS[protocol]}{number} {name}  {value}{interval}  ({record.n} images)")
+    return "\n".join(lines)

@@ -21,11 +21,14 @@ from torch import Tensor
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe
 from hssl_hf.config.strict_yaml import build, read_yaml
 from hssl_hf.data.files import write_below
-from hssl_hf.evaluation.features import extract
+from hssl_hf.engine.distributed import make_accelerator
+from hssl_hf.evaluation.encoder import raw_pixel_encoder
+from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
+from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import Discrepancy, SolvedIoU, SolvedSamples, accuracy
-from hssl_hf.evaluation.probe import Probe
 from hssl_hf.evaluation.records import read_records
+from hssl_hf.evaluation.splits import Splits, extract_splits, split_record
 from hssl_hf.experiments.head_search import RANKING
 from hssl_hf.fields import Distinct, Length, PositiveFraction, Section, Seed
 from hssl_hf.models.configuration_hssl import HSSLConfig
@@ -100,7 +103,9 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, results: Path):
         self.recipe, self.results = recipe, results
-        self.probe = Probe(recipe.probe, image_processor_for(recipe))
+        accelerator = make_accelerator(False, 1, 1)
+        self.extractor = Extractor(accelerator, image_processor_for(recipe), ExtractionConfig(cache=False))
+        self.used = {"num_neighbors": recipe.probe.num_neighbors, "temperature": recipe.probe.temperature}
 
     def done(self) -> set[tuple[str, int]]:
         """Subjects and seeds that have been measured; the k-NN accuracy is the last record of a subject."""
@@ -145,7 +150,7 @@ class Measurement:
 
     def _solved(self, baseline: Tensor, base: Tensor, auxiliary: Tensor) -> Iterator[Value]:
         """N_s and sIoU of predicted classes."""
-        inputs = {"baseline": baseline, "auxiliary": auxiliary, "references": self.images[1][1]}
+        inputs = {"baseline": baseline, "auxiliary": auxiliary, "references": self.splits.test.labels}
         yield Value("N_s", SolvedSamples(keep_in_memory=True).compute(**inputs)["N_s"], "images")
         overlap = SolvedIoU(keep_in_memory=True).compute(base=base, **inputs)["sIoU"]
         if overlap is None:
@@ -159,22 +164,24 @@ class Measurement:
             set_seed(seed)
             self._record(self._evaluate(HSSLForPreTraining(self.recipe.model_config()), None)[1], UNTRAINED, seed)
         if (PIXELS, 0) not in self.done():
-            predictions = self._classify(*(pixels.flatten(1) for pixels, _ in self.images))
-            self._record([Value("knn_top1", accuracy(predictions, self.images[1][1]))], PIXELS, 0)
+            predictions = self._classify(*(split.features for split in self.splits))
+            self._record([Value("knn_top1", accuracy(predictions, self.splits.test.labels))], PIXELS, 0)
 
     @cached_property
-    def images(self) -> list[tuple[Tensor, Tensor]]:
-        """(n, 3, H, W) normalized pixels and (n,) labels of training and test images."""
-        return [
-            extract(lambda pixels: (pixels, None), self.probe.processor, split, progress=f"images of {split.source.split}")
-            for split in self.probe.splits()
-        ]
+    def splits(self) -> Splits:
+        """Normalized pixels (n, C·H·W) and labels (n,) of training and test images."""
+        return extract_splits(self.extractor, raw_pixel_encoder, self.recipe.probe, Representation(), "images")
+
+    def _encode(self, network) -> list[dict[str, Tensor]]:
+        """Class tokens of training and test images by the branches of a network."""
+        size = self.recipe.views.global_crop_size
+        return [_encode(network, split.features.unflatten(1, (-1, size, size))) for split in self.splits]
 
     def _evaluate(self, model: HSSLForPreTraining, temperature: float | None) -> tuple[dict[str, Tensor], list[Value]]:
         """Predicted classes of the test images by branch, and values of one model; of its head only at a temperature."""
         network = model.get_network().eval()
-        train, test = (_encode(network, pixels) for pixels, _ in self.images)
-        labels, values = self.images[1][1], []
+        train, test = self._encode(network)
+        labels, values = self.splits.test.labels, []
         predictions = {name: self._classify(train[name], test[name]) for name in train}
         if temperature is not None and "auxiliary" in predictions:
             values.append(Value("knn_top1_auxiliary", accuracy(predictions["auxiliary"], labels)))
@@ -185,14 +192,14 @@ class Measurement:
 
     def _classify(self, train: Tensor, test: Tensor) -> Tensor:
         """(m,) predicted classes."""
-        return knn_scores(train, self.images[0][1], test, **self.probe.knn_settings()).argmax(1)
+        return knn_scores(train, self.splits.train.labels, test, **self.used).argmax(1)
 
     def _record(self, values: Iterable[Value], subject: str, seed: int) -> None:
         """Write the records of one subject at once, when all are measured."""
-        n = len(self.images[1][1])
+        probe, n = self.recipe.probe, len(self.splits.test)
         for value in list(values):
-            settings = {**self.probe.knn_settings(), **value.settings}
-            self.probe.record(value.metric, value.value, n, settings, subject, seed, self.results, value.unit)
+            used = (probe, probe.representation, {**self.used, **value.settings}, subject, seed)
+            split_record(value.metric, value.value, n, *used, unit=value.unit).append_to(self.results)
 
 
 @torch.inference_mode()

@@ -1,14 +1,16 @@
 """What a run produces: measurements during training; the export, evaluations and a report at the end."""
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import torch
-
 from hssl_hf.config.recipe import Recipe
-from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
+from hssl_hf.engine.distributed import on_main_process
+from hssl_hf.evaluation.classification import accuracy_interval
+from hssl_hf.evaluation.encoder import raw_pixel_encoder
 from hssl_hf.evaluation.probe import Probe
+from hssl_hf.evaluation.splits import split_record
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish.export import CardContext, export_backbone, update_card
 from hssl_hf.publish.origin import Origin
@@ -26,13 +28,23 @@ class RunArtifacts:
         images_per_epoch: length of an epoch.
         seconds: of the run before it was resumed.
         origin: of the weights from which the run started; None for random ones.
+        stop: whether this process is to stop, which ends a probe.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: Path, logger: MetricLogger, images_per_epoch: int, seconds: float, origin: Origin | None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        logger: MetricLogger,
+        images_per_epoch: int,
+        seconds: float,
+        origin: Origin | None,
+        stop: Callable[[], bool] = lambda: False,
     ):
         self.recipe, self.folder, self.logger = recipe, folder, logger
-        self.probe = Probe(recipe.probe, image_processor_for(recipe))
+        processor, workers = image_processor_for(recipe), recipe.data.num_workers
+        self.probe = Probe(recipe.probe, processor, logger.accelerator, workers, stop)
+        self.test_images = 0  # of the probe
         self.before, self.started = seconds, perf_counter()
         self.manifest = manifest.begin(recipe, folder, logger.accelerator, images_per_epoch, origin)
         if logger.accelerator.is_main_process:  # for an export of the unfinished run, and for a resumed one
@@ -46,22 +58,25 @@ class RunArtifacts:
     def measure(self, method: StudentTeacherPreTrainedModel | None, step: int) -> None:
         """k-NN with the network that will be exported, and once with the raw pixels; the curves are redrawn.
 
+        All processes have to call this. Nothing is logged if one of them is to stop.
+
         Args:
             method: with full weights; None where there is no probe.
         """
         if method is not None:
-            base = method.get_network(self.recipe.run.export_network).base.eval()
-            device = next(base.parameters()).device
-            with torch.no_grad():
-                values = {"knn_top1": self.probe.knn(lambda pixels: base(pixels.to(device))[0], f"k-NN at step {step}")["top1"]}
+            base = method.get_network(self.recipe.run.export_network).base
+            base.to(self.logger.accelerator.device).eval()
+            results = {"knn_top1": self.probe.knn(lambda pixels: base(pixels)[0], f"k-NN at step {step}")}
             base.train()
             if step == 0:
-                values["knn_top1_pixels"] = self.probe.knn(raw_pixel_encoder, "k-NN of raw pixels")["top1"]
-            self.logger.log(step, values)
-        self.logger.draw()
+                results["knn_top1_pixels"] = self.probe.knn(raw_pixel_encoder, "k-NN of raw pixels")
+            if None not in results.values():
+                self.logger.log(step, {name: result.accuracy() for name, result in results.items()})
+                self.test_images = len(results["knn_top1"])
+        on_main_process(self.logger.accelerator, self.logger.draw)
 
     def finish(self, method: StudentTeacherPreTrainedModel, steps: int, corrupt: list[str], several: int) -> list[str]:
-        """Export, evaluate, write manifest and figures.
+        """Export, write manifest, records and figures.
 
         Args:
             method: with full weights.
@@ -82,32 +97,34 @@ class RunArtifacts:
         lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
         lines += [f"{several} files hold several images, of which the first was read"] if several else []
         if not self.recipe.run.export:
-            self.measure(method if self.recipe.probe.path is not None else None, steps)
             return [*lines, f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  hssl-hf export {self.folder}"]
-        network, processor = self.recipe.run.export_network, self.probe.processor
+        network, processor = self.recipe.run.export_network, self.probe.extractor.processor
         context = CardContext(card_context(self.folder, self.recipe).about)  # without records of an earlier run
         export = export_backbone(method, self.folder / "export", network=network, processor=processor, context=context)
         if self.recipe.probe.path is not None:
-            lines += self._evaluate(export, steps)
-            draw_export(export, processor, *self.probe.splits(), self.folder, self.recipe.probe.features)
-        self.logger.draw()
+            lines += self._record()
+            splits = self.recipe.probe.splits(processor)
+            draw_export(export, processor, *splits, self.folder, self.recipe.probe.representation)
         update_card(export, card_context(self.folder, self.recipe))
         lines += ["", f"run     {self.folder}\ncurves  {self.logger.curves}\nexport  {export}", "", "Load it anywhere:"]
         return [*lines, f'  from transformers import AutoModel; model = AutoModel.from_pretrained("{export}")']
 
-    def _evaluate(self, export: Path, steps: int) -> list[str]:
-        """Record the k-NN accuracies of the export, as users load it, of the untrained backbone and of raw pixels."""
-        final, probe = self.probe.knn(load_encoder(export)[0], "k-NN of the export"), self.recipe.probe
-        self.logger.log(steps, {"knn_top1": final["top1"]})
-        start = next(line for line in read_log(self.logger.path) if "knn_top1_pixels" in line)
+    def _record(self) -> list[str]:
+        """Records of the last probe, of the untrained backbone and of raw pixels; returns lines for the screen."""
+        probe, log = self.recipe.probe, [line for line in read_log(self.logger.path) if "knn_top1" in line]
+        start = next(line for line in log if "knn_top1_pixels" in line)
         accuracies = {
-            "pre-trained backbone": final["top1"],
+            "pre-trained backbone": log[-1]["knn_top1"],
             "untrained backbone": start["knn_top1"],
             "raw pixels": start["knn_top1_pixels"],
         }
+        lines = [f"k-NN top-1 on {self.test_images} images ({probe.test_split}), neighbors from {probe.train_split}:"]
         results = self.folder / RESULTS
         results.unlink(missing_ok=True)
+        used = {"num_neighbors": probe.num_neighbors, "temperature": probe.temperature}
         for subject, value in accuracies.items():
-            self.probe.record("knn_top1", value, final["n"], self.probe.knn_settings(), subject, self.recipe.seed, results)
-        lines = [f"k-NN top-1 on {final['n']} images ({probe.test_split}), neighbors from {probe.train_split}:"]
-        return lines + [f"  {subject:22s}{value:6.2f} %" for subject, value in accuracies.items()]
+            interval = accuracy_interval(value, self.test_images)
+            settings = (probe, probe.representation, used, subject, self.recipe.seed)
+            split_record("knn_top1", value, self.test_images, *settings, interval=interval).append_to(results)
+            lines.append(f"  {subject:22s}{value:6.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]")
+        return lines

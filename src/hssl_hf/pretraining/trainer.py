@@ -21,9 +21,10 @@ from hssl_hf.engine.distributed import any_process, make_accelerator, on_main_pr
 from hssl_hf.engine.full_state import unsharded_model
 from hssl_hf.engine.launch import check_launch
 from hssl_hf.engine.optim import set_rates
-from hssl_hf.engine.signals import SignalHandler
+from hssl_hf.engine.signals import SignalHandler, inherited_blocked
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.progress import ProgressBar
+from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.pretraining import setup
 from hssl_hf.pretraining.artifacts import RunArtifacts
 from hssl_hf.pretraining.diagnostics import NonFiniteError, TrainingMonitor, add_diagnostics, advice, require_finite
@@ -83,7 +84,8 @@ class PreTrainer:
         resumed = {"tensorboard": {"purge_step": self.first_step + 1}} if self.first_step else {}  # no step twice
         self.accelerator.init_trackers("hssl_hf", {"recipe": json.dumps(recipe.to_dict())}, resumed)
         self.logger, self.metrics = MetricLogger(folder, self.accelerator, self.first_step), MetricAccumulator()
-        self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds, origin)
+        stopped = lambda: self.signals.number > 0  # noqa: E731
+        self.artifacts = RunArtifacts(recipe, folder, self.logger, self.images_per_epoch, seconds, origin, stopped)
         prototypes = self.method.config.num_prototypes if "prototypes" in self.method.freezable_parameters() else None
         self.monitor = TrainingMonitor(folder, prototypes, first_step=self.schedule.warmup_end)
         recorded = 1 if self.accelerator.device.type == "cpu" else min(16, recipe.run.logging_steps)
@@ -111,7 +113,7 @@ class PreTrainer:
         probe = first_step % schedule.probe_every == 0 and first_step < schedule.steps
         if probe and not self.logger.has(first_step, "knn_top1") and self._probe(first_step):
             return self._interrupted(first_step)
-        with self.signals.inherited_blocked():
+        with inherited_blocked():
             batches = iter(self.loader)
         with self._progress_bar() as bar:
             for step in range(first_step, schedule.steps):
@@ -229,22 +231,28 @@ class PreTrainer:
         self.corrupt = [name for position in positions for name in position["corrupt"]]
         self.first_of_several = sum(position.get("first_of_several", 0) for position in positions)
 
-    def _probe(self, done: int) -> bool:
-        """k-NN on the main process; returns whether a signal stops the run, after which it is repeated."""
-        method = unsharded_model(self.engine) if self.recipe.probe.path is not None else None
-        stop = self._run_on_main_process(lambda: self.artifacts.measure(method, done))
+    def _probe(self, done: int, method: StudentTeacherPreTrainedModel | None = None) -> bool:
+        """k-NN by all processes; returns whether a signal stops the run, after which it is repeated.
+
+        Args:
+            method: with full weights, where they are at hand.
+        """
+        if self.recipe.probe.path is not None:
+            method = method or unsharded_model(self.engine)
+        self.artifacts.measure(method, done)
         memory.reset_peak(self.accelerator.device)
-        return stop
+        return any_process(self.accelerator, self.signals.number > 0)
 
     def _finish(self) -> int:
         corrupt, several = gather_object(self.corrupt), sum(gather_object([self.first_of_several]))
-        method = unsharded_model(self.engine)
+        method, steps = unsharded_model(self.engine), self.schedule.steps
+        stop = self.recipe.probe.path is not None and self._probe(steps, method)
 
         def export() -> None:
-            self.summary = self.artifacts.finish(method, self.schedule.steps, corrupt, several)
+            self.summary = self.artifacts.finish(method, steps, corrupt, several)
 
-        if self._run_on_main_process(export):
-            return self._interrupted(self.schedule.steps)
+        if stop or self._run_on_main_process(export):
+            return self._interrupted(steps)
         self.accelerator.end_training()
         return 0
 

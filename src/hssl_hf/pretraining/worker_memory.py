@@ -3,7 +3,7 @@
 import math
 
 from hssl_hf.config.recipe import Recipe
-from hssl_hf.data.stream import READ_ROWS
+from hssl_hf.data.shard_reader import READ_ROWS
 from hssl_hf.data.views import collate
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.pretraining.step_memory import PHOTOGRAPH, random_samples

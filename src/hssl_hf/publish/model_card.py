@@ -178,13 +178,22 @@ def _section(kind: type[Section], facts: dict, name: str) -> Section | None:
 
 
 def _tables(records: list[dict]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """One table per metric with the value of every subject, and a caption with dataset and settings."""
+    """One table per metric and number of neighbors, with every subject's value, and a caption with dataset and settings."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        if record["metric"] in METRICS:
+            groups.setdefault((record["metric"], record["settings"].get("num_neighbors", 0)), []).append(record)
     tables = []
-    for metric, name in METRICS.items():
-        if rows := [record for record in records if record["metric"] == metric]:
-            first = rows[0]
-            settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
-            data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
-            caption = plain(f"{name} in {first['unit']} on {data}; {settings}.")
-            tables.append((caption, [(plain(record["subject"]), f"{record['value']:.2f}") for record in rows]))
+    for (metric, _), rows in sorted(groups.items(), key=lambda item: (list(METRICS).index(item[0][0]), item[0][1])):
+        first = rows[0]
+        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in first["settings"].items() if value)
+        data = f"{first['dataset']}, split {first['split']}, {first['n']} images"
+        interval = ", with 95 % intervals over the images" if first.get("interval") else ""
+        caption = plain(f"{METRICS[metric]} in {first['unit']} on {data}{interval}; {settings}.")
+        tables.append((caption, [(plain(record["subject"]), _value(record)) for record in rows]))
     return tables
+
+
+def _value(record: dict) -> str:
+    low, high = record.get("interval") or (None, None)
+    return f"{record['value']:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")

@@ -17,14 +17,20 @@ from hssl_hf.data.augmentation import ViewConfig
 from hssl_hf.data.files import write_below
 from hssl_hf.data.views import Views
 from hssl_hf.evaluation.encoder import Encoder, load_encoder
-from hssl_hf.evaluation.features import LabeledImages, extract
+from hssl_hf.evaluation.features import Representation
+from hssl_hf.evaluation.images import LabeledImages
 from hssl_hf.visualization.curves import png_of
 
-SHOWN, NEIGHBORS, CANDIDATES = 8, 5, 2000
+SHOWN, NEIGHBORS, CANDIDATES, ENCODED_AT_ONCE = 8, 5, 2000, 256
 
 
 def draw_export(
-    export: Path, processor: BitImageProcessor, train: LabeledImages, test: LabeledImages, folder: Path, kind: str = "cls"
+    export: Path,
+    processor: BitImageProcessor,
+    train: LabeledImages,
+    test: LabeledImages,
+    folder: Path,
+    representation: Representation,
 ) -> None:
     """Principal components, attention and nearest neighbors, as far as the architecture has them.
 
@@ -34,7 +40,7 @@ def draw_export(
         train: images among which neighbors are searched; the first 2000 are used.
         test: images to show; the first 8 are.
         folder: of the run; figures go to `figures/` in it.
-        kind: features that stand for an image, `image_features`.
+        representation: what stands for an image.
     """
     encoder, _ = load_encoder(export)
     folder = folder / "figures"
@@ -47,7 +53,7 @@ def draw_export(
     _components(encoder, pixels, images, folder / "components.png")
     if config.model_type == "vit":
         _attention(export, pixels, images, folder / "attention.png")
-    _neighbors(encoder, processor, list(islice(train, CANDIDATES)), shown, kind, folder / "neighbors.png")
+    _neighbors(encoder, processor, list(islice(train, CANDIDATES)), shown, representation, folder / "neighbors.png")
 
 
 def draw_views(views: Views, config: ViewConfig, path: Path) -> None:
@@ -95,10 +101,18 @@ def _attention(export: Path, pixels: Tensor, images: np.ndarray, path: Path) -> 
     _grid({"image": images, **rows}, path)
 
 
-def _neighbors(encoder: Encoder, processor: BitImageProcessor, candidates: list, shown: list, kind: str, path: Path) -> None:
+@torch.no_grad()
+def _neighbors(
+    encoder: Encoder, processor: BitImageProcessor, candidates: list, shown: list, representation: Representation, path: Path
+) -> None:
     """Every shown image beside the most similar candidates; both are lists of image and label."""
-    features, others = (F.normalize(extract(encoder, processor, pairs, kind)[0], dim=1) for pairs in (shown, candidates))
-    nearest = (features @ others.T).topk(min(NEIGHBORS, len(candidates)), dim=1).indices
+
+    def features(pairs: list) -> Tensor:
+        chunks = [pairs[first : first + ENCODED_AT_ONCE] for first in range(0, len(pairs), ENCODED_AT_ONCE)]
+        pixels = (processor([image for image, _ in chunk], return_tensors="pt")["pixel_values"] for chunk in chunks)
+        return F.normalize(torch.cat([representation(encoder, chunk) for chunk in pixels]), dim=1)
+
+    nearest = (features(shown) @ features(candidates).T).topk(min(NEIGHBORS, len(candidates)), dim=1).indices
     columns = {"image": [image for image, _ in shown]}
     for number, indices in enumerate(nearest.T.tolist(), 1):
         columns[f"neighbor {number}"] = [candidates[index][0] for index in indices]
