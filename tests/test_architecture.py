@@ -184,6 +184,7 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "data/shard_reader.py": "data/test_stream.py",
     "evaluation/augmented_features.py": "evaluation/test_linear_probe.py",
     "evaluation/probe.py": "evaluation/test_knn.py",
+    "evaluation/probe_state.py": "evaluation/test_linear_probe.py",
     "evaluation/splits.py": "evaluation/test_labels.py",
     "evaluation/tensor_file.py": "evaluation/test_feature_cache.py",
     "experiments/complementarity.py": "evaluation/test_complementarity.py",

@@ -1,7 +1,7 @@
 """A split is read once, whatever the number of processes and workers."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hssl_hf.data.errors import StreamError
@@ -17,6 +17,7 @@ def folder(tmp_path_factory):
     return str(write_parquet(tmp_path_factory.mktemp("data"), 23, 3))
 
 
+@settings(max_examples=12)
 @given(st.integers(1, 4), st.integers(1, 3), st.none() | st.integers(1, 30), st.none() | st.integers(1, 12))
 def test_workers_share_a_split(folder, processes, workers, limit, limit_per_class):
     """Each image is read by one of them, and those that a limit leaves are the first ones of the files."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hssl_hf.cli.main import main
 from hssl_hf.evaluation.label_free import LabelFreeConfig, alignment, rank_me, uniformity
+from hssl_hf.evaluation.metrics import Alignment, RankMe, Uniformity
 from hssl_hf.evaluation.records import read_records
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import tiny_model
@@ -40,6 +41,18 @@ def test_alignment_and_uniformity_pair_by_pair():
     pairs = [np.exp(-2 * np.linalg.norm(a - b) ** 2) for i, a in enumerate(unit[0]) for b in unit[0][i + 1 :]]
     assert uniformity(torch.from_numpy(5 * first)) == pytest.approx(np.log(np.mean(pairs)), rel=1e-5)
     assert alignment(torch.from_numpy(first), torch.from_numpy(first)) == 0
+
+
+def test_measures_are_metrics_of_evaluate():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 20, 5, generator=generator)
+    values = {
+        **RankMe(keep_in_memory=True).compute(predictions=first),
+        **Alignment(keep_in_memory=True).compute(predictions=first, references=second),
+        **Uniformity(keep_in_memory=True).compute(predictions=first),
+    }
+    expected = {"rank_me": rank_me(first), "alignment": alignment(first, second), "uniformity": uniformity(first)}
+    assert values == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.fault("figures that mean nothing")

@@ -8,9 +8,11 @@ from hssl_hf.config.recipe_files import EVALUATIONS, recipes
 from hssl_hf.evaluation.augmented_features import AugmentedFeatures, crops_of
 from hssl_hf.evaluation.encoder import load_encoder, raw_pixel_encoder
 from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
+from hssl_hf.evaluation.feature_cache import FeatureCache
 from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.evaluation.linear_probe import linear_probe
+from hssl_hf.evaluation.probe_state import ProbeState
 from hssl_hf.evaluation.splits import LabeledData
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import SAMPLE, TINY_VIT, tiny_model
@@ -92,3 +94,43 @@ def test_limits_hold_for_random_crops_too():
     for _ in range(2):
         labels = torch.cat([labels for _, labels in features.epoch()])
         assert features.steps_per_epoch == 2 and torch.equal(labels.sort().values, expected.sort().values)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_probe_continues_to_the_same_bits(workers, tmp_path, monkeypatch):
+    """Interrupted in its third epoch, it repeats this one, and classifies as one that was not interrupted."""
+    config = LinearConfig(
+        augment=True, normalize="batch_norm", epochs=4, batch_size=50, learning_rates=(0.1, 1.0), optimizer="lars"
+    )
+    data = LabeledData(path=str(SAMPLE), train_images=200, test_images=50)
+
+    def probe(name: str):
+        runner = extractor(28, FeatureCache(1.0, tmp_path / name), num_workers=workers)
+        return linear_probe(runner, raw_pixel_encoder, data, Representation(), config)
+
+    expected, epochs, plain = probe("at once"), [], AugmentedFeatures.epoch
+
+    def interrupted(self):
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        yield from plain(self)
+
+    monkeypatch.setattr(AugmentedFeatures, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe("interrupted")
+    result = probe("interrupted")
+    assert len(epochs) == 5 and result.settings == expected.settings and result.best_on_test == expected.best_on_test
+    assert torch.equal(result.classification.confidence, expected.classification.confidence)
+    assert not list((tmp_path / "interrupted").rglob("*.pt")), "nothing is left of a finished probe"
+
+
+@pytest.mark.fault("cache")
+def test_a_damaged_state_starts_again(tmp_path, caplog):
+    state = ProbeState(tmp_path, accelerator())
+    state.save({"epoch": 3})
+    assert state.load() == {"epoch": 3}
+    state.path.write_bytes(b"damaged")
+    assert state.load() == {} and "damaged" in caplog.text
+    state.remove()
+    assert not tmp_path.exists()

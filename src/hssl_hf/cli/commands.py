@@ -13,14 +13,17 @@ from hssl_hf.cli.programs import (
     Candidates,
     DataFraction,
     Depth,
+    Estimate,
     EvaluationOutput,
     EvaluationSettings,
     Model,
     Protocol,
     Results,
+    Revision,
     Settings,
     Subject,
     TakeOver,
+    Token,
     TrainingSeed,
     read_recipe,
 )
@@ -108,6 +111,9 @@ def evaluate(
     subject: Subject = None,
     seed: TrainingSeed = 0,
     baselines: Baselines = None,
+    revision: Revision = None,
+    token: Token = None,
+    estimate: Estimate = False,
     launch: Launch = None,
 ) -> int:
     """Evaluate a frozen backbone: k-NN, a linear probe, or measures that need no labels.
@@ -115,8 +121,10 @@ def evaluate(
     Figures are those of the test split, with 95 % intervals over its images. Features are kept on disk (`hssl-hf cache`).
     """
     if launch is None:
-        return programs.evaluate(export, protocol, settings, results, output, subject, seed, baselines)
+        values = (results, output, subject, seed, baselines, revision, token, estimate)
+        return programs.evaluate(export, protocol, settings, *values)
     options = [*_option("--results", results), *_option("--output", output), *_option("--subject", subject)]
+    options += [*_option("--revision", revision), *_option("--token", token), *_flag("--estimate", estimate)]
     options += ["--seed", str(seed), *_flag("--baselines", baselines is True), *_flag("--no-baselines", baselines is False)]
     return _launch(launch, ["evaluate", export, protocol, *(settings or []), *options])
 

@@ -31,6 +31,9 @@ Baselines = Annotated[
         help="Evaluate the untrained backbone and raw pixels too (default: unless features are computed in every epoch).",
     ),
 ]
+Revision = Annotated[str | None, Option(help="Branch, tag or commit of a repository, such as training.")]
+Estimate = Annotated[bool, Option("--estimate", help="Estimate time, memory and disk on a few images instead.")]
+Token = Annotated[str | None, Option(help="Of the Hub (default: that of `hf auth login` or HF_TOKEN).")]
 EvaluationOutput = Annotated[Path | None, Option(help="Folder for records and predictions, which `hssl-hf compare` reads.")]
 Results = Annotated[Path | None, Option(help="File of JSON lines to which the records are added.")]
 Subject = Annotated[str | None, Option(help="Name of the model in the records (default: the model).")]
@@ -65,6 +68,9 @@ def evaluate(
     subject: Subject = None,
     seed: TrainingSeed = 0,
     baselines: Baselines = None,
+    revision: Revision = None,
+    token: Token = None,
+    estimate: Estimate = False,
 ) -> int:
     """Evaluate a frozen backbone in this process."""
     from accelerate import PartialState
@@ -72,8 +78,13 @@ def evaluate(
     from hssl_hf.experiments import frozen_evaluation as library
 
     path, overrides = _one_recipe(settings, EVALUATIONS)
+    if estimate:
+        print(library.estimate(export, protocol, path, overrides, revision, token).table())
+        return 0
     with stopping_signals():
-        records = library.evaluate(export, protocol, path, overrides, results, output, subject, seed, baselines)
+        records = library.evaluate(
+            export, protocol, path, overrides, results, output, subject, seed, baselines, revision, token
+        )  # fmt: skip
     if PartialState().is_main_process:
         print(library.describe(records))
     return 0

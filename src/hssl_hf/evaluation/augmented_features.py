@@ -76,8 +76,14 @@ class AugmentedFeatures:
             Augmentation(self.views, seed=config.seed), chunk, accelerator.process_index, accelerator.num_processes,
             labels=True, positions=set(by_position) if is_limited else None,
         )  # fmt: skip
-        with inherited_blocked():
-            self._batches = iter(loader)
+        self._loader, self._batches = loader, None
+
+    def state_dict(self) -> dict:
+        """Where the images of this process stand."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loader.load_state_dict(state)
 
     def number_of(self, label: Label) -> int:
         """The number of a class as the data has it."""
@@ -87,6 +93,9 @@ class AugmentedFeatures:
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the next epoch, each the same on all processes."""
         device, gather = self.accelerator.device, partial(gather_rows, self.accelerator)
+        if self._batches is None:
+            with inherited_blocked():
+                self._batches = iter(self._loader)
         for _ in range(self.steps_per_epoch):
             features, labels = [], []
             while len(labels) < self.own:

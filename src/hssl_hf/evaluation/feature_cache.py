@@ -22,6 +22,7 @@ from hssl_hf.evaluation.features import FeatureSet, Representation
 from hssl_hf.evaluation.images import LabeledImages
 from hssl_hf.evaluation.labels import Label
 from hssl_hf.evaluation.tensor_file import read_tensors, write_tensors
+from hssl_hf.fields import Section
 
 if TYPE_CHECKING:
     from hssl_hf.evaluation.extraction import ExtractionConfig
@@ -65,9 +66,12 @@ class FeatureCache:
         images: LabeledImages,
         representation: Representation,
         config: "ExtractionConfig",
+        protocol: Section | None = None,
     ) -> "CacheEntry":
         """The features of an encoder on the images of a split, whether they are there or not.
 
+        Args:
+            protocol: settings of what is kept instead of features.
         Raises:
             StreamError: if the images cannot be opened.
         """
@@ -83,6 +87,7 @@ class FeatureCache:
             "images": [images.limit, images.limit_per_class, images.channels, images.part, images.labeled],
             "representation": asdict(representation),
             "mixed_precision": config.mixed_precision,
+            "protocol": None if protocol is None else asdict(protocol),
         }
         key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:24]
         return CacheEntry(self, key, settings)
@@ -96,7 +101,8 @@ class FeatureCache:
                 source = settings["source"]
                 row = {"encoder": settings["encoder"], "dataset": source["path"], "split": source["split"]}
             except (OSError, ValueError, LookupError, TypeError):
-                row = {"encoder": "damaged", "dataset": "", "split": ""}
+                what = "interrupted linear probe" if any(folder.glob("*.pt")) else "damaged"
+                row = {"encoder": what, "dataset": "", "split": ""}
             used = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="minutes")
             complete = (folder / FEATURES).exists()
             kept.append({"key": folder.name, **row, "gib": _size(folder) / GIB, "used": used, "complete": complete})

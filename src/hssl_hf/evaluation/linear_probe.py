@@ -18,6 +18,7 @@ from hssl_hf.evaluation.extraction import Extractor
 from hssl_hf.evaluation.features import FeatureSet, Representation
 from hssl_hf.evaluation.labels import align_labels, require_comparable
 from hssl_hf.evaluation.linear import LinearClassifiers, LinearConfig
+from hssl_hf.evaluation.probe_state import ProbeState
 from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.evaluation.splits import LabeledData, Splits, extract_splits
 
@@ -28,6 +29,12 @@ class TrainingFeatures(Protocol):
     """Features to train on: batches (n, D) with labels (n,), the same on all processes."""
 
     steps_per_epoch: int
+
+    def state_dict(self) -> dict:
+        """Where this process stands between two epochs."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from there."""
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the next epoch."""
@@ -45,6 +52,12 @@ class CachedFeatures:
         self.features, self.labels, self.config = features, labels, config
         self.steps_per_epoch = -(-len(labels) // config.batch_size)
         self._generator = torch.Generator().manual_seed(config.seed)
+
+    def state_dict(self) -> dict:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._generator.set_state(state["generator"])
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index in torch.randperm(len(self.labels), generator=self._generator).split(self.config.batch_size):
@@ -88,7 +101,12 @@ def linear_probe(
         held_out = training.held_out(config.validation_fraction)
         validation = extractor.extract(encoder, held_out, representation, "linear: images that choose the learning rate")
         validation = _numbered(validation, features)
-    return train_classifiers(extractor.accelerator, features, validation, test, features.num_classes, config)
+    folder = None
+    if extractor.cache:
+        entry = extractor.cache.entry(encoder, extractor.processor, training, representation, extractor.config, config)
+        folder = entry.folder
+    state = ProbeState(folder, extractor.accelerator)
+    return train_classifiers(extractor.accelerator, features, validation, test, features.num_classes, config, state)
 
 
 def cached_probe(accelerator: Accelerator, splits: Splits, config: LinearConfig) -> LinearResult:
@@ -102,7 +120,8 @@ def cached_probe(accelerator: Accelerator, splits: Splits, config: LinearConfig)
     validation = replace(train, features=train.features[chosen], labels=train.labels[chosen]) if held_out else None
     device = accelerator.device
     features = CachedFeatures(train.features[rest].to(device), train.labels[rest].to(device), config)
-    return train_classifiers(accelerator, features, validation, test, int(train.labels.max()) + 1, config)
+    state = ProbeState(None, accelerator)
+    return train_classifiers(accelerator, features, validation, test, int(train.labels.max()) + 1, config, state)
 
 
 def train_classifiers(
@@ -112,6 +131,7 @@ def train_classifiers(
     test: FeatureSet,
     classes: int,
     config: LinearConfig,
+    state: ProbeState,
 ) -> LinearResult:
     """Train the classifiers of all learning rates, each process those of some, and choose one.
 
@@ -119,6 +139,7 @@ def train_classifiers(
         validation: features that choose; None where there is one learning rate.
         test: features to classify.
         classes: number of classes of the training split.
+        state: from which an interrupted training continues.
     """
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     own = config.learning_rates[rank::processes]
@@ -127,16 +148,37 @@ def train_classifiers(
         classifiers.standardize(training.features)
     optimizer = classifiers.make_optimizer() if own else None
     judges = [None if split is None else (split.features.to(device), split.labels.to(device)) for split in (validation, test)]
-    best_on_test = 0.0
-    epochs = ProgressBar(range(config.epochs), desc="linear probe", unit="epoch", leave=False, disable=rank != 0)
-    for epoch in epochs:
+    epoch, best_on_test = _restore(state.load(), classifiers, optimizer, training)
+    bar = ProgressBar(total=config.epochs, initial=epoch, desc="linear probe", unit="epoch", leave=False, disable=rank != 0)
+    while epoch < config.epochs:
         classifiers.train()
         for number, (features, labels) in enumerate(training.epoch()):
             if own:
                 classifiers.step(optimizer, features, labels, epoch + number / training.steps_per_epoch)
         if own:
             best_on_test = max(best_on_test, classifiers.accuracies(*judges[1]).max().item())
+        epoch += 1
+        bar.update()
+        state.save({
+            "epoch": epoch, "best_on_test": best_on_test, "classifiers": classifiers.state_dict(),
+            "optimizer": optimizer and optimizer.state_dict(), "training": training.state_dict(),
+        })  # fmt: skip
+    bar.close()
+    state.remove()
     return _chosen(accelerator, classifiers, judges[0], test, config, best_on_test)
+
+
+def _restore(
+    state: dict, classifiers: LinearClassifiers, optimizer: torch.optim.Optimizer | None, training: TrainingFeatures
+) -> tuple[int, float]:
+    """Finished epochs, and the best accuracy on the test images so far."""
+    if not state:
+        return 0, 0.0
+    classifiers.load_state_dict(state["classifiers"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    training.load_state_dict(state["training"])
+    return state["epoch"], state["best_on_test"]
 
 
 def _chosen(

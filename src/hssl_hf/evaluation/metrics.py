@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hssl_hf.evaluation.label_free import alignment, rank_me, uniformity
 from hssl_hf.objectives.discrepancy import discrepancy
 
 OUTPUTS, LABEL = datasets.Sequence(datasets.Value("float32")), datasets.Value("int64")
@@ -98,6 +99,48 @@ class SolvedIoU(_Metric):
         solved_after, solved_before, solved_by_head = _solved(references, base, baseline, auxiliary)
         gained = solved_after & ~solved_before
         return {"sIoU": int((gained & solved_by_head).sum()) / int(gained.sum()) if gained.any() else None}
+
+
+class RankMe(_Metric):
+    """Effective rank of features, from 1 to their number of dimensions; args of compute: predictions, (n, D) features.
+
+    Source: RankMe, arXiv 2210.02885, equation 1.
+    """
+
+    inputs = datasets.Features(predictions=OUTPUTS)
+
+    def _compute(self, predictions) -> dict[str, float]:
+        return {"rank_me": rank_me(_matrix(predictions))}
+
+
+class Alignment(_Metric):
+    """Mean squared distance of two views of an image on the unit sphere; the smaller, the more invariant.
+
+    Args of compute:
+        predictions, references: (n, D) features of one view of each image, and of another.
+    Source: Wang and Isola, arXiv 2005.10242, section 4.2.
+    """
+
+    inputs = datasets.Features(predictions=OUTPUTS, references=OUTPUTS)
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return {"alignment": alignment(_matrix(predictions), _matrix(references))}
+
+
+class Uniformity(_Metric):
+    """Logarithm of the mean Gaussian potential of all pairs of images; args of compute: predictions, (n, D) features.
+
+    Source: Wang and Isola, arXiv 2005.10242, section 4.2.
+    """
+
+    inputs = datasets.Features(predictions=OUTPUTS)
+
+    def _compute(self, predictions) -> dict[str, float]:
+        return {"uniformity": uniformity(_matrix(predictions))}
+
+
+def _matrix(features) -> Tensor:
+    return torch.as_tensor(np.asarray(features, dtype=np.float32))
 
 
 def _solved(references, *predictions) -> list[np.ndarray]:

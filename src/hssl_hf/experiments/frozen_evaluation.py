@@ -24,6 +24,7 @@ from hssl_hf.evaluation.linear_probe import linear_probe
 from hssl_hf.evaluation.predictions import Predictions, most_certain_mistakes
 from hssl_hf.evaluation.records import Record
 from hssl_hf.evaluation.splits import extract_splits, split_record
+from hssl_hf.experiments.evaluation_estimate import EvaluationEstimate, estimate_evaluation
 from hssl_hf.fields import Seed, check
 from hssl_hf.runs.run_directory import RESULTS
 
@@ -55,6 +56,8 @@ def evaluate(
     subject: str | None = None,
     seed: int = 0,
     baselines: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> list[Record]:
     """Evaluate an export by a protocol, on the device and in the processes that are there.
 
@@ -69,6 +72,8 @@ def evaluate(
         seed: of its training, for the records, and of the weights of the untrained backbone.
         baselines: evaluate the untrained backbone and raw pixels too; None unless a linear probe computes features anew in
             every epoch.
+        revision: branch, tag or commit of a repository.
+        token: of the Hub.
     Returns:
         the records: top1 and top5 in percent with their intervals, by k-NN of every number of neighbors or the chosen linear
         classifier; without labels RankMe, alignment and uniformity.
@@ -80,8 +85,8 @@ def evaluate(
     export, seed = str(export), check(Seed, seed, "seed")
     require_output(results, "results")
     configuration = load_evaluation_recipe(protocol, recipe, list(settings))
-    extractor, encoder = prepare(export, configuration)
-    encoders = {subject or export: encoder}
+    extractor, encoder = prepare(export, configuration, revision, token)
+    encoders = {subject or (f"{export}@{revision}" if revision else export): encoder}
     is_costly = protocol == "linear" and configuration.linear.augment
     if baselines or (baselines is None and not is_costly):
         encoders |= {UNTRAINED: untrained(encoder, seed), PIXELS: raw_pixel_encoder}
@@ -94,9 +99,24 @@ def evaluate(
     return records
 
 
-def prepare(name: str, recipe: EvaluationRecipe) -> tuple[Extractor, Encoder]:
+def estimate(
+    export: str | Path,
+    protocol: str,
+    recipe: str | Path | None,
+    settings: list[str],
+    revision: str | None = None,
+    token: str | None = None,
+) -> EvaluationEstimate:
+    """What `evaluate` will take for one encoder; arguments and errors as of it."""
+    configuration = load_evaluation_recipe(protocol, recipe, list(settings))
+    return estimate_evaluation(configuration, *prepare(str(export), configuration, revision, token))
+
+
+def prepare(
+    name: str, recipe: EvaluationRecipe, revision: str | None = None, token: str | None = None
+) -> tuple[Extractor, Encoder]:
     """A loaded backbone, and what computes its features."""
-    encoder, processor = load_encoder(name)
+    encoder, processor = load_encoder(name, revision, token)
     accelerator = make_accelerator(False, 1, recipe.extraction.batch_size)
     return make_extractor(accelerator, processor, recipe), encoder
 

@@ -196,8 +196,9 @@ class Measurement:
 
     def _record(self, values: Iterable[Value], subject: str, seed: int) -> None:
         """Write the records of one subject at once, when all are measured."""
-        probe, n = self.recipe.probe, len(self.splits.test)
-        for value in list(values):
+        values, probe = list(values), self.recipe.probe
+        n = len(self.splits.test)
+        for value in values:
             used = (probe, probe.representation, {**self.used, **value.settings}, subject, seed)
             split_record(value.metric, value.value, n, *used, unit=value.unit).append_to(self.results)
 

@@ -93,7 +93,7 @@ def mistake_images(model: Predictions) -> bytes:
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(min(width, 24), min(height, 24)), layout="constrained")
+    return Figure(figsize=(min(max(width, 6.4), 24), min(height, 24)), layout="constrained")
 
 
 def _legend(figure: "Figure", handles: Iterable, names: Iterable[str]) -> None:
