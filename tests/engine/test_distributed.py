@@ -28,6 +28,13 @@ def test_every_engine_equals_one_process(tmp_path, capsys, method):
     assert equivalence.compare(method, list(equivalence.ENGINES), tmp_path), capsys.readouterr().out
 
 
+def test_a_run_is_resumed_under_the_next_engine_of_the_same_recipe():
+    engines = list(equivalence.ENGINES)
+    following = {engine: equivalence.next_of(engine, engines) for engine in engines}
+    assert following["one"] == "ddp" and following["zero2"] == "one" and following["accumulated"] == "zero2 accumulated"
+    assert following["zero2 accumulated"] == "accumulated" and equivalence.next_of("one", ["one"]) == "one"
+
+
 def test_weights_that_differ_are_detected():
     ours = {"student.a": torch.zeros(3), "teacher.a": torch.ones(2)}
     theirs = {"student.a": torch.tensor([0.0, 0.5, 0.0]), "teacher.a": torch.ones(2)}

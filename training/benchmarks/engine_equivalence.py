@@ -4,7 +4,7 @@
 
 Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
 images, and is compared with the variant of one process. Each is also resumed from its third step: under the same engine, and
-under the next one of the list. The table shows the largest difference of a loss, of a weight of student and teacher, whether
+under the next one of the list that has the same recipe. The table shows the largest difference of a loss, of a weight of student and teacher, whether
 resuming gave the same bits, and the largest difference of a loss or a weight after resuming under the other engine; the program
 fails if a difference exceeds its tolerance. In fp32 unless `--mixed_precision bf16`, which needs a processor or GPU with bf16.
 """
@@ -163,6 +163,13 @@ def differences(results: tuple, reference: tuple) -> tuple[float, float, float]:
     return (losses - reference_losses).abs().max().item(), *networks
 
 
+def next_of(engine: str, engines: list[str]) -> str:
+    """The next engine that trains by the same recipe, after the last one the first; itself if there is no other."""
+    position = engines.index(engine)
+    others = [*engines[position + 1 :], *engines[:position]]
+    return next((other for other in others if ENGINES[other][1] == ENGINES[engine][1]), engine)
+
+
 def compare(method: str, engines: list[str], work: Path, precision: str = "no") -> bool:
     """Print the table of one method; whether everything is within its tolerance."""
     images = work / "images"
@@ -173,7 +180,8 @@ def compare(method: str, engines: list[str], work: Path, precision: str = "no") 
         engines = [engine for engine in engines if not engine.endswith("accumulated")]
     loss_tolerance, weight_tolerance = TOLERANCES[precision]
     reference, passed = None, True
-    for engine, other in zip(engines, [*engines[1:], "one"], strict=True):
+    for engine in engines:
+        other = next_of(engine, engines)
         folder = work / f"{method}-{engine}"
         train(engine, method, images, folder, precision)
         results = losses(folder), weights(folder)
