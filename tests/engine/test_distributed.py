@@ -1,5 +1,7 @@
 """Engines are the same training; the full table is `make equivalence`."""
 
+import os
+
 import pytest
 import torch
 import yaml
@@ -49,6 +51,19 @@ def test_other_stages_of_zero_are_refused(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2, or fsdp2"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+
+
+@pytest.mark.fault("launches")
+@pytest.mark.parametrize("accelerators", [False, True])
+def test_deepspeed_is_not_left_out_where_cpus_are_requested(monkeypatch, accelerators):
+    """Stage 3 is refused behind the check, which shows that DeepSpeed would be used."""
+    pytest.importorskip("deepspeed")
+    for name, value in {"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3", "USE_CPU": "true"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerators)
+    with pytest.raises(LaunchError, match="use_cpu are requested together" if accelerators else "ZeRO-3 is not supported"):
+        make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+    assert ("ACCELERATE_USE_CPU" in os.environ) == accelerators
 
 
 @pytest.mark.fault("launches")

@@ -4,9 +4,10 @@
 
 Every variant runs training/pretrain.py for six steps on batches that hold all of the data, so that all variants see the same
 images, and is compared with the variant of one process. Each is also resumed from its third step: under the same engine, and
-under the next one of the list that has the same recipe. The table shows the largest difference of a loss, of a weight of student and teacher, whether
-resuming gave the same bits, and the largest difference of a loss or a weight after resuming under the other engine; the program
-fails if a difference exceeds its tolerance. In fp32 unless `--mixed_precision bf16`, which needs a processor or GPU with bf16.
+under the next one of the list that has the same recipe. The table shows the largest difference of a loss, of a weight of
+student and teacher, whether resuming gave the same bits, and the largest difference of a loss or a weight after resuming
+under the other engine; the program fails if a difference exceeds its tolerance. In fp32 unless `--mixed_precision bf16`,
+which needs a processor or GPU with bf16.
 """
 
 import argparse

@@ -42,6 +42,7 @@ def make_accelerator(bf16: bool, accumulate: int, images_per_process: int, **kwa
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns wherever it is installed
     if _requested("DEEPSPEED"):
+        _forget_cpu()
         kwargs["deepspeed_plugin"] = _deepspeed_plugin(bf16, accumulate, images_per_process)
         if not torch.cuda.is_available():
             kwargs["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
@@ -127,6 +128,20 @@ def gather_rows(accelerator: Accelerator, rows: Tensor, chunk: int = 65_536) -> 
 
 def _requested(engine: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def _forget_cpu() -> None:
+    """Leave the choice of devices to DeepSpeed: where CPUs are requested, Accelerate takes DDP instead, without a word.
+
+    Raises:
+        LaunchError: if there are other devices, which DeepSpeed would use.
+    """
+    if _requested("CPU") and torch.accelerator.is_available():
+        raise LaunchError(
+            "DeepSpeed and use_cpu are requested together, but DeepSpeed uses the accelerators of this machine; remove "
+            "use_cpu from the configuration, or hide the accelerators (CUDA_VISIBLE_DEVICES='')"
+        )
+    os.environ.pop("ACCELERATE_USE_CPU", None)
 
 
 def _deepspeed_plugin(bf16: bool, accumulate: int, images_per_process: int) -> DeepSpeedPlugin:
