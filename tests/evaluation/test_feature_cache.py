@@ -10,7 +10,7 @@ from hssl_hf.data.source import Source
 from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.evaluation.feature_cache import FEATURES, FeatureCache, weights_fingerprint
 from hssl_hf.evaluation.features import Representation
-from hssl_hf.evaluation.images import LabeledImages
+from hssl_hf.evaluation.images import LabeledImages, warn_once
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import tiny_model
 from tests.data.test_stream import png, write_parquet
@@ -86,6 +86,19 @@ def test_changed_images_are_noticed(encoder, tmp_path, cache):
     (tmp_path / "folder" / "a" / "image.png").write_bytes(png(200))
     second = extractor(32, cache).extract(encoder, images, CLS)
     assert not torch.equal(first.features, second.features)
+
+
+def test_what_was_left_out_is_named_again(encoder, tmp_path, cache, caplog):
+    """By another process too, which reads the features that are kept."""
+    for label in "ab":
+        (tmp_path / "folder" / label).mkdir(parents=True)
+        (tmp_path / "folder" / label / "image.png").write_bytes(png(1))
+    (tmp_path / "folder" / "b" / "broken.png").write_bytes(b"no image")
+    for _ in range(2):
+        warn_once.cache_clear()
+        caplog.clear()
+        extractor(32, cache).extract(encoder, LabeledImages(Source(str(tmp_path / "folder"))), CLS)
+        assert "1 that cannot be decoded" in caplog.text and "broken.png" in caplog.text
 
 
 @pytest.mark.fault("cache")

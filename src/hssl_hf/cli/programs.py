@@ -75,13 +75,15 @@ def evaluate(
     """Evaluate a frozen backbone in this process."""
     from accelerate import PartialState
 
+    from hssl_hf.data.loader import worker_errors_as_stream_errors
+    from hssl_hf.engine.distributed import ended_peers_as_errors
     from hssl_hf.experiments import frozen_evaluation as library
 
     path, overrides = _one_recipe(settings, EVALUATIONS)
     if estimate:
         print(library.estimate(export, protocol, path, overrides, revision, token).table())
         return 0
-    with stopping_signals():
+    with stopping_signals(), worker_errors_as_stream_errors(), ended_peers_as_errors():
         records = library.evaluate(
             export, protocol, path, overrides, results, output, subject, seed, baselines, revision, token
         )  # fmt: skip

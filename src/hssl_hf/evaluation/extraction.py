@@ -24,7 +24,7 @@ from hssl_hf.errors import UserError
 from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.feature_cache import FeatureCache, Part
 from hssl_hf.evaluation.features import FeatureSet, Representation
-from hssl_hf.evaluation.images import Account, LabeledImages, Position, Sample
+from hssl_hf.evaluation.images import Account, LabeledImages, Position, Sample, warn_once
 from hssl_hf.evaluation.labels import Label
 from hssl_hf.evaluation.progress import ProgressBar
 from hssl_hf.fields import BatchSize, Range, Section
@@ -108,7 +108,8 @@ class Extractor:
         entry = self.cache.entry(encoder, self.processor, images, representation, self.config) if self.cache else None
         known = entry.load() if entry else None
         if not any_process(accelerator, known is None):
-            return known
+            self._warn(known[1])
+            return known[0]
         kept = entry.parts() if entry and accelerator.is_local_main_process else []
         there = torch.cat([part.keys for part in kept]) if kept else torch.empty(0, 3, dtype=torch.int64)
         finished = frozenset(Position(*position) for position in gather_rows(accelerator, there)[:, :2].tolist())
@@ -124,10 +125,15 @@ class Extractor:
         self._raise_everywhere(error)
         if any_process(accelerator, self.stop()):
             return None
-        result = self._gathered(own, names, account, images)
+        result, messages = self._gathered(own, names, account, images)
+        self._warn(messages)
         if entry and accelerator.is_local_main_process:
-            entry.complete(result)
+            entry.complete(result, messages)
         return result
+
+    def _warn(self, messages: list[str]) -> None:
+        for message in messages if self.accelerator.is_main_process else ():
+            warn_once(message)
 
     def workers(self) -> int:
         """Processes of this process that decode."""
@@ -186,8 +192,10 @@ class Extractor:
             batches = iter(loader)
         yield from batches
 
-    def _gathered(self, own: list[Part], names: list[str] | None, account: Account, images: LabeledImages) -> FeatureSet:
-        """The features of all processes together."""
+    def _gathered(
+        self, own: list[Part], names: list[str] | None, account: Account, images: LabeledImages
+    ) -> tuple[FeatureSet, list[str]]:
+        """The features of all processes together, and what to warn of."""
         gather = partial(gather_rows, self.accelerator)
         features = gather(torch.cat([part.features for part in own]) if own else torch.empty(0, 0))
         keys = gather(torch.cat([part.keys for part in own]) if own else torch.empty(0, 3, dtype=torch.int64))
@@ -195,9 +203,8 @@ class Extractor:
         together = Account()
         for other in gather_object([account]):
             together.merge(other)
-        if self.accelerator.is_main_process or not len(keys):
-            together.report(images.source, len(keys))
-        return FeatureSet.joined(features, labels, names, keys, images.source)
+        messages = together.messages(images.source, len(keys))
+        return FeatureSet.joined(features, labels, names, keys, images.source), messages
 
 
 class _Preprocessed(IterableDataset):

@@ -143,13 +143,13 @@ class CacheEntry:
         self.cache, self.key, self.settings, self.folder = cache, key, settings, cache.folder / key
         self._is_full = False
 
-    def load(self) -> FeatureSet | None:
-        """All features; None if they are not complete."""
+    def load(self) -> tuple[FeatureSet, list[str]] | None:
+        """All features, and warnings of what was left out when they were computed; None if they are not complete."""
         if not (self.folder / FEATURES).exists():
             return None
         try:
             tensors, extra = read_tensors(self.folder, FEATURES)
-            result = FeatureSet(**tensors, classes=extra["classes"])
+            result = FeatureSet(**tensors, classes=extra["classes"]), extra["messages"]
             self.folder.touch()
         except Exception as error:  # of a damaged file
             self._remove_damaged(error)
@@ -172,8 +172,8 @@ class CacheEntry:
         """Keep some of the features, so that an interruption does not lose them."""
         self._write(f"part-{uuid4().hex}.safetensors", {"features": part.features, "keys": part.keys}, {"labels": part.labels})
 
-    def complete(self, result: FeatureSet) -> None:
-        """Keep all features instead of their parts."""
+    def complete(self, result: FeatureSet, messages: list[str]) -> None:
+        """Keep all features instead of their parts, with warnings of what was left out."""
         tensors = {name: getattr(result, name) for name in ("features", "labels", "positions", "checksums")}
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.cache.limit:
@@ -183,7 +183,7 @@ class CacheEntry:
             )  # fmt: skip
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        self._write(FEATURES, tensors, {"classes": result.classes})
+        self._write(FEATURES, tensors, {"classes": result.classes, "messages": messages})
         for path in self.folder.glob(PARTS):
             path.unlink(missing_ok=True)
         self.cache.shrink(but=self.key)

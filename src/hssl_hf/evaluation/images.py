@@ -78,8 +78,8 @@ class Account:
         self.first_of_several.merge(other.first_of_several)
         self.problem = self.problem or other.problem
 
-    def report(self, source: Source, images: int) -> None:
-        """Warn of what was not read.
+    def messages(self, source: Source, images: int) -> list[str]:
+        """What to warn of.
 
         Args:
             images: that were read.
@@ -90,14 +90,13 @@ class Account:
         if not images:
             last = f"; the last one cannot be decoded: {self.problem}" if self.problem else ""
             raise StreamError(f"{split} has no images to evaluate on{last}")
-        if self.undecodable:
-            _warn_once(f"{split}: left out are {self.undecodable} images")
-        if self.first_of_several:
-            _warn_once(f"{split}: the first image is read of {self.first_of_several}")
+        left_out = [f"{split}: left out are {self.undecodable} images"] if self.undecodable else []
+        several = [f"{split}: the first image is read of {self.first_of_several}"] if self.first_of_several else []
+        return left_out + several
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """A warning that is not repeated when the same images are read again, as by the probes of a run."""
     logger.warning("%s", message)
 
@@ -156,7 +155,8 @@ class LabeledImages(IterableDataset):
             if sample.pixels is not None:
                 images += 1
                 yield sample.pixels, sample.label
-        account.report(self.source, images)
+        for message in account.messages(self.source, images):
+            warn_once(message)
 
     def samples(self) -> Iterator[Sample]:
         """The images of this worker of this process, decoded, in ascending order.
