@@ -179,5 +179,14 @@ def test_two_steps_run_with_what_a_field_allows(key, train):
 
 
 def test_every_field_of_a_recipe_is_drawn():
-    assert {key for key in RECIPE if key not in KEYS} == {"views", "views.jitter", "masks", "data", "optim", "probe", "run"}
+    assert {key for key in RECIPE if key not in KEYS} == {
+        "model",
+        "views",
+        "views.jitter",
+        "masks",
+        "data",
+        "optim",
+        "probe",
+        "run",
+    }
     assert isinstance(Recipe(), Recipe) and set(QUICK) <= set(KEYS)

@@ -20,7 +20,7 @@ from hssl_hf.data.errors import StreamError
 from hssl_hf.data.loader import obey_parent_only
 from hssl_hf.engine.distributed import any_process, gather_rows
 from hssl_hf.engine.signals import inherited_blocked
-from hssl_hf.errors import UserError
+from hssl_hf.errors import UserError, reason
 from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.feature_cache import FeatureCache, Part
 from hssl_hf.evaluation.features import FeatureSet, Representation
@@ -38,20 +38,23 @@ class ExtractionConfig(Section):
 
     Args:
         batch_size: images of a process that are encoded at once.
-        num_workers: processes that decode, per process; None for one per core, at most 8.
+        num_workers: processes that decode, per process; None for one per core, at most 8, beside an accelerator, and none on
+            CPUs, which encoding keeps busy.
         mixed_precision: no, or bf16 to autocast.
         cache: keep features on disk, and take them from there where weights, preprocessing and images are the same.
         cache_limit_gib: size of the cache above which the features that were not used for longest are removed.
     """
 
-    batch_size: BatchSize = 256
+    batch_size: BatchSize = 64
     num_workers: Annotated[int, Range(0, 1024)] | None = None
     mixed_precision: Literal["no", "bf16"] = "no"
     cache: bool = True
     cache_limit_gib: Annotated[float, Range(above=0, most=1_000_000)] = 20.0
 
-    def workers(self, processes: int) -> int:
-        """Of one of so many processes of this machine."""
+    def workers(self, processes: int, device: torch.device) -> int:
+        """Of one of so many processes of this machine, which encodes on a device."""
+        if self.num_workers is None and device.type == "cpu":
+            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(8, max(1, cores // processes)) if self.num_workers is None else self.num_workers
 
@@ -137,7 +140,8 @@ class Extractor:
 
     def workers(self) -> int:
         """Processes of this process that decode."""
-        return self.config.workers(int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes)))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
+        return self.config.workers(processes, self.accelerator.device)
 
     def _place(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
@@ -181,10 +185,10 @@ class Extractor:
     def _batches(self, images: LabeledImages) -> Iterator[Batch]:
         workers = self.workers()
         loader = DataLoader(
-            _Preprocessed(images, self.processor),
+            _Samples(images),
             batch_size=self.config.batch_size,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, self.processor),
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=obey_parent_only,
         )
@@ -207,35 +211,36 @@ class Extractor:
         return FeatureSet.joined(features, labels, names, keys, images.source), messages
 
 
-class _Preprocessed(IterableDataset):
-    """The samples of a worker with their pixels as the processor prepares them; an error for users is the last of them.
+class _Samples(IterableDataset):
+    """The samples of a worker; an error for users is the last of them.
 
     An exception that left the worker would come with the text of its traceback.
     """
 
-    def __init__(self, images: LabeledImages, processor: Callable):
-        self.images, self.processor = images, processor
+    def __init__(self, images: LabeledImages):
+        self.images = images
 
     def __iter__(self) -> Iterator[Sample | UserError]:
         try:
-            for sample in self.images.samples():
-                if sample.pixels is None:
-                    yield sample
-                else:
-                    yield sample._replace(pixels=self.processor([sample.pixels], return_tensors="pt")["pixel_values"][0])
+            yield from self.images.samples()
         except UserError as error:
             yield error
 
 
-def _collate(samples: list[Sample | UserError]) -> Batch:
+def _collate(processor: Callable, samples: list[Sample | UserError]) -> Batch:
+    """The samples of a batch, preprocessed together, as long as none is an error."""
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     read = [sample for sample in samples if isinstance(sample, Sample)]
     pixels = [sample.pixels for sample in read if sample.pixels is not None]
-    if len({tuple(image.shape) for image in pixels}) > 1:
-        errors.append(StreamError(
-            "the image processor leaves images in several sizes, which no batch can hold; take one that crops them to one size"
-        ))  # fmt: skip
-    stacked = torch.stack(pixels) if pixels and not errors else None
+    stacked = None
+    if pixels and not errors:
+        try:
+            stacked = processor(pixels, return_tensors="pt")["pixel_values"]
+        except (RuntimeError, TypeError, ValueError) as error:
+            errors.append(StreamError(
+                f"the image processor makes no batch of {len(pixels)} images ({reason(error)}); if it leaves them in several "
+                "sizes, take one that crops them to one"
+            ))  # fmt: skip
     return Batch(stacked, [sample._replace(pixels=None) for sample in read], next(iter(errors), None))
 
 
