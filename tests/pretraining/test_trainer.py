@@ -80,6 +80,7 @@ def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "hssl_hf"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000, "drawn at the end, without a probe too"
 
 
 def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked, capsys):

@@ -237,8 +237,7 @@ class PreTrainer:
         Args:
             method: with full weights, where they are at hand.
         """
-        if self.recipe.probe.path is not None:
-            method = method or unsharded_model(self.engine)
+        method = None if self.recipe.probe.path is None else method or unsharded_model(self.engine)
         self.artifacts.measure(method, done)
         memory.reset_peak(self.accelerator.device)
         return any_process(self.accelerator, self.signals.number > 0)
@@ -246,7 +245,7 @@ class PreTrainer:
     def _finish(self) -> int:
         corrupt, several = gather_object(self.corrupt), sum(gather_object([self.first_of_several]))
         method, steps = unsharded_model(self.engine), self.schedule.steps
-        stop = self.recipe.probe.path is not None and self._probe(steps, method)
+        stop = self._probe(steps, method)
 
         def export() -> None:
             self.summary = self.artifacts.finish(method, steps, corrupt, several)
