@@ -7,6 +7,7 @@ import pytest
 
 from hssl_hf.cli import main as cli
 from hssl_hf.errors import EndedPeerError, UserError
+from hssl_hf.publish.export import export_backbone
 from tests.conftest import ROOT, SAMPLE, tiny_model
 from tests.faults import ends_well
 
@@ -55,6 +56,17 @@ def test_evaluate(tmp_path, capsys):
     assert record["metric"] == "linear_top1" and record["settings"]["learning_rate"] in (0.1, 0.01)
     assert record["settings"]["features"] == "patches" and record["settings"]["epochs"] == 2 and record["n"] == 50
     assert "on held-out training images" in capsys.readouterr().out
+
+
+def test_raw_pixels_that_would_fill_the_memory_are_left_out(tmp_path, unchecked, monkeypatch, capsys):
+    """350 images of 3 channels and 32 pixels take 4 MiB."""
+    folder = export_backbone(tiny_model(), tmp_path / "export")
+    command = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
+    monkeypatch.setattr("hssl_hf.experiments.frozen_evaluation.MOST_PIXELS", 3 / 1024)
+    assert cli.main([*command, "knn.num_neighbors=[10]", "--results", str(tmp_path / "results.jsonl")]) == 0
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["subject"] for line in lines} == {str(folder), "untrained backbone"}
+    assert "raw pixels are not evaluated beside the model: they take 0.004" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

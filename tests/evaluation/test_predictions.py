@@ -50,6 +50,6 @@ def test_the_most_certain_mistakes_are_read_again(tmp_path):
     images = LabeledImages(Source(str(write_parquet(tmp_path, 50, 3))))
     split = extractor(4).extract(raw_pixel_encoder, images, Representation())
     result = Classification(torch.zeros(50, 1, dtype=torch.int64), torch.linspace(0.9, 0.1, 50), split.labels)
-    mistakes, numbers = most_certain_mistakes(result, split, images)
+    ((mistakes, numbers),) = most_certain_mistakes([result], split, images)
     assert numbers.tolist() == list(range(1, 33, 2)) and mistakes.shape == (16, 3, 96, 96)
     assert mistakes[:, 0, 0, 0].tolist() == numbers.tolist()

@@ -17,7 +17,6 @@ from hssl_hf.cli.programs import (
     EvaluationOutput,
     EvaluationSettings,
     Model,
-    Protocol,
     Results,
     Revision,
     Settings,
@@ -27,7 +26,7 @@ from hssl_hf.cli.programs import (
     TrainingSeed,
     read_recipe,
 )
-from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, TRAINING, find_recipe, recipe_notes
+from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, TRAINING, Protocol, find_recipe, recipe_notes
 from hssl_hf.config.recipe_files import recipes as all_recipes
 from hssl_hf.publish.kinds import HELP, Kind
 
@@ -57,7 +56,7 @@ def pretrain(settings: Settings = None, launch: Launch = None, take_over: TakeOv
     """
     if launch is None:
         return programs.pretrain(settings, take_over)
-    return _launch(launch, ["pretrain", *(settings or []), *_flag("--take-over", take_over)])
+    return _launch(launch, ["pretrain", *(settings or []), *_words(take_over=take_over or None)])
 
 
 def search(
@@ -75,9 +74,8 @@ def search(
     """
     if launch is None:
         return programs.search(settings, candidates, data_fraction, depth, take_over)
-    options = [word for family in candidates or () for word in ("--candidates", family)]
-    options += ["--data-fraction", str(data_fraction), "--depth", str(depth)]
-    return _launch(launch, ["search", *(settings or []), *options, *_flag("--take-over", take_over)])
+    options = {"candidates": candidates, "data_fraction": data_fraction, "depth": depth, "take_over": take_over or None}
+    return _launch(launch, ["search", *(settings or []), *_words(**options)])
 
 
 def estimate(
@@ -120,13 +118,11 @@ def evaluate(
 
     Figures are those of the test split, with 95 % intervals over its images. Features are kept on disk (`hssl-hf cache`).
     """
+    options = {"results": results, "output": output, "subject": subject, "seed": seed, "baselines": baselines}
+    options |= {"revision": revision, "token": token, "estimate": estimate or None}
     if launch is None:
-        values = (results, output, subject, seed, baselines, revision, token, estimate)
-        return programs.evaluate(export, protocol, settings, *values)
-    options = [*_option("--results", results), *_option("--output", output), *_option("--subject", subject)]
-    options += [*_option("--revision", revision), *_option("--token", token), *_flag("--estimate", estimate)]
-    options += ["--seed", str(seed), *_flag("--baselines", baselines is True), *_flag("--no-baselines", baselines is False)]
-    return _launch(launch, ["evaluate", export, protocol, *(settings or []), *options])
+        return programs.evaluate(export, protocol, settings, **options)
+    return _launch(launch, ["evaluate", export, protocol, *(settings or []), *_words(**options)])
 
 
 def cache(clear: Annotated[bool, Option("--clear", help="Remove all of them.")] = False) -> None:
@@ -271,12 +267,17 @@ def _launch(options: str, arguments: list[str]) -> int:
     return run_launcher([configs.get(word, word) for word in shlex.split(options)], arguments)
 
 
-def _flag(name: str, is_set: bool) -> list[str]:
-    return [name] if is_set else []
-
-
-def _option(name: str, value: object) -> list[str]:
-    return [] if value is None else [name, str(value)]
+def _words(**options: object) -> list[str]:
+    """Options as a command line has them; those of None are left out."""
+    words = []
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            each = value if isinstance(value, list) else [value]
+            words += [word for item in each if item is not None for word in (f"--{option}", str(item))]
+    return words
 
 
 COMMANDS = {

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from posixpath import isfile
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Argument, Option
 
 from hssl_hf.cli.console import new_app, run
-from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, find_recipe
+from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, Protocol, find_recipe
 from hssl_hf.engine.signals import stopping_signals
 
 Settings = Annotated[
@@ -18,7 +18,6 @@ Settings = Annotated[
 Candidates = Annotated[list[str] | None, Option(metavar="FAMILY", help="Heads to compare, one option each (default: all).")]
 DataFraction = Annotated[float, Option(help="Fraction of the images to train on, above 0 and up to 1.")]
 TakeOver = Annotated[bool, Option("--take-over", help="Claim the folder from a process that hangs or is gone.")]
-Protocol = Literal["knn", "linear", "label_free"]
 Model = Annotated[str, Argument(help="Exported folder, Hub repository, or timm:NAME.")]
 EvaluationSettings = Annotated[
     list[str] | None,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from hssl_hf.config.recipe_files import Protocol
 from hssl_hf.config.strict_yaml import RecipeError, build, override, read
 from hssl_hf.evaluation.extraction import ExtractionConfig
 from hssl_hf.evaluation.features import Representation
@@ -12,8 +12,6 @@ from hssl_hf.evaluation.label_free import LabelFreeConfig
 from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.evaluation.splits import LabeledData
 from hssl_hf.fields import Section
-
-Protocol = Literal["knn", "linear", "label_free"]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import difflib
 from pathlib import Path
+from typing import Literal
 
 from hssl_hf.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TRAINING = next(folder for folder in (PACKAGE / "training", PACKAGE.parents[1] / "training") if folder.is_dir())
+Protocol = Literal["knn", "linear", "label_free"]  # of evaluations
 RECIPES, EVALUATIONS = TRAINING / "recipes", TRAINING / "evaluations"  # of pre-training, and of evaluations
 
 

@@ -6,7 +6,7 @@ a worker shuffles windows of rows. The order follows from (seed, epoch, worker, 
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -130,8 +130,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         if self._resharded is not None:
             yield from self._remaining(worker, workers)
             self._resharded = None
-        is_fine = self.dataset.num_shards >= workers or self.positions is not None  # which are those in the shards as they are
-        dataset = self.dataset if is_fine else self.dataset.reshard()
+        is_fixed = self.dataset.num_shards >= workers or self.positions is not None  # which count in the shards as they are
+        dataset = self.dataset if is_fixed else self.dataset.reshard()
         while self._start.epoch <= last_epoch:
             rows = self._rows(dataset, worker, workers)
             while window := list(islice(rows, self.shuffle_buffer_size)):
@@ -188,5 +188,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                     yield encoded, Position(start.epoch, position, row + 1, seen)
 
     def _is_chosen(self, shard: int, row: int, cells: Mapping) -> bool:
-        is_here = self.positions is None or (shard, row) in self.positions
-        return is_here and (self.chosen is None or cells[self.source.label_column] in self.chosen)
+        if self.positions is not None and (shard, row) not in self.positions:
+            return False
+        label = cells.get(self.source.label_column)
+        return self.chosen is None or (isinstance(label, Hashable) and label in self.chosen)

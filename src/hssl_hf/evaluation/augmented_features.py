@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hssl_hf.data.augmentation import Augmentation, ViewConfig
 from hssl_hf.data.color import ColorJitter
@@ -19,7 +19,7 @@ from hssl_hf.evaluation.extraction import Extractor
 from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.images import LabeledImages
 from hssl_hf.evaluation.label_free import LabelFreeConfig
-from hssl_hf.evaluation.labels import Label, number_labels
+from hssl_hf.evaluation.labels import number_labels
 from hssl_hf.evaluation.linear import LinearConfig
 
 
@@ -49,18 +49,17 @@ class AugmentedFeatures:
         config: LinearConfig,
     ):
         accelerator = extractor.accelerator
-        self.accelerator, self.representation, self.config = accelerator, representation, config
-        self.encoder = encoder.to(accelerator.device).eval() if isinstance(encoder, nn.Module) else encoder
-        self.bf16 = extractor.config.mixed_precision == "bf16"
+        self.accelerator, self._encode = accelerator, extractor.encoding(encoder, representation)
         self.own, rest = divmod(config.batch_size, accelerator.num_processes)
         if rest:
             raise UserError(
                 f"linear.batch_size={config.batch_size} does not divide among {accelerator.num_processes} processes"
             )
-        names = getattr((images.open()[0].features or {}).get(images.source.label_column), "names", None)
+        names = images.class_names()
         by_position = images.labels()
         self.labels, self.classes = number_labels(list(by_position.values()), names, images.source)
         self.num_classes = int(self.labels.max()) + 1
+        self._numbers = dict(zip(by_position.values(), self.labels.tolist(), strict=True))
         count = round(len(by_position) * (1 - config.validation_fraction))
         self.steps_per_epoch = count // config.batch_size
         if not self.steps_per_epoch:
@@ -85,11 +84,6 @@ class AugmentedFeatures:
     def load_state_dict(self, state: dict) -> None:
         self._loader.load_state_dict(state)
 
-    def number_of(self, label: Label) -> int:
-        """The number of a class as the data has it."""
-        return self.classes.index(label) if isinstance(label, str) else int(label)
-
-    @torch.no_grad()
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the next epoch, each the same on all processes."""
         device, gather = self.accelerator.device, partial(gather_rows, self.accelerator)
@@ -101,13 +95,11 @@ class AugmentedFeatures:
             while len(labels) < self.own:
                 batch = next(self._batches)
                 views = batch.to(device).augment_and_normalize(self.views)
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                    features.append(self.representation(self.encoder, views.pixel_values[0]))
-                labels += [self.number_of(label) for label in batch.labels]
+                features.append(self._encode(views.pixel_values[0]))
+                labels += [self._numbers[label] for label in batch.labels]
             yield gather(torch.cat(features)).to(device), gather(torch.tensor(labels)).to(device)
 
 
-@torch.no_grad()
 def features_of_two_crops(
     extractor: Extractor,
     encoder: Encoder | Callable,
@@ -123,12 +115,11 @@ def features_of_two_crops(
     batch = max(1, min(extractor.config.batch_size, wanted // processes))
     with inherited_blocked():
         batches = iter(make_loader(data, Augmentation(views, seed=config.seed), batch, rank, processes))
-    encoder = encoder.to(device).eval() if isinstance(encoder, nn.Module) else encoder
-    crops = [[], []]
+    encode, crops = extractor.encoding(encoder, representation), [[], []]
     for _ in range(max(1, wanted // (batch * processes))):
         pixels = next(batches).to(device).augment_and_normalize(views).pixel_values
         for kept, crop in zip(crops, pixels, strict=True):
-            kept.append(representation(encoder, crop))
+            kept.append(encode(crop))
     first, second = (gather_rows(accelerator, torch.cat(kept)) for kept in crops)
     return first, second
 

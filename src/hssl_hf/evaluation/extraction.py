@@ -116,7 +116,7 @@ class Extractor:
         kept = entry.parts() if entry and accelerator.is_local_main_process else []
         there = torch.cat([part.keys for part in kept]) if kept else torch.empty(0, 3, dtype=torch.int64)
         finished = frozenset(Position(*position) for position in gather_rows(accelerator, there)[:, :2].tolist())
-        names = getattr((images.open()[0].features or {}).get(images.source.label_column), "names", None)
+        names = images.class_names()
         account, own, error = Account(), list(kept), None
         try:
             for part in self._encode(encoder, images.share(*self._place(), finished), representation, account, progress):
@@ -152,15 +152,24 @@ class Extractor:
             if caught is not None:
                 raise caught
 
-    @torch.no_grad()
+    def encoding(self, encoder: Encoder | Callable, representation: Representation) -> Callable[[Tensor], Tensor]:
+        """What maps pixels (B, C, H, W) to features (B, D) float32 on the device, to which a module is moved."""
+        device = self.accelerator.device
+        if isinstance(encoder, nn.Module):
+            encoder = encoder.to(device).eval()
+
+        @torch.no_grad()
+        def encode(pixels: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"):
+                return representation(encoder, pixels.to(device, non_blocking=True))
+
+        return encode
+
     def _encode(
         self, encoder: Callable, images: LabeledImages, representation: Representation, account: Account, progress: str | None
     ) -> Iterator[Part]:
         """Features of this process's images, in parts."""
-        device, bf16 = self.accelerator.device, self.config.mixed_precision == "bf16"
-        if isinstance(encoder, nn.Module):
-            encoder = encoder.to(device).eval()
-        features, samples = [], []
+        encode, features, samples = self.encoding(encoder, representation), [], []
         is_shown = progress is not None and self.accelerator.is_main_process
         with ProgressBar(desc=progress, unit="img", disable=not is_shown, leave=False) as bar:
             for batch in self._batches(images):
@@ -169,9 +178,7 @@ class Extractor:
                 for sample in batch.samples:
                     account.add(sample)
                 if batch.pixels is not None:
-                    pixels = batch.pixels.to(device, non_blocking=True)
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        features.append(representation(encoder, pixels).float().cpu())
+                    features.append(encode(batch.pixels).cpu())
                     samples += [sample for sample in batch.samples if not sample.problem]
                 bar.update(len(batch.samples) * self.accelerator.num_processes)
                 if len(samples) >= PART_IMAGES:

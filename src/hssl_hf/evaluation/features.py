@@ -14,6 +14,8 @@ from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.labels import Label, number_labels
 from hssl_hf.fields import Range, Section
 
+Features = Literal["cls", "patches", "cls_and_patches"]
+
 
 @dataclass(frozen=True)
 class Representation(Section):
@@ -26,7 +28,7 @@ class Representation(Section):
         blocks: how many of the last blocks, whose vectors are concatenated.
     """
 
-    features: Literal["cls", "patches", "cls_and_patches"] = "cls"
+    features: Features = "cls"
     blocks: Annotated[int, Range(1, 64)] = 1
 
     def __call__(self, encoder: Encoder | Callable, pixels: Tensor) -> Tensor:

@@ -188,6 +188,11 @@ class LabeledImages(IterableDataset):
         """
         return {position: label for position, _, label in self._rows()}
 
+    def class_names(self) -> list[str] | None:
+        """Names of the classes that integers stand for; None where the data does not hold them."""
+        features = self.open()[0].features or {}
+        return getattr(features.get(self.source.label_column), "names", None)
+
     def open(self) -> tuple:
         """The opened data, and the labels that are used; None for all.
 
@@ -202,7 +207,8 @@ class LabeledImages(IterableDataset):
     def _rows(self) -> Iterator[tuple[Position, Mapping, Label]]:
         """Images of this worker as they are stored, and their labels.
 
-        Which images are the first is known to those workers only that see the rows of all."""
+        Which images are the first is known to those workers only that see the rows of all.
+        """
         dataset, chosen = self.open()
         worker = get_worker_info()
         rank, world_size = self._share

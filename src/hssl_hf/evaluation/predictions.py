@@ -1,5 +1,6 @@
 """What a model predicts for the images of a split, in a file, so that models can be compared image by image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,22 +86,30 @@ def file_name(subject: str, protocol: str) -> str:
     return f"{plain[-120:].strip('-')}{ENDING}"
 
 
-def most_certain_mistakes(result: Classification, split: FeatureSet, images: LabeledImages) -> tuple[Tensor, Tensor]:
-    """The images that were classified wrongly with the greatest confidence, and their numbers.
+def most_certain_mistakes(
+    results: Sequence[Classification], split: FeatureSet, images: LabeledImages
+) -> list[tuple[Tensor, Tensor]]:
+    """The images that were classified wrongly with the greatest confidence, by each of several classifiers.
 
     Args:
-        result: of the images of the split.
-        images: of which the mistaken ones are read again.
+        results: of the images of the split.
+        images: of which the mistaken ones are read again, once for all classifiers.
     Returns:
-        (k, 3, 96, 96) uint8 and (k,), in descending confidence.
+        (k, 3, 96, 96) uint8 and their numbers (k,), in descending confidence.
     """
-    wrong = (~result.correct()).nonzero().flatten()
-    numbers = wrong[result.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-    wanted = [Position(*split.positions[number].tolist()) for number in numbers.tolist()]
-    pixels = {sample.position: sample.pixels for sample in images.at(frozenset(wanted)).samples() if sample.pixels is not None}
-    shown = [_thumbnail(pixels[position]) for position in wanted if position in pixels]
-    kept = [number for number, position in zip(numbers.tolist(), wanted, strict=True) if position in pixels]
-    return torch.stack(shown) if shown else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor(kept)
+    worst = []
+    for result in results:
+        wrong = (~result.correct()).nonzero().flatten()
+        worst.append(wrong[result.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist())
+    numbers = {Position(*split.positions[number].tolist()): number for of_result in worst for number in of_result}
+    samples = images.at(frozenset(numbers)).samples() if numbers else ()
+    shown = {numbers[sample.position]: _thumbnail(sample.pixels) for sample in samples if sample.pixels is not None}
+    kept = [[number for number in of_result if number in shown] for of_result in worst]
+    return [(_stack([shown[number] for number in of_result]), torch.tensor(of_result)) for of_result in kept]
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    return torch.stack(images) if images else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 
 def _thumbnail(pixels: Tensor) -> Tensor:

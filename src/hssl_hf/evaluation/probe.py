@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from accelerate import Accelerator
 
 from hssl_hf.evaluation.classification import Classification
 from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
-from hssl_hf.evaluation.features import Representation
+from hssl_hf.evaluation.features import Features, Representation
 from hssl_hf.evaluation.knn import KNNConfig, knn_accuracy
 from hssl_hf.evaluation.splits import LabeledData, extract_splits
 from hssl_hf.fields import Images, Range, Temperature
@@ -30,7 +30,7 @@ class ProbeConfig(LabeledData):
     """
 
     every_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 10.0
-    features: Literal["cls", "patches", "cls_and_patches"] = "cls"
+    features: Features = "cls"
     num_neighbors: Images = 20
     temperature: Temperature = 0.07
     crop_pct: Annotated[float, Range(0.1, 1)] = 0.875
@@ -64,7 +64,7 @@ class Probe:
         stop: Callable[[], bool] = lambda: False,
     ):
         self.config = config
-        extraction = ExtractionConfig(num_workers=num_workers, cache=False)
+        extraction = ExtractionConfig(num_workers=num_workers)
         self.extractor = Extractor(accelerator, processor, extraction, stop=stop)
 
     def knn(self, encoder: Encoder | Callable, progress: str) -> Classification | None:

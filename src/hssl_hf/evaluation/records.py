@@ -9,6 +9,8 @@ from pathlib import Path
 from hssl_hf.data.files import append_line, read_lines
 from hssl_hf.fields import check
 
+UNTRAINED, PIXELS = "untrained backbone", "raw pixels"  # subjects that stand beside a pre-trained backbone
+
 
 def current_command() -> str:
     """The command line of this program, without the folder of the program."""

@@ -10,8 +10,7 @@ from hssl_hf.data.files import write_below
 from hssl_hf.errors import UserError, writing
 from hssl_hf.evaluation.classification import bootstrap_interval
 from hssl_hf.evaluation.predictions import ENDING, Predictions
-from hssl_hf.evaluation.records import read_records
-from hssl_hf.experiments.frozen_evaluation import PIXELS, UNTRAINED
+from hssl_hf.evaluation.records import PIXELS, UNTRAINED, read_records
 from hssl_hf.publish.markdown import plain
 from hssl_hf.runs.run_directory import RESULTS
 from hssl_hf.visualization import comparison as figures

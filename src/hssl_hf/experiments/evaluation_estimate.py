@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 
-import torch
+from torch import Tensor
 
 from hssl_hf.config.evaluation_recipe import EvaluationRecipe
+from hssl_hf.data.errors import StreamError
 from hssl_hf.data.source import count_images
 from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.extraction import Extractor
@@ -80,6 +81,22 @@ def estimate_evaluation(recipe: EvaluationRecipe, extractor: Extractor, encoder:
     return EvaluationEstimate(*counts, passes, encoded, decoded, cache / GIB, classifiers / GIB)
 
 
+def raw_pixel_gib(recipe: EvaluationRecipe, extractor: Extractor) -> float | None:
+    """Memory of the preprocessed pixels of all images that a protocol reads; None if their number is not known."""
+    train, test = recipe.data.splits(extractor.processor)
+    try:
+        counts = [_count(images) for images in (train, test)]
+    except StreamError:
+        return None
+    used = min(recipe.label_free.images, counts[1]) if recipe.protocol == "label_free" else sum(counts)
+    return used * _example(test, extractor).numel() * 4 / GIB
+
+
+def _example(images: LabeledImages, extractor: Extractor) -> Tensor:
+    """(1, C, H, W): the first image, preprocessed."""
+    return extractor.processor([next(iter(images))[0]], return_tensors="pt")["pixel_values"]
+
+
 def _count(images: LabeledImages) -> int:
     if images.limit_per_class is not None:
         return len(images.labels())
@@ -97,24 +114,20 @@ def _decoding_speed(images: LabeledImages, extractor: Extractor) -> float:
     return count * workers / (perf_counter() - started)
 
 
-@torch.no_grad()
 def _encoding_speed(recipe: EvaluationRecipe, extractor: Extractor, encoder: Encoder) -> tuple[float, int]:
     """Images per second by all processes, and D."""
-    device, batch = extractor.accelerator.device, recipe.extraction.batch_size
-    encoder.to(device).eval()
-    example = next(iter(recipe.data.splits(extractor.processor)[1]))[0]
-    pixels = extractor.processor([example], return_tensors="pt")["pixel_values"].expand(batch, -1, -1, -1).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.extraction.mixed_precision == "bf16"):
-        width = recipe.representation(encoder, pixels).shape[1]
-        started = perf_counter()
-        for _ in range(STEPS):
-            features = recipe.representation(encoder, pixels)
-        features.sum().item()  # which waits for the device
+    encode, batch = extractor.encoding(encoder, recipe.representation), recipe.extraction.batch_size
+    pixels = _example(recipe.data.splits(extractor.processor)[1], extractor).expand(batch, -1, -1, -1)
+    width = encode(pixels).shape[1]
+    started = perf_counter()
+    for _ in range(STEPS):
+        features = encode(pixels)
+    features.sum().item()  # which waits for the device
     return STEPS * batch * extractor.accelerator.num_processes / (perf_counter() - started), width
 
 
 def _classifier_bytes(recipe: EvaluationRecipe, width: int, images: LabeledImages) -> int:
-    names = getattr((images.open()[0].features or {}).get(images.source.label_column), "names", None)
+    names = images.class_names()
     classes = len(names) if names else len(set(images.labels().values()))
     parameters = (width + 1) * classes * len(recipe.linear.learning_rates)
     return 3 * 4 * parameters

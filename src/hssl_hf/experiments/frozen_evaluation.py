@@ -1,11 +1,10 @@
 """Evaluations of frozen backbones as the command line runs them: settings in, records, predictions and lines of text out."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
-
-from accelerate import Accelerator
 
 from hssl_hf.config.evaluation_recipe import EvaluationRecipe, load_evaluation_recipe
 from hssl_hf.data.files import require_output
@@ -22,14 +21,16 @@ from hssl_hf.evaluation.knn import knn_accuracy
 from hssl_hf.evaluation.label_free import alignment, rank_me, uniformity
 from hssl_hf.evaluation.linear_probe import linear_probe
 from hssl_hf.evaluation.predictions import Predictions, most_certain_mistakes
-from hssl_hf.evaluation.records import Record
+from hssl_hf.evaluation.records import PIXELS, UNTRAINED, Record
 from hssl_hf.evaluation.splits import extract_splits, split_record
-from hssl_hf.experiments.evaluation_estimate import EvaluationEstimate, estimate_evaluation
+from hssl_hf.experiments.evaluation_estimate import EvaluationEstimate, estimate_evaluation, raw_pixel_gib
 from hssl_hf.fields import Seed, check
 from hssl_hf.runs.run_directory import RESULTS
 
+MOST_PIXELS = 8  # GiB of raw pixels of both splits, which are held at once
 PROTOCOLS = {"knn": "k-NN", "linear": "linear", "label_free": "label-free"}  # their names on the screen
-UNTRAINED, PIXELS = "untrained backbone", "raw pixels"
+
+logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -89,13 +90,13 @@ def evaluate(
     encoders = {subject or (f"{export}@{revision}" if revision else export): encoder}
     is_costly = protocol == "linear" and configuration.linear.augment
     if baselines or (baselines is None and not is_costly):
-        encoders |= {UNTRAINED: untrained(encoder, seed), PIXELS: raw_pixel_encoder}
+        encoders |= {UNTRAINED: untrained(encoder, seed)} | _raw_pixels(configuration, extractor)
     records = []
     for name, each in encoders.items():
-        for measured in measure(configuration, extractor, each, name, seed):
-            records += measured.records
-            write = lambda measured=measured: _write(measured, configuration, extractor, results, output)  # noqa: E731
-            on_main_process(extractor.accelerator, write)
+        measured = list(measure(configuration, extractor, each, name, seed))
+        records += [record for of_settings in measured for record in of_settings.records]
+        write = lambda measured=measured: _write(measured, configuration, extractor, results, output)  # noqa: E731
+        on_main_process(extractor.accelerator, write)
     return records
 
 
@@ -116,14 +117,9 @@ def prepare(
     name: str, recipe: EvaluationRecipe, revision: str | None = None, token: str | None = None
 ) -> tuple[Extractor, Encoder]:
     """A loaded backbone, and what computes its features."""
-    encoder, processor = load_encoder(name, revision, token)
-    accelerator = make_accelerator(False, 1, recipe.extraction.batch_size)
-    return make_extractor(accelerator, processor, recipe), encoder
-
-
-def make_extractor(accelerator: Accelerator, processor: Callable, recipe: EvaluationRecipe) -> Extractor:
-    config = recipe.extraction
-    return Extractor(accelerator, processor, config, FeatureCache(config.cache_limit_gib) if config.cache else None)
+    (encoder, processor), config = load_encoder(name, revision, token), recipe.extraction
+    cache = FeatureCache(config.cache_limit_gib) if config.cache else None
+    return Extractor(make_accelerator(False, 1, config.batch_size), processor, config, cache), encoder
 
 
 def measure(
@@ -179,25 +175,35 @@ def _label_free(recipe: EvaluationRecipe, extractor: Extractor, encoder: Encoder
     return [split_record(f"label_free_{name}", v, n, *used, unit=unit) for name, (v, unit, n) in values.items()]
 
 
-def _write(measured: Measured, recipe: EvaluationRecipe, extractor: Extractor, results, output) -> None:
-    """Add records to their file, and both records and predictions to a folder."""
+def _raw_pixels(recipe: EvaluationRecipe, extractor: Extractor) -> dict[str, Callable]:
+    """The baseline of raw pixels, unless those of all images would fill the memory, or are not known to leave room."""
+    size = raw_pixel_gib(recipe, extractor)
+    if size is not None and size <= MOST_PIXELS:
+        return {PIXELS: raw_pixel_encoder}
+    known = "their number is not known" if size is None else f"they take {size:.3g} GiB, of which {MOST_PIXELS} are allowed"
+    if extractor.accelerator.is_main_process:
+        logger.warning("raw pixels are not evaluated beside the model: %s; limit data.train_images and data.test_images", known)
+    return {}
+
+
+def _write(measured: list[Measured], recipe: EvaluationRecipe, extractor: Extractor, results, output) -> None:
+    """Add the records of one encoder to their file, and both records and predictions to a folder."""
     if output is not None:
         with writing(output):
             Path(output).mkdir(parents=True, exist_ok=True)
-    for record in measured.records:
-        for path in (results, None if output is None else Path(output) / RESULTS):
-            if path is not None:
-                record.append_to(path)
-    if output is None or measured.result is None:
+    for path in (results, None if output is None else Path(output) / RESULTS):
+        for record in [record for of_settings in measured for record in of_settings.records] if path is not None else ():
+            record.append_to(path)
+    classified = [of_settings for of_settings in measured if of_settings.result is not None]
+    if output is None or not classified:
         return
-    first, test = measured.records[0], measured.test
-    _, images = recipe.data.splits(extractor.processor)
-    mistakes = most_certain_mistakes(measured.result, test, images)
-    number = first.settings.get("num_neighbors")
-    protocol = recipe.protocol if number is None else f"{recipe.protocol} k={number}"
-    Predictions(
-        first.subject, protocol, first.dataset, first.split, measured.result, test.classes, test.positions, *mistakes
-    ).save(Path(output))
+    test, (_, images) = classified[0].test, recipe.data.splits(extractor.processor)
+    mistakes = most_certain_mistakes([of_settings.result for of_settings in classified], test, images)
+    for (records, result, _), shown in zip(classified, mistakes, strict=True):
+        first, number = records[0], records[0].settings.get("num_neighbors")
+        protocol = recipe.protocol if number is None else f"{recipe.protocol} k={number}"
+        source = (first.subject, protocol, first.dataset, first.split)
+        Predictions(*source, result, test.classes, test.positions, *shown).save(Path(output))
 
 
 def describe(records: list[Record]) -> str:

@@ -27,7 +27,7 @@ from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
 from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.knn import knn_scores
 from hssl_hf.evaluation.metrics import Discrepancy, SolvedIoU, SolvedSamples, accuracy
-from hssl_hf.evaluation.records import read_records
+from hssl_hf.evaluation.records import PIXELS, read_records
 from hssl_hf.evaluation.splits import Splits, extract_splits, split_record
 from hssl_hf.experiments.head_search import RANKING
 from hssl_hf.fields import Distinct, Length, PositiveFraction, Section, Seed
@@ -36,7 +36,7 @@ from hssl_hf.models.modeling_hssl import HSSLForPreTraining
 from hssl_hf.modules.projection_heads import prototype_logits
 from hssl_hf.runs.run_directory import RunDirectory, image_processor_for
 
-UNTRAINED, PIXELS = "untrained base", "raw pixels"
+UNTRAINED = "untrained base"
 PREDICTIONS = "predictions.safetensors"  # classes of the test images by base and head, in the folder of a run
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Measurement:
     def __init__(self, recipe: Recipe, results: Path):
         self.recipe, self.results = recipe, results
         accelerator = make_accelerator(False, 1, 1)
-        self.extractor = Extractor(accelerator, image_processor_for(recipe), ExtractionConfig(cache=False))
+        self.extractor = Extractor(accelerator, image_processor_for(recipe), ExtractionConfig())
         self.used = {"num_neighbors": recipe.probe.num_neighbors, "temperature": recipe.probe.temperature}
 
     def done(self) -> set[tuple[str, int]]:

@@ -10,6 +10,7 @@ from hssl_hf.engine.distributed import on_main_process
 from hssl_hf.evaluation.classification import accuracy_interval
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
 from hssl_hf.evaluation.probe import Probe
+from hssl_hf.evaluation.records import PIXELS, UNTRAINED
 from hssl_hf.evaluation.splits import split_record
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish.export import CardContext, export_backbone, update_card
@@ -115,8 +116,8 @@ class RunArtifacts:
         start = next(line for line in log if "knn_top1_pixels" in line)
         accuracies = {
             "pre-trained backbone": log[-1]["knn_top1"],
-            "untrained backbone": start["knn_top1"],
-            "raw pixels": start["knn_top1_pixels"],
+            UNTRAINED: start["knn_top1"],
+            PIXELS: start["knn_top1_pixels"],
         }
         lines = [f"k-NN top-1 on {self.test_images} images ({probe.test_split}), neighbors from {probe.train_split}:"]
         results = self.folder / RESULTS
