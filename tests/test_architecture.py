@@ -205,7 +205,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "publish/citations.py": "publish/test_model_card.py",
     "publish/image_processor.py": "publish/test_export.py",
     "publish/kinds.py": "publish/test_model_card.py",
-    "publish/onnx.py": "publish/test_export.py",
     "publish/paper_differences.py": "publish/test_model_card.py",
     "publish/parity.py": "publish/test_export.py",
     "publish/redaction.py": "runs/test_manifest.py",

@@ -1,15 +1,16 @@
-"""Fixtures of the tests that publish: a Hub on localhost, and a model that is staged for a push."""
+"""Fixtures of the tests that publish: a Hub on localhost, a model that is staged for a push, and one that has learned."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
 from hssl_hf.publish.hub import stage
-from tests.conftest import tiny_model
+from tests.conftest import tiny_model, tiny_views
 from tests.hub_server.server import HubServer
 
 
@@ -32,3 +33,13 @@ def staged(tmp_path_factory):
     context = CardContext({"recipe": {"seed": 0}}, repository="user/name")
     yield stage(tiny_model(), tmp_path_factory.mktemp("push"), context=context)
     patch.undo()
+
+
+@pytest.fixture
+def trained():
+    """A model whose student and teacher differ after one step."""
+    model = tiny_model()
+    model(**tiny_views()).loss.backward()
+    torch.optim.SGD(model.student.parameters(), lr=1.0).step()
+    model.update_teacher(0.7)
+    return model

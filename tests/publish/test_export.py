@@ -15,9 +15,8 @@ from hssl_hf.evaluation.encoder import load_encoder
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import MARKER, CardContext, ExportError, export_backbone, export_model, update_card
 from hssl_hf.publish.image_processor import image_processor
-from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import MAE, TINY_VIT, tiny_model, tiny_siamese, tiny_views
+from tests.conftest import MAE, TINY_VIT, tiny_model, tiny_siamese
 from tests.faults import refused
 
 OTHERS = {  # timm model -> its arguments, image size, class in transformers
@@ -28,16 +27,6 @@ OTHERS = {  # timm model -> its arguments, image size, class in transformers
     "poolformer_s12": ({}, 64, "TimmWrapperModel"),
     "resnet50d": ({}, 64, "TimmWrapperModel"),
 }
-
-
-@pytest.fixture
-def trained():
-    """A model whose student and teacher differ after one step."""
-    model = tiny_model()
-    model(**tiny_views()).loss.backward()
-    torch.optim.SGD(model.student.parameters(), lr=1.0).step()
-    model.update_teacher(0.7)
-    return model
 
 
 def test_vit_is_stock_and_computes_the_same_at_every_size(trained, tmp_path):
@@ -121,44 +110,6 @@ def test_code_of_the_card_computes_the_features(kind, tmp_path, unchecked):
         )
 
 
-ONNX = {
-    "hssl": (tiny_model, "main", ["pooler_output"]),
-    "siamese_im": (tiny_siamese, "main", ["pooler_output", "hidden_states"]),
-    "siamese_im for timm": (tiny_siamese, "timm", ["pooler_output"]),
-    "siamese_im with layer scale": (
-        lambda: tiny_siamese(backbone_kwargs={**TINY_VIT, "init_values": 0.1}), "main", ["pooler_output"]
-    ),
-    "mae": (lambda: tiny_siamese(**MAE), "main", ["pooler_output"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ONNX)
-def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_path, unchecked, monkeypatch):
-    """By the code of the card, which gives the same features as its code for transformers; axes have names."""
-    make, kind, outputs = ONNX[name]
-    folder = export_backbone(make(), tmp_path / "export", kind=kind, onnx=True)
-    Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: repository)
-    card = (folder / "README.md").read_text()
-    scope = run_snippet(card, folder, tmp_path / "image.png", number=1)
-    names = [output.name for output in scope["session"].get_outputs()]
-    assert names == ["last_hidden_state", *outputs]
-    (pixels,) = scope["session"].get_inputs()
-    assert (pixels.name, pixels.shape[0], scope["session"].get_outputs()[0].shape[0]) == ("pixel_values", "batch", "batch")
-    assert kind == "timm" or "layer scale" in name or pixels.shape == ["batch", 3, "height", "width"]
-    if kind == "main":
-        with torch.no_grad():
-            expected = run_snippet(card, folder, tmp_path / "image.png")
-        for value in {"features", "cls"} & expected.keys():
-            actual = torch.from_numpy(scope[value])
-            torch.testing.assert_close(actual, expected[value], atol=1e-5, rtol=1e-4)
-    else:
-        model = AutoModel.from_pretrained(folder).eval()
-        with torch.no_grad():
-            expected = model.timm_model(torch.from_numpy(scope["pixels"]))
-        torch.testing.assert_close(torch.from_numpy(scope["features"]), expected, atol=1e-5, rtol=1e-4)
-
-
 def test_a_model_with_layer_scale_and_without_norm_has_its_tokens_in_the_last_hidden_state(tmp_path, unchecked):
     """transformers has no ViT with a layer scale, and its wrapper of timm returns maps as hidden states."""
     model = tiny_siamese(backbone_kwargs={**TINY_VIT, "init_values": 0.1}).eval()
@@ -202,62 +153,6 @@ def test_other_architectures_are_stock_models(backbone, tmp_path, unchecked):
     torch.testing.assert_close(loaded(pixels), expected.cls, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
-def test_feature_maps_of_vision_transformers_are_compared_at_two_sizes(make, tmp_path, forked_parity):
-    model = make().eval()
-    folder = export_backbone(model, tmp_path / "export", kind="backbone")
-    facts = yaml.safe_load((folder / "facts.yaml").read_text())
-    assert set(facts["parity"]) == {"processor", *(f"size_{size}/stage{i}" for size in (32, 48) for i in (1, 2))}
-    assert max(facts["parity"].values()) <= 1e-4 and facts["backbone_class"] == "Dinov2Backbone"
-    assert "size_48/stage1" in (folder / "README.md").read_text()
-
-
-def test_different_feature_maps_are_refused(trained, tmp_path, monkeypatch, forked_parity):
-    from hssl_hf.publish import export
-
-    def damaged(base, image_size):
-        native = to_backbone(base, image_size)
-        native.encoder.layer[0].layer_scale2.lambda1.data[0] += 1
-        return native
-
-    monkeypatch.setattr(export, "to_backbone", damaged)
-    with pytest.raises(ExportError, match=r"differs from the trained model: size_32/stage1 by"):
-        export_backbone(trained, tmp_path / "export", kind="backbone")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_feature_maps_where_transformers_has_no_class_for_them(trained, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"expected a ViT, ConvNeXt, ResNet or Swin .*, got poolformer_s12; choose the kind timm"
-    ):
-        export_backbone(model_on("poolformer_s12")[0], tmp_path / "export", kind="backbone")
-    with pytest.raises(ValueError, match="expected the kind main or timm for an ONNX file, got backbone"):
-        export_backbone(trained, tmp_path / "export", kind="backbone", onnx=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_timm_returns_the_feature_maps_of_other_architectures(tmp_path, unchecked):
-    """With the arguments of the code in the card."""
-    import timm
-
-    model, pixels, _ = model_on("poolformer_s12")
-    folder = export_backbone(model, tmp_path / "timm", kind="timm")
-    card = (export_backbone(model, tmp_path / "main") / "README.md").read_text()
-    assert 'timm.create_model("hf-hub:user/name@timm", pretrained=True, features_only=True)' in card
-    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True).eval()
-    with torch.no_grad():
-        last, expected = backbone(pixels)[-1], model.get_network().base.model.forward_features(pixels)
-    torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_feature_maps_of_other_architectures_are_compared_in_a_fresh_process(backbone, tmp_path):
-    folder = export_backbone(model_on(backbone)[0], tmp_path / "export", kind="backbone")
-    names = {name.split("/")[-1] for name in yaml.safe_load((folder / "facts.yaml").read_text())["parity"]}
-    assert names == {"processor", "stage1", "stage2", "stage3", "stage4"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", OTHERS)
 @pytest.mark.parametrize("kind", ["main", "timm"])
@@ -267,20 +162,6 @@ def test_other_architectures_compute_the_same_in_a_fresh_process(backbone, kind,
     assert {"pooler_output", "pipeline", "processor"} <= names
     assert ("timm" in names) == (kind == "timm" or OTHERS[backbone][2] == "TimmWrapperModel")
     assert ("onnx_pooler_output" in names) == (kind == "main")
-
-
-@pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
-def test_vision_transformers_in_timm_and_onnx(make, tmp_path, forked_parity):
-    """The export compares the outputs and reports the difference of each in the card."""
-    model = make().eval()
-    folder = export_backbone(model, tmp_path / "timm", kind="timm")
-    assert yaml.safe_load((folder / "facts.yaml").read_text())["parity"]["size_32/timm"] <= 1e-4
-    folder = export_backbone(model, tmp_path / "main", onnx=True)
-    parity_facts = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
-    assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(parity_facts)
-    assert ("size_48/onnx_hidden_states" in parity_facts) == (make is tiny_siamese)
-    assert max(parity_facts.values()) <= 1e-4
-    assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
 
 
 def test_processor_crops_and_normalizes(trained, tmp_path, unchecked):
