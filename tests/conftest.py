@@ -144,6 +144,24 @@ def siamese_views(seed: int = 0, images: int = 4, views: int = 2, masked: int = 
 
 
 @pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on localhost, which the libraries take for theirs, with a cache of its own."""
+    from huggingface_hub import constants
+
+    from hssl_hf.publish import hub as hub_module
+    from tests.hub_server.server import HubServer
+
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.0)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+        yield server
+
+
+@pytest.fixture
 def unchecked(monkeypatch):
     """Skip the comparison in a fresh process, which takes seconds; other tests are about it."""
     from hssl_hf.publish import parity

@@ -189,7 +189,6 @@ TESTED_THROUGH = {  # modules that are tested through their only user
     "evaluation/tensor_file.py": "evaluation/test_feature_cache.py",
     "experiments/complementarity.py": "evaluation/test_complementarity.py",
     "visualization/comparison.py": "experiments/test_comparison.py",
-    "experiments/frozen_evaluation.py": "cli/test_main.py",
     "experiments/study_runner.py": "experiments/test_study.py",
     "models/configuration_head_search.py": "models/test_modeling_head_search.py",
     "models/configuration_mae.py": "models/test_modeling_mae.py",

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -7,8 +6,7 @@ import pytest
 
 from hssl_hf.cli import main as cli
 from hssl_hf.errors import EndedPeerError, UserError
-from hssl_hf.publish.export import export_backbone
-from tests.conftest import ROOT, SAMPLE, tiny_model
+from tests.conftest import ROOT, SAMPLE
 from tests.faults import ends_well
 
 
@@ -28,45 +26,6 @@ from transformers import AutoConfig
 AutoConfig.for_model("hssl")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_evaluate(tmp_path, capsys):
-    from hssl_hf.publish.image_processor import image_processor
-    from hssl_hf.publish.to_transformers import to_transformers
-
-    folder = tmp_path / "export"
-    to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
-    image_processor(32).save_pretrained(folder)
-    arguments = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
-    arguments.append("knn.num_neighbors=[10, 20]")
-    assert cli.main([*arguments, "--results", str(tmp_path / "results.jsonl")]) == 0
-    assert "k-NN k=20   top1" in capsys.readouterr().out
-    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    measured = [(r["metric"], r["settings"]["num_neighbors"], r["subject"]) for r in records]
-    metrics = [(f"knn_top{k}", number) for number in (10, 20) for k in (1, 5)]
-    subjects = (str(folder), "untrained backbone", "raw pixels")
-    assert measured == [(*metric, subject) for subject in subjects for metric in metrics]
-    assert all(r["interval"][0] < r["value"] < r["interval"][1] for r in records if 2 < r["value"] < 98)
-    assert records[0]["dataset"] == "fashion_mnist" and records[0]["value"] < records[8]["value"]
-    assert records[0]["settings"]["features"] == "cls"
-    linear = ["linear", *arguments[3:6], "representation.features=patches", "linear.epochs=2"]
-    linear.append("linear.learning_rates=[0.1, 0.01]")
-    assert cli.main(["evaluate", str(folder), *linear, "--results", str(tmp_path / "linear.jsonl")]) == 0
-    record = json.loads((tmp_path / "linear.jsonl").read_text().splitlines()[0])
-    assert record["metric"] == "linear_top1" and record["settings"]["learning_rate"] in (0.1, 0.01)
-    assert record["settings"]["features"] == "patches" and record["settings"]["epochs"] == 2 and record["n"] == 50
-    assert "on held-out training images" in capsys.readouterr().out
-
-
-def test_raw_pixels_that_would_fill_the_memory_are_left_out(tmp_path, unchecked, monkeypatch, capsys):
-    """350 images of 3 channels and 32 pixels take 4 MiB."""
-    folder = export_backbone(tiny_model(), tmp_path / "export")
-    command = ["evaluate", str(folder), "knn", f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50"]
-    monkeypatch.setattr("hssl_hf.experiments.frozen_evaluation.MOST_PIXELS", 3 / 1024)
-    assert cli.main([*command, "knn.num_neighbors=[10]", "--results", str(tmp_path / "results.jsonl")]) == 0
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert {json.loads(line)["subject"] for line in lines} == {str(folder), "untrained backbone"}
-    assert "raw pixels are not evaluated beside the model: they take 0.004" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

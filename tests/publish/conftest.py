@@ -1,28 +1,12 @@
-"""Fixtures of the tests that publish: a Hub on localhost, a model that is staged for a push, and one that has learned."""
-
-from types import SimpleNamespace
+"""Fixtures of the tests that publish: a model that is staged for a push, and one that has learned."""
 
 import pytest
 import torch
-from huggingface_hub import constants
 
-from hssl_hf.publish import hub as hub_module
 from hssl_hf.publish import parity
 from hssl_hf.publish.export import CardContext
 from hssl_hf.publish.hub import stage
 from tests.conftest import tiny_model, tiny_views
-from tests.hub_server.server import HubServer
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(hub_module, "FIRST_PAUSE", 0.0)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import transformers
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -37,7 +37,6 @@ def published(request, hub, tmp_path, unchecked, monkeypatch):
     """Name of the architecture, the model, and its repository pushed to the Hub, whose cache is empty."""
     model = ARCHITECTURES[request.param]().eval()
     push(stage(model, tmp_path / "push", context=CardContext(repository="user/name")), "user/name", token=TOKEN, private=True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return request.param, model
 

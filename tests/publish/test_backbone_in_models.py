@@ -94,7 +94,6 @@ def test_maps_come_from_the_hub_with_a_token_and_offline_from_its_cache(hub, tmp
     model = MODELS["vit"]().eval()
     staged = stage(model, tmp_path / "push", context=CardContext(repository="user/name"))
     push(staged, "user/name", token=TOKEN, private=True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     pixels = torch.randn(1, 3, 512, 512)
     expected = feature_maps(model.get_network().base, pixels)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard
 
 from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.publish import model_card
@@ -54,9 +54,8 @@ def test_the_stricter_of_card_and_configuration_counts(tmp_path):
     assert read_origin(str(tmp_path), declared="apache-2.0").license == "mit"
 
 
-def test_license_of_a_repository_and_its_commit(hub, staged, tmp_path, monkeypatch):
+def test_license_of_a_repository_and_its_commit(hub, staged, monkeypatch):
     """Of the branch that is named, and of main where that has no card; a relative link leads to the repository."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     commits = push(staged, "user/name", token=TOKEN)
     assert read_origin("user/name", "training", commits["training"].oid) == Origin(
@@ -72,8 +71,7 @@ def test_license_of_a_repository_and_its_commit(hub, staged, tmp_path, monkeypat
     assert read_origin("user/name", "timm", without.oid).license_name == "my-nc-license"
 
 
-def test_initial_weights_from_the_hub_have_the_commit_of_their_branch(hub, staged, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+def test_initial_weights_from_the_hub_have_the_commit_of_their_branch(hub, staged, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     commits = push(staged, "user/name", token=TOKEN)
     for kind, where in (("main", "user/name"), ("timm", "user/name@timm"), ("training", "user/name@training")):

@@ -1,12 +1,14 @@
 """Loading a backbone of any library as an encoder, the same without training, and raw pixels as a lower baseline."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 
@@ -161,8 +163,27 @@ def _is_own(config: PreTrainedConfig) -> bool:
     return type(config).__module__.startswith("hssl_hf.")
 
 
-def _reading(name: str):
-    return reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor")
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Convert what libraries raise about a repository or folder into a message that names it."""
+    with reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor"):
+        try:
+            yield
+        except OSError as error:
+            if not _lacks_access(error):
+                raise
+            raise UserError(
+                f"the Hub did not let {name!r} be read with the token that was given, or without one; request access on its "
+                "page if it is gated, then log in by `hf auth login` or give a token that has access"
+            ) from error
+
+
+def _lacks_access(error: BaseException | None) -> bool:
+    """Whether the Hub refused, for want of a token with access; a repository that it hides looks like one that is missing."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__ or error.__context__
+    is_hidden = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+    return error is not None and not is_hidden and error.response.status_code in (401, 403)
 
 
 def _require_weights(report: dict, model_type: str, name: str) -> None:
