@@ -66,7 +66,7 @@ def test_a_declaration_in_words():
         ({"name": "x", "free": {1: 2}}, ["free: expected names with values"]),
         ({"name": "x", "free": {"a": object()}}, ["free.a: expected"]),
         ({"name": "x", "inner": {"chance": 10**400}}, ["inner.chance: expected a number from 0 to 1"]),
-        ({"count": 1}, ["name: expected text", "got nothing"]),
+        ({"count": 1}, ["name: expected text", "it is missing"]),
     ],
 )
 def test_other_values_are_refused_by_name(values, words):

@@ -42,18 +42,23 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_similar_photographs_in_five_lines(tmp_path, monkeypatch, forked_parity):
-    """The first block, with a network of one block and four steps, on images of the embedded sample."""
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Images of the embedded sample, in a folder of the working directory."""
     rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="test", streaming=True).take(16)
     (tmp_path / "photos").mkdir()
     for number, row in enumerate(rows):
         row["image"].convert("RGB").save(tmp_path / "photos" / f"{number:02d}.png")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_similar_photographs_in_five_lines(photos, monkeypatch, forked_parity):
+    """The first block, with a network of one block and four steps, on images of the embedded sample."""
     tiny = {"model.backbone_kwargs": {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 1, "weight_init": "moco"}}
     tiny |= {"optim.epochs": 4, "optim.batch_size": 8, "optim.warmup_epochs": 1, "optim.mixed_precision": "no"}
     tiny |= {"data.num_workers": 0, "model.projection_hidden_size": 16, "model.projection_size": 8}
     block = python_blocks()[0]
     assert len(block.partition("\n\n")[2].strip().splitlines()) == 5
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hssl_hf, "pretrain", partial(hssl_hf.pretrain, overrides=tiny))
     scope = {}
     exec(block, scope)
@@ -68,8 +73,17 @@ def test_python_of_the_readme_runs():
     scope = {}
     exec(blocks[2].replace('backbone="vit_small', 'backbone_kwargs={"depth": 1}, backbone="vit_small'), scope)
     assert scope["model"].config.auxiliary == "convnext" and scope["siamese"].config.target == "feature"
-    exec(blocks[3].partition("Trainer(model")[0], scope)
-    assert scope["callbacks"][0].momentum == (0.996, 1.0) and callable(scope["collate_views"])
+
+
+def test_the_trainer_of_transformers_trains_as_the_readme_shows(photos, monkeypatch):
+    momenta = []
+    monkeypatch.setattr(hssl_hf.HSSLForPreTraining, "update_teacher", lambda _, momentum: momenta.append(momentum))
+    tiny = {"backbone_kwargs": {"patch_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 1}, "num_prototypes": 16}
+    quick = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
+    quick["dataloader_pin_memory"] = False
+    block = python_blocks()[3].replace('objective="dino"', f'objective="dino", **{tiny}')
+    exec(block.replace("remove_unused_columns", f"**{quick}, remove_unused_columns"), {})
+    assert momenta == pytest.approx([0.996, 0.998])
 
 
 def test_every_folder_is_explained():

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hssl_hf.cli.api import evaluate, export, pretrain, search_heads
     from hssl_hf.convert import convert_checkpoint
     from hssl_hf.engine.trainer_callback import TeacherUpdateCallback, collate_views
-    from hssl_hf.models.auto import register
     from hssl_hf.models.configuration_head_search import HeadSearchConfig
     from hssl_hf.models.configuration_hssl import HSSLConfig
     from hssl_hf.models.configuration_mae import HSSLMAEConfig
@@ -49,7 +48,6 @@ __all__ = [
     "export",
     "export_backbone",
     "pretrain",
-    "register",
     "search_heads",
 ]
 _MODULES = {  # of the public names that are not classes of models
@@ -57,14 +55,12 @@ _MODULES = {  # of the public names that are not classes of models
     "collate_views": "engine.trainer_callback",
     "convert_checkpoint": "convert",
     "export_backbone": "publish.export",
-    "register": "models.auto",
     **dict.fromkeys(("evaluate", "export", "pretrain", "search_heads"), "cli.api"),
 }
 
 
 def __getattr__(name: str):
     auto = import_module("hssl_hf.models.auto")
-    auto.register()
     if name in _MODULES:
         return getattr(import_module(f"hssl_hf.{_MODULES[name]}"), name)
     classes = auto.classes_in("configuration_") | auto.classes_in("modeling_")

@@ -65,7 +65,7 @@ def reading(path: object, advice: str = "", error_class: type[UserError] = UserE
     except UserError:
         raise
     except Exception as error:
-        advice = advice or "bring it back from a copy, or name another"
+        advice = advice or "restore it from a backup, or name another"
         if getattr(error, "errno", None) in FULL:
             advice = "make room on the disk, such as that of the cache (HF_HOME)"
         raise error_class(f"{path} cannot be read: {reason(error)}; {advice}") from error

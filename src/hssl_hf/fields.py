@@ -153,7 +153,7 @@ def make(kind: type[Section], tree, name: str = "") -> Section:
                 raise FieldError(f"{str(key)[:100]}: unknown key. {kind.nearest(key)}")
         for field in fields(kind):
             if field.name not in tree and field.default is MISSING and field.default_factory is MISSING:
-                raise FieldError(f"{field.name}: expected {describe(declarations[field.name])}, got nothing")
+                raise FieldError(f"{field.name}: expected {describe(declarations[field.name])}, but it is missing")
         return kind(**tree)
     except FieldError as error:
         raise error.below(name) from None

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 import hssl_hf
 from hssl_hf.cli import main as cli
@@ -15,7 +16,7 @@ from tests.processes import Program
 SHORT = {"optim.epochs": 0.0064, "run.logging_steps": 1, "data.num_workers": 0}  # 4 steps
 
 
-def test_pretrain_is_the_command(tmp_path):
+def test_pretrain_and_export_are_the_commands(tmp_path, unchecked):
     overrides = {key: parse(value, key) for key, value in (setting.split("=", 1) for setting in TINY)}
     code = "import json, sys, hssl_hf; print(hssl_hf.pretrain(**json.loads(sys.argv[1])))"
     short = SHORT | {"run.export": False}
@@ -30,6 +31,20 @@ def test_pretrain_is_the_command(tmp_path):
     ours, theirs = (weights(tmp_path / name, step=4) for name in ("python", "command"))
     assert losses(tmp_path / "python") == losses(tmp_path / "command") and len(losses(tmp_path / "python")) == 4
     assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert hssl_hf.export(tmp_path / "python") == tmp_path / "python" / "export"
+    assert cli.main(["export", str(tmp_path / "command"), str(tmp_path / "command" / "export")]) == 0
+    ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("python", "command"))
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_search_heads_is_the_command(monkeypatch):
+    """That ends as it does for the command, with the candidates read of its folder."""
+    asked = []
+    monkeypatch.setattr("hssl_hf.cli.api.search_with", lambda *arguments: asked.append(arguments) or (0, "folder"))
+    monkeypatch.setattr("hssl_hf.experiments.head_search.rank", lambda folder: [folder])
+    assert hssl_hf.search_heads(overrides={"seed": 3}, candidates=["vit", "swin"], data_fraction=0.5) == ["folder"]
+    ((recipe, name, *options),) = asked
+    assert (recipe.seed, name, options) == (3, "quickstart", [["vit", "swin"], 0.5, 1])
 
 
 def test_images_of_the_user_replace_those_of_the_recipe_and_leave_its_probe_out(monkeypatch):

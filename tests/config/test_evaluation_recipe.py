@@ -19,7 +19,7 @@ def test_a_recipe_and_what_replaces_its_values(tmp_path):
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("protocol: linear\ndata: {path: folder}", [], "recipe of the protocol 'linear', got 'knn'"),
+        ("protocol: linear\ndata: {path: folder}", [], "recipe of the protocol 'linear', but 'knn' was requested"),
         ("protocol: knn", [], "name the images"),
         ("protocol: knn\ndata: {path: folder}", ["knn.num_neighbors=[20, 10]"], "in ascending order"),
         ("protocol: knn\ndata: {path: folder}", ["knn.num_neighbors=20"], "expected a list"),

@@ -4,14 +4,12 @@ import pytest
 import torch
 import yaml
 
-import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
 from hssl_hf.config.recipe_files import recipes
 from hssl_hf.pretraining.setup import build_method
 from hssl_hf.pretraining.training_schedule import TrainingSchedule
 from tests.conftest import ROOT
 
-hssl_hf.register()
 RECIPES = recipes()
 
 
@@ -193,9 +191,9 @@ def write(tmp_path: Path, text: str) -> Path:
         ("", ["model.image_size=64"], "set that instead"),
         ("", ["seed"], "expected an override of the form a.b=c, got 'seed'"),
         ("", ["seed.x=1"], "^seed: expected a whole number from 0 .*, got {'x': 1}"),
-        ("optim: {epochs: 3", [], "is no YAML"),
+        ("optim: {epochs: 3", [], "not valid YAML"),
         ("- 1", [], r"expected sections with keys, got \[1\]"),
-        ("", ["optim.betas=[0.9"], "the value is no YAML"),
+        ("", ["optim.betas=[0.9"], "not valid YAML"),
         ("model: {model_type: mea}", [], "model.model_type: expected one of"),
         ("model: {model_type: siamese_im, auxiliary: vit}", [], "^model.auxiliary: unknown key"),
         ("views: 3", [], "views: expected a section with keys, got 3"),

@@ -17,8 +17,6 @@ from hssl_hf.models.auto import configuration_classes
 from tests.config.draws import conditions_of, inside, options_of, outside, split
 from tests.faults import refused
 
-hssl_hf.register()
-
 
 def fields_of(section: type[Section], prefix: str = "") -> dict[str, object]:
     """Declarations of a section and of those in it, by their keys."""

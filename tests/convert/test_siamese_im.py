@@ -237,7 +237,7 @@ def test_the_method_of_a_fine_tuned_checkpoint_is_that_of_its_positions(state, t
     assert "set --method siamese_im or mae" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "x"), *FLAGS, "--method", "mae"]) == 0
     assert main(["convert", str(tmp_path / "unknown.pth"), str(tmp_path / "y"), *FLAGS, "--method", "dino"]) == 2
-    assert "are read of siamese_im and mae, got the method 'dino'" in capsys.readouterr().err
+    assert "can be converted for siamese_im and mae only, got the method 'dino'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["fc_norm.weight", "head.bias", "blocks.0.attn.qkv.weight"])

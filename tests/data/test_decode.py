@@ -321,7 +321,7 @@ def test_tiffs_of_32_bits_are_refused(values, channels):
 def test_other_formats_are_refused_whatever_they_are_called(data, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", None)  # Ghostscript would be started
     monkeypatch.setattr("subprocess.check_call", None)
-    with refused("no image of a format that is read", "PNG"):
+    with refused("not an image of a format that can be read", "PNG"):
         decode(data)
 
 

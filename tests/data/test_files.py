@@ -163,7 +163,7 @@ def test_outputs_are_checked_before_any_work(name, tmp_path):
 def test_folders_are_checked_before_any_work(tmp_path, monkeypatch):
     require_writable(tmp_path / "new" / "folder")
     (tmp_path / "file").write_text("")
-    with refused(str(tmp_path / "file" / "folder"), "is no folder"):
+    with refused(str(tmp_path / "file" / "folder"), "is not a folder"):
         require_writable(tmp_path / "file" / "folder")
     monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser of a container may write everywhere
     with refused("without write permission"):

@@ -47,7 +47,7 @@ def test_another_number_of_workers_continues_without_loss_or_repetition(tmp_path
     seen += [image for batch in islice(second, 30) for image in batch]
     counts = Counter(seen)
     assert all(counts[epoch, f"{number}.png"] == 1 for epoch in (0, 1) for number in range(50)) and max(counts.values()) == 1
-    assert ("resuming with" in caplog.text) == (before != after)
+    assert ("is resumed with" in caplog.text) == (before != after)
 
 
 def test_the_number_of_workers_and_the_limit_of_damage_may_change_when_a_run_is_resumed():

@@ -34,7 +34,7 @@ def test_one_process_is_fine(alone, monkeypatch):
 @pytest.mark.parametrize("form", [["--num_processes", "2"], ["--num-processes=2", "--cpu"], ["--cpu", "--num_processes=2"]])
 def test_a_launcher_that_starts_fewer_is_caught(alone, monkeypatch, form):
     parent(monkeypatch, *form, "train.py")
-    with pytest.raises(LaunchError, match=r"2 processes were requested, but this one sees 1") as error:
+    with pytest.raises(LaunchError, match=r"2 processes were requested, but the process group has 1") as error:
         check_launch(alone)
     assert "hssl-hf pretrain --launch '--config_file cpu --num_processes 2'" in str(error.value)
 
@@ -49,7 +49,7 @@ def test_a_configuration_file_counts_too(alone, monkeypatch, tmp_path):
 
 def test_processes_that_believe_to_be_alone_are_caught(alone, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LaunchError, match="2 processes were requested, but this one sees 1 and 1 respond"):
+    with pytest.raises(LaunchError, match="2 processes were requested, but the process group has 1, of which 1 responded"):
         check_launch(alone)
 
 

@@ -53,7 +53,7 @@ def test_differences_are_paired_image_by_image(tmp_path):
 @pytest.mark.fault("comparisons")
 def test_what_cannot_be_compared(tmp_path):
     first = write(tmp_path / "a", record("a", 50.0))
-    with refused("is no evaluation", "--output"):
+    with refused("is not an evaluation", "--output"):
         compare([first, tmp_path / "nowhere"], tmp_path / "comparison")
     with refused("different images", "200", "100"):
         compare([first, write(tmp_path / "b", record("b", 50.0, n=100))], tmp_path / "comparison")

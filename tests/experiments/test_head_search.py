@@ -31,7 +31,7 @@ def test_recipe_of_a_search_is_the_same_but_for_head_and_fraction():
 
 
 def test_what_cannot_be_searched_is_refused():
-    with pytest.raises(RecipeError, match=r"for HSSL alone, got model\.model_type='siamese_im'"):
+    with pytest.raises(RecipeError, match=r"only for HSSL, got model\.model_type='siamese_im'"):
         search_recipe(load_recipe(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"), None, 0.1)
     with pytest.raises(RecipeError, match="above 0 and up to 1, got 0"):
         search_recipe(load_recipe(QUICKSTART), None, 0.0)
@@ -64,9 +64,9 @@ def test_the_most_different_head_wins(tmp_path):
 CURVES = {  # discrepancies of vit, swin and resmlp over twenty lines -> the words on the screen
     "far apart": (lambda step: (3.0, 2.0, 1.0), "settled: vit leads throughout the second half"),
     "two steps": (lambda step: (3.0, 2.0, 1.0) if step < 2 else None, "not settled: the log has too few lines"),
-    "crossing": (lambda step: (step, 15.0, 1.0), "not settled: curves cross: vit is ahead of swin in 2 of 5 parts"),
+    "crossing": (lambda step: (step, 15.0, 1.0), "not settled: curves cross: vit is ahead of swin in 2 of 5 intervals"),
     "approaching": (lambda step: (20.0, step * 0.9, 1.0), "not settled: swin is catching up with vit"),
-    "noisy": (lambda step: (3.0 + step % 2, 2.9 + step % 2, 1.0), "not settled: vit is ahead of swin by less than both vary"),
+    "noisy": (lambda step: (3.0 + step % 2, 2.9 + step % 2, 1.0), "not settled: vit leads swin by less than both vary"),
     "the third catches up": (lambda step: (20.0, 18.9, step * 0.9), "not settled: resmlp is catching up with vit"),
 }
 
@@ -88,7 +88,7 @@ def test_the_screen_shows_whether_the_ranking_has_settled(tmp_path, name):
 
 @pytest.mark.fault("widths of heads")
 @pytest.mark.parametrize(
-    ("family", "width", "words"), [("vit", 40, "64 or 32 divides"), ("swin", 40, "64 or 32"), ("resnet", 3, "at least 4")]
+    ("family", "width", "words"), [("vit", 40, "divisible by 64 or 32"), ("swin", 40, "64 or 32"), ("resnet", 3, "at least 4")]
 )
 def test_a_width_that_a_family_cannot_take_names_the_family(family, width, words):
     changes = {"auxiliary": family, "auxiliary_hidden_size": width, "auxiliary_depth": 1}

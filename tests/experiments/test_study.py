@@ -50,9 +50,12 @@ def test_variants_of_a_seed_start_from_one_base():
     [
         ("recipe: a.yaml\nbaseline: x\nvariants: {y: []}", r"\['x'\] are not among the variants"),
         ("recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nheads: [z]", r"\['z'\] are not among the variants"),
-        ("recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nsearches: {y: 0.1}", r"\['y'\] are names of variants and of"),
+        (
+            "recipe: a.yaml\nbaseline: y\nvariants: {y: []}\nsearches: {y: 0.1}",
+            r"\['y'\] are used both as variants and as searches",
+        ),
         ("recipe: a.yaml\nbaseline: y\nvariant: {y: []}", "Did you mean 'variants'"),
-        ("recipe: [", "the value is no YAML"),
+        ("recipe: [", "not valid YAML"),
     ],
 )
 def test_inconsistent_studies_are_refused(tmp_path, text, message):

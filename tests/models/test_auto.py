@@ -19,9 +19,6 @@ class RotationConfig(PreTrainingConfig):
     model_type = "rotation"
     citation = "@inproceedings{gidaris2018rotation}"
 
-    freeze_patch_embed: bool = False
-    sincos_position_embeddings: bool = False
-
     def describe(self):
         return "RotNet", "prediction of rotations (arXiv 1803.07728)"
 

@@ -44,7 +44,7 @@ def test_unknown_keys_of_a_file_are_ignored_with_a_warning(tmp_path, caplog, con
         with caplog.at_level(logging.WARNING):
             config = load(tmp_path)
         assert type(config) is config_class and config.drop_path_rate == 0.25 and not hasattr(config, "of_a_later_version")
-        assert f"{config_class.__name__} does not have in a configuration file: of_a_later_version" in caplog.text
+        assert f"a configuration file that {config_class.__name__} does not have: of_a_later_version" in caplog.text
     assert config_class.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 

@@ -39,11 +39,11 @@ def test_round_trip(tmp_path):
         ({"visible_patches_only": True, "auxiliary": None}, "visible_patches_only: expected a base alone at the image level"),
         (
             {"objective": "dino", "auxiliary": None, "shallow_block": 1, "visible_patches_only": True},
-            "shallow_block: expected null together with visible_patches_only",
+            "shallow_block: expected null, since it cannot be combined with visible_patches_only",
         ),
         (
             {"objective": "dino", "auxiliary": None, "cls_supervision": ["base->base", "base->shallow"]},
-            "needs shallow_block, the block that is meant",
+            "needs shallow_block, the block that is supervised",
         ),
         (
             {"objective": "dino", "cls_supervision": ["auxiliary->base"], "patch_supervision": []},

@@ -128,6 +128,8 @@ def test_low_precision_weights(name, dtype):
     output.loss.backward()
     model.update_teacher(0.9)
     assert all(value.isfinite().all() for value in model.state_dict().values())
+    features = AutoModel.from_config(model.config, dtype=dtype)(arguments["pixel_values"][0].to(dtype)).pooler_output
+    assert features.dtype == dtype and features.isfinite().all()
 
 
 @pytest.mark.parametrize("objective", ["dino", "moco_v3"])
@@ -201,6 +203,17 @@ def test_flags_are_true(name):
     assert model.student.base.model.blocks[0].attn.fused_attn
     with pytest.raises(ValueError, match=r"[Ff]lash"):
         model.set_attn_implementation("flash_attention_2")
+
+
+def test_attention_of_swin_is_what_the_configuration_names():
+    model, views = BASES["swin"](), tiny_views(size=64, local=0, grid=None)
+    attention = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    assert model.config._attn_implementation == "sdpa" and attention and all(module.fused_attn for module in attention)
+    model.eval()
+    fused = model(**views).loss
+    model.set_attn_implementation("eager")
+    assert not any(module.fused_attn for module in attention)
+    torch.testing.assert_close(model(**views).loss, fused)
 
 
 def test_attention_is_chosen_when_a_model_is_loaded(tmp_path):

@@ -117,5 +117,5 @@ def test_coordinates_are_the_positions_of_the_patches_in_the_image(visible, targ
 
 
 def test_fixed_positions_need_a_width_that_four_divides():
-    with pytest.raises(ValueError, match="a width that 4 divides, got 10"):
+    with pytest.raises(ValueError, match="a width divisible by 4, got 10"):
         sincos_position_embedding((2, 2), 10)

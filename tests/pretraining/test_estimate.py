@@ -104,7 +104,7 @@ def test_sizes_of_0_are_refused(key):
 
 
 def test_impossible_launches_are_refused(followed):
-    with pytest.raises(RecipeError, match="does not divide into 3 processes"):
+    with pytest.raises(RecipeError, match="is not divisible by 3 processes"):
         estimate(recipe(), "ddp", processes=3)
     with pytest.raises(RecipeError, match=r"model\.auxiliary: expected one of 'convnext', .*, got 'convnet'"):
         estimate(recipe("model.auxiliary=convnet"))

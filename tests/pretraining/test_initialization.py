@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hssl_hf.pretraining.initialization import load_initial_weights
 from hssl_hf.publish import parity
@@ -92,6 +93,41 @@ def test_a_checkpoint_file_is_to_be_converted_first(tmp_path):
     torch.save({}, tmp_path / "mae.pth")
     with refused("mae.pth", "is a file", "hssl-hf convert"):
         load_initial_weights(tiny_model(), str(tmp_path / "mae.pth"))
+
+
+@pytest.mark.fault("damaged initial weights")
+@pytest.mark.parametrize("kind", ["main", "training"])
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda state, name: state.pop(name), "missing: {name}"),
+        (lambda state, name: state[name].fill_(float("nan")), "not finite: {name}"),
+        (lambda state, name: state.update({name: torch.ones(3)}), "of another shape: {name}"),
+        (lambda state, _: state.update({"adapter.weight": torch.ones(3)}), "unknown: adapter.weight"),
+        (lambda state, _: state.clear(), "missing"),
+    ],
+    ids=["missing", "no numbers", "shape", "unknown", "empty"],
+)
+def test_damaged_weights_are_refused_by_name(tmp_path, kind, spoil, word):
+    if kind == "main":
+        folder, name = export_backbone(tiny_model(), tmp_path / "base"), "layernorm.weight"
+    else:
+        folder, name = export_model(tiny_model(), tmp_path / "full"), "student.base.model.blocks.0.mlp.fc1.bias"
+    state = load_file(folder / "model.safetensors")
+    spoil(state, name)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with refused(str(folder), word.format(name=name)):
+        load_initial_weights(tiny_model(), str(folder))
+
+
+@pytest.mark.fault("damaged initial weights")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff\xfe" * 20], ids=["empty", "deep", "bytes"])
+def test_damaged_files_are_refused_by_the_folder(tmp_path, name, content):
+    folder = export_model(tiny_model(), tmp_path / "full")
+    (folder / name).write_bytes(content)
+    with refused(str(folder), "init_from"):
+        load_initial_weights(tiny_model(), str(folder))
 
 
 NC = "cc-by-nc-4.0"

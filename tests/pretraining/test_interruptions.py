@@ -206,7 +206,7 @@ def test_one_of_two_processes_is_killed(tmp_path, method):
     shutil.rmtree(part / "checkpoints" / "step-00000024")
     alone = start(part, "resume_from_checkpoint=auto", "data.num_workers=1", method=method)
     errors = alone.communicate()[1]
-    assert alone.returncode == 0 and "resuming with 1 processes a run of 2" in errors, errors
+    assert alone.returncode == 0 and "this run had 2 processes and is resumed with 1" in errors, errors
     assert len(losses(part)) == 24 and losses(part)[:20] == losses(tmp_path / "reference")[:20]
 
 
@@ -253,7 +253,7 @@ def test_a_run_is_resumed_where_its_images_have_moved_and_with_other_workers(tmp
     ends_well(CompletedProcess([], refused.returncode, "", errors), "data.path", "photos ->", "resume")
     resumed = start(folder, *settings, f"data.path={moved}")
     _, errors = resumed.communicate()
-    assert resumed.returncode == 0 and "resuming with 1 workers a run of 0" in errors, errors
+    assert resumed.returncode == 0 and "this run had 0 workers and is resumed with 1" in errors, errors
     assert "96 images in 3 folders, 0 left out" in errors
     assert len(losses(folder)) == 12
 

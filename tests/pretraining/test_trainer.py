@@ -170,7 +170,7 @@ def empty(folder):
             "(16, 16) pixels do not divide into patches",
         ),
         (["run.report_to=[nonesuch]"], "run.report_to: expected any of aim, clearml, comet_ml"),
-        (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than the stream, which has 9 images"),
+        (["data.path={tmp}/few", "data.images_per_epoch=null"], "batch_size=16 is larger than an epoch, which has 9 images"),
         (
             ["data.path={tmp}/few", "data.images_per_epoch=10000"],
             "only 9 images in a pass for worker 1 of 1, but a batch needs 16",

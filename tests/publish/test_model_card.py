@@ -233,12 +233,12 @@ def test_title_has_the_real_size(changes, title):
         ({"path": "user/images", "init_from": "user/before@training"}, None),
     ],
 )
-def test_only_a_recipe_whose_paths_are_complete_repeats_the_run(paths, named):
+def test_only_a_recipe_whose_paths_are_complete_reproduces_the_run(paths, named):
     recipe = {"init_from": paths.pop("init_from", None), "data": paths}
     content = model_card.render({**facts(), "recipe": recipe})
     assert "`hssl-hf` (`pip install hssl-hf`)" in content
-    assert ("reproduces the run" in content) == (named is None) == ("alone does not repeat the run" not in content)
-    assert named is None or f"repeat the run: {named} not on the" in content
+    assert ("processes reproduces the run" in content) == (named is None) == ("alone does not reproduce the run" not in content)
+    assert named is None or f"reproduce the run: {named} not on the" in content
 
 
 HOSTILE = "a|b`<img src=x>[c](http://evil)\n# heading"

@@ -29,4 +29,4 @@ def attention_heads(width: int) -> int:
     for channels in (64, 32):
         if width % channels == 0:
             return width // channels
-    raise ValueError(f"its attention heads need a width that 64 or 32 divides, got {width}; set auxiliary_hidden_size")
+    raise ValueError(f"its attention heads need a width divisible by 64 or 32, got {width}; set auxiliary_hidden_size")

@@ -77,7 +77,7 @@ def evaluate(
 
     Args:
         export: exported folder or Hub repository.
-        protocol: "knn" or "linear".
+        protocol: "knn", "linear" or "label_free".
         data: folder, Hub dataset or URL of the images.
         overrides: further values, as on the command line: {"data.test_split": "validation", "linear.epochs": 50}.
         results: file of JSON lines to which the records are added.

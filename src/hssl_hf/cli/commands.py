@@ -83,12 +83,12 @@ def estimate(
     engine: Annotated[Literal["single", "ddp", "fsdp2", "zero1", "zero2"], Option(help="Distributed strategy.")] = "ddp",
     processes: Annotated[int, Option(help="Number of processes, from 1.")] = 1,
     device_memory: Annotated[
-        float | None, Option(metavar="GIB", help="Memory of a device, above 0 (default: of this one).")
+        float | None, Option(metavar="GIB", help="Memory of a device, above 0 (default: that of this machine).")
     ] = None,
     device_tflops: Annotated[
         float | None, Option(metavar="T", help="TFLOP/s of a device in training, above 0 (default: measured here).")
     ] = None,
-    output: Annotated[Path | None, Option(metavar="RUN", help="Keep the estimate in the folder of the run.")] = None,
+    output: Annotated[Path | None, Option(metavar="RUN", help="Write the estimate to RUN/estimate.json, too.")] = None,
 ) -> None:
     """Estimate memory and time of a recipe before a launch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
@@ -188,7 +188,7 @@ def push(
     run: Run,
     repository: Annotated[str, Argument(help="user/name")],
     private: Annotated[bool | None, Option("--private", help="Create a private repository.")] = None,
-    token: Annotated[str | None, Option(help="Default: that of `hf auth login` or HF_TOKEN.")] = None,
+    token: Annotated[str | None, Option(help="Token of the Hub (default: from `hf auth login` or HF_TOKEN).")] = None,
     revision: Annotated[str, Option(help="Branch of the stock model.")] = "main",
     create_pr: Annotated[bool, Option("--create-pr", help="Open pull requests instead of committing.")] = False,
     commit_message: Annotated[str, Option(help="Title of the commits.")] = "Upload a pre-trained backbone",
@@ -222,8 +222,10 @@ def convert(
     for_pretraining: Annotated[
         bool, Option("--for-pretraining", help="Write the model for pre-training instead, with teacher and heads.")
     ] = False,
-    num_attention_heads: Annotated[int | None, Option(help="Of the encoder (default: by its width).")] = None,
-    decoder_num_attention_heads: Annotated[int, Option(help="Of projector and decoder.")] = 16,
+    num_attention_heads: Annotated[
+        int | None, Option(help="Attention heads of the encoder (default: 12 for MoCo v3, else by its width).")
+    ] = None,
+    decoder_num_attention_heads: Annotated[int, Option(help="Attention heads of projector and decoder.")] = 16,
 ) -> None:
     """Convert an official checkpoint to a folder that transformers loads."""
     from hssl_hf.convert import convert_checkpoint
@@ -242,7 +244,7 @@ def report(
     print(write_report(run, output))
 
 
-def replay(capture: Annotated[Path, Argument(help="RUN/captures/step-..., as named by the error of the run.")]) -> None:
+def replay(capture: Annotated[Path, Argument(help="RUN/captures/step-..., which the error message names.")]) -> None:
     """Replay a step whose gradients were not finite."""
     from hssl_hf.pretraining.replay import replay as library
 

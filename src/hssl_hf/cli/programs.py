@@ -32,11 +32,11 @@ Baselines = Annotated[
 ]
 Revision = Annotated[str | None, Option(help="Branch, tag or commit of a repository, such as training.")]
 Estimate = Annotated[bool, Option("--estimate", help="Estimate time, memory and disk on a few images instead.")]
-Token = Annotated[str | None, Option(help="Of the Hub (default: that of `hf auth login` or HF_TOKEN).")]
+Token = Annotated[str | None, Option(help="Token of the Hub (default: from `hf auth login` or HF_TOKEN).")]
 EvaluationOutput = Annotated[Path | None, Option(help="Folder for records and predictions, which `hssl-hf compare` reads.")]
 Results = Annotated[Path | None, Option(help="File of JSON lines to which the records are added.")]
-Subject = Annotated[str | None, Option(help="Name of the model in the records (default: the model).")]
-TrainingSeed = Annotated[int, Option(help="Seed of its training, for the records.")]
+Subject = Annotated[str | None, Option(help="Name of the model in the records (default: MODEL as given).")]
+TrainingSeed = Annotated[int, Option(help="Seed of its training, for the records; also of the untrained backbone.")]
 Depth = Annotated[int, Option(help="Blocks of every candidate.")]
 
 
@@ -152,13 +152,11 @@ def train(recipe, folder: Path, take_over: bool = False) -> tuple[int, bool]:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # a copy of small gradients
     import transformers
 
-    import hssl_hf
     from hssl_hf.data.loader import worker_errors_as_stream_errors
     from hssl_hf.engine.distributed import ended_peers_as_errors
     from hssl_hf.pretraining.trainer import PreTrainer
     from hssl_hf.runs.run_lock import RunLock
 
-    hssl_hf.register()
     transformers.logging.disable_progress_bar()
     lock = RunLock(folder, take_over)
     with stopping_signals() as signals, lock, worker_errors_as_stream_errors(), ended_peers_as_errors():

@@ -49,7 +49,9 @@ def load_evaluation_recipe(protocol: str | None, path: Path | None, overrides: l
         override(tree, text)
     recipe = build(EvaluationRecipe, tree)
     if protocol not in (None, recipe.protocol):
-        raise RecipeError(f"{path} is a recipe of the protocol {recipe.protocol!r}, got {protocol!r}; name one of them")
+        raise RecipeError(
+            f"{path} is a recipe of the protocol {recipe.protocol!r}, but {protocol!r} was requested; give a recipe of that"
+        )
     if recipe.data.path is None:
         raise RecipeError("name the images to evaluate on, for example data.path=uoft-cs/cifar10")
     return recipe

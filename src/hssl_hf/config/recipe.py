@@ -136,8 +136,8 @@ class Recipe(Section):
         resume_from_checkpoint: "auto" continues from the newest checkpoint of the output folder; "never" refuses a
             folder that has one.
         model: arguments of the model's configuration that differ from its defaults; model_type names the method, one of
-            those in `hssl_hf.models` (hssl, mae, siamese_im, hssl_search). `backbone_kwargs: {in_chans: 1}` sets the number of
-            channels, which views, decoding, targets and export follow (`hssl_hf.data.channels`).
+            those in `hssl_hf.models` (hssl, hssl_mae, siamese_im, hssl_search). `backbone_kwargs: {in_chans: 1}` sets the
+            number of channels, which views, decoding, targets and export follow (`hssl_hf.data.channels`).
     """
 
     seed: Seed = 0
@@ -189,8 +189,8 @@ class Recipe(Section):
         images, rest = divmod(self.optim.batch_size, processes * self.optim.gradient_accumulation_steps)
         if rest or not images:
             raise RecipeError(
-                f"optim.batch_size={self.optim.batch_size} does not divide into {processes} processes × "
-                f"{self.optim.gradient_accumulation_steps} accumulated parts"
+                f"optim.batch_size={self.optim.batch_size} is not divisible by {processes} processes × "
+                f"{self.optim.gradient_accumulation_steps} micro-batches (optim.gradient_accumulation_steps)"
             )
         return images
 

@@ -76,7 +76,7 @@ def parse(text: str, where: str):
     except RecursionError:
         raise RecipeError(f"{where}: expected a few levels, got values nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{where}: the value is no YAML that a recipe may hold: {error}") from error
+        raise RecipeError(f"{where}: this is not valid YAML for a recipe: {error}") from error
 
 
 def dump(tree: dict) -> str:
@@ -153,7 +153,7 @@ def override(tree: dict, text: str) -> None:
     tree[last] = parse(value, shown(text))
     if "#" in value and _end_of_last_token(value) < len(value.rstrip()):
         raise RecipeError(
-            f"{shown(text)}: expected a value, got a comment, which # begins behind a space; quote the value: {key}='\"...\"'"
+            f"{shown(text)}: expected a value, got a comment: ' #' starts one in YAML; quote the value: {key}='\"...\"'"
         )
 
 

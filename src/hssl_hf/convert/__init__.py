@@ -156,7 +156,9 @@ def _convert(
 def _write_classifier(checkpoint: Checkpoint, folder: Path, method: str, num_heads: int | None, release: dict) -> None:
     """Write a fine-tuned checkpoint as a stock classifier, and verify the logits of what transformers loads."""
     if method not in CLASSIFIERS:
-        raise ConversionError(f"fine-tuned checkpoints are read of {' and '.join(CLASSIFIERS)}, got the method {method!r}")
+        raise ConversionError(
+            f"fine-tuned checkpoints can be converted for {' and '.join(CLASSIFIERS)} only, got the method {method!r}"
+        )
     model = classifier_from_siamese_im(checkpoint, num_heads)
     config = base_config(checkpoint.state, num_heads)
     size = config["image_size"]

@@ -56,7 +56,7 @@ def views_for_channels(views: "ViewConfig", channels: int) -> "ViewConfig":
     of_color = {f"views.{name}": value for name, value in of_color.items() if value and channels != 3}
     if channels == 1:
         if of_color:
-            logger.warning("no effect on images of one channel, set to 0: %s", ", ".join(of_color))
+            logger.warning("set to 0, since they have no effect on images of one channel: %s", ", ".join(of_color))
         replaced = zip((views.mean, views.std), default_normalization(3), default_normalization(1), strict=True)
         mean, std = (gray if value == rgb else value for value, rgb, gray in replaced)
         jitter = replace(jitter, saturation=0.0, hue=0.0)

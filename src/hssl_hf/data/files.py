@@ -163,7 +163,9 @@ def require_writable(folder: Path | str) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written: {existing} is no folder, or one without write permission; name another")
+        raise UserError(
+            f"{folder} cannot be written: {existing} is not a folder, or one without write permission; name another"
+        )
 
 
 def append_line(path: Path | str, values: dict) -> None:

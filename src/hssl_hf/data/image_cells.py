@@ -44,8 +44,8 @@ def image_bytes(image: "Mapping | None", source: "Source") -> bytes:
     location = normpath(join(root or "/", path))
     if not any(_is_below(location, folder) for folder in ([root] if root else _caches(source.path))):
         raise StreamError(
-            f"{source.path!r} names the file {printable(path)!r}, which is outside of it. Only files below the dataset's own "
-            "folder are read; move them there, or set data.path to a folder that holds both"
+            f"{source.path!r} refers to the file {printable(path)!r}, which is outside its folder. Only files below "
+            "the dataset's own folder are read; move them there, or set data.path to a folder that holds both"
         )
     try:
         return Path(location).read_bytes()
@@ -59,8 +59,8 @@ def _read_remote(path: str, source: "Source") -> bytes:
     is_remote = source.allow_remote_paths and last.split("://")[0] in SERVERS
     if not (below or is_remote) or any(hop.split("://")[0] not in ARCHIVES for hop in hops):
         raise StreamError(
-            f"{source.path!r} names the URL {printable(path, 300)!r}, which is outside of it. URLs are opened only with "
-            f"data.allow_remote_paths=true, which shows their servers who reads them, and only by {', '.join(SERVERS)}"
+            f"{source.path!r} refers to the URL {printable(path, 300)!r}, which is outside of it. URLs are opened only with "
+            f"data.allow_remote_paths=true, whose servers would then see the requests, and only by {', '.join(SERVERS)}"
         )
     try:
         with xopen(path, "rb", download_config=datasets.DownloadConfig(storage_options=web_options())) as file:

@@ -133,8 +133,8 @@ def worker_errors_as_stream_errors():
         if not received and "DataLoader worker" not in str(error):
             raise
         raise StreamError(
-            f"a data loader worker died, mostly for lack of memory: {error}\nStart again with resume_from_checkpoint=auto, "
-            "perhaps with smaller data.shuffle_buffer_size, or more shared memory (/dev/shm)."
+            f"a data loader worker died, usually because memory ran out: {error}\nStart again with "
+            "resume_from_checkpoint=auto, perhaps with smaller data.shuffle_buffer_size, or more shared memory (/dev/shm)."
         ) from error
 
 
@@ -156,7 +156,9 @@ def restore_loader(loader: StatefulDataLoader, positions: Sequence[Mapping], ran
         return
     if rank == 0 and len(positions) == world_size:
         before = " or ".join(map(str, sorted(workers)))
-        logger.warning("resuming with %d workers a run of %s: the order of images changes", loader.num_workers, before)
+        logger.warning(
+            "this run had %s workers and is resumed with %d: the order of images changes", before, loader.num_workers
+        )
     loader.dataset.reshard_from([state for of_process in states for state in of_process])
 
 

@@ -121,8 +121,9 @@ def _require_own_classes(dataset: Dataset | datasets.Dataset, files: Sequence[st
     orders = [getattr((features or {}).get(label_column), "names", None) for features in (own, dataset.features)]
     if None not in orders and orders[0] != orders[1]:
         raise StreamError(
-            f"the split {source.split or 'train'!r} of {source.path!r} numbers its classes as {shown(orders[0])}, others of "
-            f"the folder as {shown(orders[1])}; write them with the same ClassLabel, or put each split in a folder of its own"
+            f"the split {source.split or 'train'!r} of {source.path!r} numbers its classes in the order {shown(orders[0])}, "
+            f"other splits of the folder in the order {shown(orders[1])}; write them with the same ClassLabel, or put each "
+            "split in a folder of its own"
         )
 
 
@@ -222,7 +223,7 @@ def count_images(source: Source, dataset: Dataset | None = None) -> int:
     if chosen is None and (declared := _declared_count(source, dataset)):
         return declared
     if not is_local and source.streaming:
-        raise StreamError(f"{source.path!r} does not hold how many images it has; set it with data.images_per_epoch=...")
+        raise StreamError(f"{source.path!r} does not record its number of images; set it with data.images_per_epoch=...")
     if chosen is None:
         return (
             len(dataset) if isinstance(dataset, LocalDataset) else sum(len(b["image"]) for b in dataset.iter(batch_size=1024))

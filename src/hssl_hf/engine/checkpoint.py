@@ -75,8 +75,8 @@ class CheckpointManager:
         if damaged:
             names = "\n  ".join(f"{path.name}: {damage}" for path, damage in sorted(damaged.items())[:10])
             raise CheckpointError(
-                f"expected a valid checkpoint in {self.folder}, but all of its {len(damaged)} are damaged:\n  {names}\nBring "
-                "one back from a copy, or start a new run with another run.output_dir; to start at step 0 here, remove them"
+                f"expected a valid checkpoint in {self.folder}, but all of its {len(damaged)} are damaged:\n  {names}\nRestore "
+                "one from a backup, or start a new run with another run.output_dir; to start at step 0 here, remove them"
             )
         return None
 
@@ -211,7 +211,7 @@ def _damage(path: Path) -> str:
 
 def _report_damaged(path: Path, damage: str, quarantine: bool) -> None:
     if not quarantine:
-        logger.warning("the checkpoint %s is damaged (%s); an earlier one is taken", path.name, damage)
+        logger.warning("the checkpoint %s is damaged (%s); an earlier one is used", path.name, damage)
         return
     quarantined = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(quarantined, ignore_errors=True)

@@ -151,9 +151,9 @@ def _deepspeed_plugin(bf16: bool, accumulate: int, images_per_process: int) -> D
         raise LaunchError(f"DeepSpeed is not installed; pip install 'hssl-hf[deepspeed]' ({error})") from error
     if plugin.zero_stage not in (1, 2):
         raise LaunchError(
-            f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows full weights, which stage 3 keeps in pieces, and "
+            f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows full weights, which stage 3 partitions, and "
             "gathering them in every step costs more than it saves. Use --config_file deepspeed_zero1 or "
-            "deepspeed_zero2, or fsdp2, which shards the weights of the teacher alike"
+            "deepspeed_zero2, or fsdp2, which shards the weights of the teacher, too"
         )
     config = plugin.deepspeed_config
     config["train_micro_batch_size_per_gpu"] = images_per_process

@@ -56,8 +56,8 @@ def check_launch(accelerator: Accelerator, mixed_precision: str = "no") -> None:
         where = f" on each of the {machines} machines, with its number from 0 and the address of the first"
         command += f" --num_machines {machines} --machine_rank NUMBER --main_process_ip ADDRESS --main_process_port 29500"
     raise LaunchError(
-        f"{requested} processes were requested, but this one sees {accelerator.num_processes} and {connected} respond "
-        f"(mode {accelerator.distributed_type}). Start them{where} with\n"
+        f"{requested} processes were requested, but the process group has {accelerator.num_processes}, of which "
+        f"{connected} responded (mode {accelerator.distributed_type}). Start them{where} with\n"
         f"    hssl-hf pretrain --launch '{command}' ..."
     )
 

@@ -65,7 +65,7 @@ def _exit_code(codes: list[int], received: list[int]) -> int:
     if killed := [-code for code in codes if code < 0 and -code not in (*received, signal.SIGTERM)]:
         name = signal.Signals(killed[0]).name
         print(
-            f"error: a process of the run was killed by {name}, mostly for lack of memory; continue with "
+            f"error: a process of the run was killed by {name}, usually because memory ran out; continue with "
             "resume_from_checkpoint=auto", file=sys.stderr,
         )  # fmt: skip
         return 128 + killed[0]

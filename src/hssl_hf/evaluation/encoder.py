@@ -1,19 +1,18 @@
 """Loading a backbone of any library as an encoder, the same without training, and raw pixels as a lower baseline."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from hssl_hf.errors import UserError, reading
+from hssl_hf.errors import UserError
 from hssl_hf.evaluation.encoder_contract import Encoder
+from hssl_hf.evaluation.load_report import reading_model, require_finite, require_weights
 from hssl_hf.evaluation.timm_encoder import load_timm, timm_encoder, wrapped_arguments
 from hssl_hf.evaluation.transformers_encoder import (
     HIERARCHICAL,
@@ -25,23 +24,7 @@ from hssl_hf.evaluation.transformers_encoder import (
     transformers_encoder,
 )
 
-HEADS = (  # first names of weights that a checkpoint has beside its backbone
-    "auxiliary_head",
-    "classifier",
-    "cls_classifier",
-    "decode_head",
-    "decoder",
-    "distillation_classifier",
-    "fc",
-    "head",
-    "head_dist",
-    "layernorm",  # of BEiT's head for masked images
-    "lm_head",
-    "pooler",
-    "text_projection",
-    "visual_projection",
-)
-UNUSED = "mask_token"  # in any module
+EXPECTED = "it is neither an exported folder nor a Hub repository with a model and its image processor"
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +52,7 @@ def load_encoder(name: str | Path, revision: str | None = None, token: str | boo
                 "the environment's HF_TOKEN; leave them out"
             )
         encoder, processor = load_timm(name.removeprefix("timm:"))
-        _require_finite(encoder, name)
+        require_finite(encoder, name)
         return encoder, processor
     if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).exists():
         raise UserError(f"there is no folder {name!r}; expected an exported folder, user/name of the Hub, or timm:NAME")
@@ -77,15 +60,15 @@ def load_encoder(name: str | Path, revision: str | None = None, token: str | boo
     source = {key: value for key, value in source.items() if value is not None}
     config = _load_config(name, source)
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
-    with _reading(name):
+    with reading_model(name, EXPECTED):
         model, report = AutoModel.from_pretrained(
             name, config=config, **options, **source, **model_arguments(config.model_type)
         )
         processor = AutoImageProcessor.from_pretrained(name, **source)
         if hasattr(processor, "data_config") and num_channels(processor) not in (1, 3):
             processor = BitImageProcessor.from_pretrained(name, **source)  # timm's transforms take Pillow images, as RGBA or LA
-    _require_weights(report, model.config.model_type, name)
-    _require_finite(model, name)
+    require_weights(report, name, model.config.model_type)
+    require_finite(model, name)
     return _encoder_of(name, model), processor
 
 
@@ -135,7 +118,7 @@ def _load_config(name: str, source: dict) -> PreTrainedConfig:
     Raises:
         UserError: if there is none, or it is of another model.
     """
-    with _reading(name):
+    with reading_model(name, EXPECTED):
         try:
             config = AutoConfig.from_pretrained(name, **source)
         except ValueError as error:
@@ -146,7 +129,7 @@ def _load_config(name: str, source: dict) -> PreTrainedConfig:
                 "transformers, or timm:NAME"
             ) from error
     if config.model_type == "timm_wrapper":
-        with _reading(name):
+        with reading_model(name, EXPECTED):
             config.model_args = wrapped_arguments(config)
     elif not is_readable(config.model_type) and not _is_own(config):
         types = sorted({*VISION_TRANSFORMERS, *HIERARCHICAL, *IMAGE_TOWERS, "timm_wrapper"})
@@ -161,69 +144,6 @@ def _load_config(name: str, source: dict) -> PreTrainedConfig:
 def _is_own(config: PreTrainedConfig) -> bool:
     """Whether a configuration is one of this package's, which know themselves to the Auto classes."""
     return type(config).__module__.startswith("hssl_hf.")
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Convert what libraries raise about a repository or folder into a message that names it."""
-    with reading(repr(name), "it is neither an exported folder nor a Hub repository with a model and its image processor"):
-        try:
-            yield
-        except OSError as error:
-            if not _lacks_access(error):
-                raise
-            raise UserError(
-                f"the Hub did not let {name!r} be read with the token that was given, or without one; request access on its "
-                "page if it is gated, then log in by `hf auth login` or give a token that has access"
-            ) from error
-
-
-def _lacks_access(error: BaseException | None) -> bool:
-    """Whether the Hub refused, for want of a token with access; a repository that it hides looks like one that is missing."""
-    while error is not None and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__ or error.__context__
-    is_hidden = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
-    return error is not None and not is_hidden and error.response.status_code in (401, 403)
-
-
-def _require_weights(report: dict, model_type: str, name: str) -> None:
-    """Make sure that all weights of a backbone were loaded, and nothing but heads left out.
-
-    Raises:
-        UserError: if not.
-    """
-    missing = {str(key) for key in report.get("missing_keys", ())}
-    pooler = {key for key in missing if key.startswith("pooler.")}
-    ignored = {key for key in missing if key.endswith(UNUSED)}
-    problems = [f"missing: {key}" for key in sorted(missing - pooler - ignored)]
-    problems += [f"of another shape: {key[0] if isinstance(key, tuple) else key}" for key in report.get("mismatched_keys", ())]
-    unknown = sorted(str(key) for key in report.get("unexpected_keys", ()))
-    problems += [f"unknown: {key}" for key in unknown if not _is_head(key)]
-    problems += [f"failed: {message}" for message in report.get("error_msgs") or ()]
-    _refuse(problems, name)
-    if pooler and model_type in ("beit", "data2vec-vision"):
-        logger.warning(
-            "%r has no weights for its pooler: the mean of the patches is normalized without trained scale and shift", name
-        )
-
-
-def _is_head(key: str) -> bool:
-    return key.removeprefix("timm_model.").split(".")[0] in HEADS or key.endswith(UNUSED)
-
-
-def _require_finite(network: nn.Module, name: str) -> None:
-    """Raise a UserError for weights that are infinite or not numbers."""
-    values = [*network.named_parameters(), *network.named_buffers()]
-    _refuse([f"not finite: {key}" for key, value in values if value.is_floating_point() and not value.isfinite().all()], name)
-
-
-def _refuse(problems: list[str], name: str) -> None:
-    if problems:
-        others = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(
-            f"the weights in {name!r} are damaged or of another model, so that features would mean nothing: "
-            f"{', '.join(problems[:5])}{others}; export it again, or name another"
-        )
 
 
 def num_channels(processor: Callable) -> int:

@@ -245,8 +245,8 @@ def _collate(processor: Callable, samples: list[Sample | UserError]) -> Batch:
             stacked = processor(pixels, return_tensors="pt")["pixel_values"]
         except (RuntimeError, TypeError, ValueError) as error:
             errors.append(StreamError(
-                f"the image processor makes no batch of {len(pixels)} images ({reason(error)}); if it leaves them in several "
-                "sizes, take one that crops them to one"
+                f"the image processor could not make a batch of {len(pixels)} images ({reason(error)}); if it leaves them in "
+                "different sizes, use one that crops all to one size"
             ))  # fmt: skip
     return Batch(stacked, [sample._replace(pixels=None) for sample in read], next(iter(errors), None))
 

@@ -98,8 +98,8 @@ def align_labels(
     (labels, names), (test_labels, test_names) = train, test
     if (names is None) != (test_names is None):
         raise UserError(
-            "the classes of one split have names, those of the other are numbers alone, so that it is not known which are the "
-            "same; write labels of both in the same way"
+            "one split has classes with names, the other mere numbers, so that they cannot be matched; write the labels of "
+            "both in the same way"
         )
     if names is None or names == test_names:
         return labels, test_labels, names

@@ -56,8 +56,8 @@ class LinearConfig(Section):
             raise FieldError(f"warmup_epochs: expected fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
         if self.validation_fraction == 0 and len(self.learning_rates) > 1:
             raise FieldError(
-                f"validation_fraction: expected a number above 0, since {len(self.learning_rates)} learning rates are to be "
-                "chosen from, got 0"
+                f"validation_fraction: expected a number above 0, since the choice among {len(self.learning_rates)} learning "
+                "rates needs held-out images, got 0"
             )
         if self.augment and self.normalize == "standardize":
             raise FieldError("normalize: expected batch_norm or none for features that are computed in every epoch (augment)")

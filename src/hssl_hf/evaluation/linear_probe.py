@@ -114,7 +114,9 @@ def cached_probe(accelerator: Accelerator, splits: Splits, config: LinearConfig)
     train, test = splits
     held_out = round(config.validation_fraction * len(train))
     if not held_out < len(train) or (config.validation_fraction and not held_out):
-        raise UserError(f"{len(train)} training images do not divide into a part to train and one to choose with")
+        raise UserError(
+            f"{len(train)} training images are too few to hold out {config.validation_fraction:g} of them for validation"
+        )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
     chosen, rest = order[:held_out], order[held_out:]
     validation = replace(train, features=train.features[chosen], labels=train.labels[chosen]) if held_out else None

@@ -21,7 +21,7 @@ class TimmEncoder(Encoder):
         model = loaded.network
         if not hasattr(model, "forward_features"):
             raise UserError(
-                f"{loaded.name!r}: timm's {type(model).__name__} has no representation of an image; take another model"
+                f"{loaded.name!r}: timm's {type(model).__name__} has no representation of an image; choose another model"
             )
         infos = list(model.feature_info)
         size = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.pretrained_cfg["input_size"][1:]
@@ -37,7 +37,7 @@ class TimmEncoder(Encoder):
             return {last: self._last(model.forward_features(pixels), pixels)}
         if self._arguments is None:
             raise UserError(
-                f"timm's {type(model).__name__} in {self.name!r} returns the last features only; take another model"
+                f"timm's {type(model).__name__} in {self.name!r} returns the last features only; choose another model"
             )
         options = {"return_prefix_tokens": True} if "return_prefix_tokens" in self._arguments else {}
         features, maps = model.forward_intermediates(pixels, indices=blocks, norm=norm, **options)
@@ -73,7 +73,7 @@ class TimmEncoder(Encoder):
             got = f"features {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise UserError(
                 f"{self.name!r}: expected one map of {height} x {width} patches from timm's {type(self.network).__name__}, got "
-                f"{got}; take another model"
+                f"{got}; choose another model"
             )
         return features[:, self.prefix :].unflatten(1, (height, width))
 

@@ -63,7 +63,7 @@ def protocol_of(record: dict) -> str:
 def _records_of(path: Path) -> list[dict]:
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{path} is no evaluation: expected a folder of `hssl-hf evaluate --output`, or a file of records")
+        raise UserError(f"{path} is not an evaluation: expected a folder of `hssl-hf evaluate --output`, or a file of records")
     latest = {(r["metric"], protocol_of(r), r["subject"], r["dataset"], r["split"]): r for r in read_records(file)}
     return list(latest.values())
 

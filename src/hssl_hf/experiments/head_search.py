@@ -51,7 +51,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
         RecipeError: if the recipe is of another method, or the fraction is not in (0, 1].
     """
     if recipe.model_type() != HSSLConfig.model_type:
-        raise RecipeError(f"a head can be searched for HSSL alone, got model.model_type={recipe.model_type()!r}")
+        raise RecipeError(f"heads can be searched only for HSSL, got model.model_type={recipe.model_type()!r}")
     if not 0 < data_fraction <= 1:
         raise RecipeError(f"expected a fraction of the images above 0 and up to 1, got {data_fraction}")
     replaced = {"auxiliary", "auxiliary_connection", "model_type"}
@@ -100,12 +100,16 @@ def unsettled(ranking: list[Candidate]) -> str | None:
     for rival in others:
         leads = sum(a > b for a, b in zip(first.windows, rival.windows, strict=True))
         if leads < WINDOWS:
-            return f"curves cross: {first.family} is ahead of {rival.family} in {leads} of {WINDOWS} parts of its second half"
+            return (
+                f"curves cross: {first.family} is ahead of {rival.family} in {leads} of {WINDOWS} intervals of its second half"
+            )
         gap, before = (first.windows[index] - rival.windows[index] for index in (-1, 0))
         if gap < (before - gap):
-            return f"{rival.family} is catching up with {first.family}, and would be ahead after half the search again"
+            return (
+                f"{rival.family} is catching up with {first.family}, and would overtake it if the search ran half as long again"
+            )
     if first.discrepancy - others[0].discrepancy < first.spread + others[0].spread:
-        return f"{first.family} is ahead of {others[0].family} by less than both vary between lines of the log"
+        return f"{first.family} leads {others[0].family} by less than both vary between lines of the log"
     return None
 
 

@@ -72,7 +72,7 @@ class Study(Section):
         if unknown := {study.baseline, *study.heads} - study.variants.keys():
             raise RecipeError(f"{path}: {sorted(unknown)} are not among the variants {list(study.variants)}")
         if twice := study.searches.keys() & study.variants.keys():
-            raise RecipeError(f"{path}: {sorted(twice)} are names of variants and of searches")
+            raise RecipeError(f"{path}: {sorted(twice)} are used both as variants and as searches")
         return study
 
     def runs(self) -> list[tuple[str, int]]:

@@ -13,15 +13,6 @@ def configuration_classes() -> dict[str, type[PreTrainingConfig]]:
     return {value.model_type: value for value in classes_in("configuration_").values() if "model_type" in vars(value)}
 
 
-def register() -> None:
-    """Make every method known to transformers' Auto classes; safe to call twice.
-
-    `AutoModel` gives the encoder that a method keeps, `AutoModelForPreTraining` the full model.
-    """
-    register_configurations()
-    register_models()
-
-
 def register_configurations() -> None:
     """Make the configurations known to `AutoConfig`; no model is imported."""
     from transformers import AutoConfig
@@ -31,7 +22,7 @@ def register_configurations() -> None:
 
 
 def register_models() -> None:
-    """Make the models known to `AutoModel` and `AutoModelForPreTraining`."""
+    """Make the models known: `AutoModel` gives the encoder that a method keeps, `AutoModelForPreTraining` the full model."""
     from transformers import AutoModel, AutoModelForPreTraining
 
     from hssl_hf.models.modeling_base import EncoderModel

@@ -36,6 +36,7 @@ class PreTrainingConfig(Declared, PreTrainedConfig):
     """
 
     citation: ClassVar[str] = ""
+    freeze_patch_embed = sincos_position_embeddings = False  # of a method that declares no fields of these names
 
     backbone: str = "vit_small_patch16_224"
     backbone_kwargs: dict | None = None
@@ -58,7 +59,9 @@ class PreTrainingConfig(Declared, PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers; keys that this class does not have are ignored, and changed fields checked with the others."""
         if unknown := cls._unknown(config_dict):
-            logger.warning("ignoring what %s does not have in a configuration file: %s", cls.__name__, ", ".join(unknown))
+            logger.warning(
+                "ignoring fields of a configuration file that %s does not have: %s", cls.__name__, ", ".join(unknown)
+            )
         known = {key: value for key, value in config_dict.items() if key not in (*unknown, "model_type")}
         changes = {key: kwargs.pop(key) for key in cls.declarations() if key in kwargs}
         return super().from_dict(known | changes, **kwargs)

@@ -85,7 +85,7 @@ class HSSLConfig(TwoBranchConfig):
             if self.auxiliary is None and "auxiliary" in branches:
                 raise FieldError(f"{name}: {arrows} needs an auxiliary head, but auxiliary is null; expected ['base->base']")
             if self.shallow_block is None and "shallow" in branches:
-                raise FieldError(f"{name}: {arrows} needs shallow_block, the block that is meant, but it is null")
+                raise FieldError(f"{name}: {arrows} needs shallow_block, the block that is supervised, which is null")
             idle = next(iter(branches - self.learners), None)
             if idle and not self.shared_projection:
                 raise FieldError(
@@ -100,7 +100,7 @@ class HSSLConfig(TwoBranchConfig):
                     f"{name}: expected a base alone at the image level; set auxiliary to null and patch_supervision to []"
                 )
         if self.shallow_block is not None and self.visible_patches_only:
-            raise FieldError("shallow_block: expected null together with visible_patches_only, which excludes it")
+            raise FieldError("shallow_block: expected null, since it cannot be combined with visible_patches_only")
 
     @property
     def cls_arrows(self) -> list[tuple[str, str]]:

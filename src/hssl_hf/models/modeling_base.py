@@ -39,14 +39,13 @@ class BackbonePreTrainedModel(PreTrainedModel):
         """As in transformers, with the flags that depend on the timm model."""
         self._without_storage = next(self.parameters()).is_meta  # while from_pretrained builds it
         self._no_split_modules = repeated_blocks(self._trained())
-        if self.config._attn_implementation == "eager":
-            self._use_fused_attention(False)
+        self._use_fused_attention()
         super().post_init()
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """As in transformers: "eager", or "sdpa", which timm uses unless `timm.layers.set_fused_attn` forbids it."""
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
-        self._use_fused_attention(self.config._attn_implementation != "eager" and bool(use_fused_attn()))
+        self._use_fused_attention()
 
     def get_input_embeddings(self) -> None:
         """None: there is no token embedding that a training engine could treat apart."""
@@ -66,7 +65,9 @@ class BackbonePreTrainedModel(PreTrainedModel):
         if self._without_storage and hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
-    def _use_fused_attention(self, fused: bool) -> None:
+    def _use_fused_attention(self) -> None:
+        """Follow the configuration in every module; timm by itself leaves Swin's attention without `sdpa`."""
+        fused = self.config._attn_implementation != "eager" and bool(use_fused_attn())
         for module in self.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused

@@ -47,7 +47,7 @@ def sincos_position_embedding(grid: tuple[int, int], width: int) -> Tensor:
     Source: released SiameseIM code, which swaps the two halves of MAE's table.
     """
     if width % 4:
-        raise ValueError(f"fixed positions need a width that 4 divides, got {width}")
+        raise ValueError(f"fixed positions need a width divisible by 4, got {width}")
     rows, columns = (sinusoid(torch.arange(side), width // 2) for side in grid)
     return torch.cat([rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)], dim=-1)
 

@@ -127,13 +127,13 @@ def _metric_alarms(values: Mapping[str, float], rank: int | None):
         if fraction > 0.995:
             yield Alarm(
                 "the task is too easy", f"student and teacher agree on {100 * fraction:.1f} % of the images ({arrow})",
-                "Something gives an image away: weak augmentation, repeated images, or constant predictions.",
+                "The two views of an image are too easy to match: weak augmentation, repeated images, or constant predictions.",
                 "Strengthen views.jitter, views.global_crop_scale or views.global_crop_blur; remove duplicates from the data.",
             )  # fmt: skip
     for term, fraction in _family(values, "loss_fraction_"):
         if fraction < 0.005:
             yield Alarm(
-                "a term does not count", f"{term} is {100 * fraction:.2f} % of the loss",
+                "a term of the loss has no weight", f"{term} is {100 * fraction:.2f} % of the loss",
                 "Its teacher is easy to predict, so that the other terms alone are learned.",
                 "Compare the teachers' entropies; give the term another teacher (model.cls_supervision).",
             )  # fmt: skip

@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from timm.models import adapt_input_conv
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from hssl_hf.errors import UserError
+from hssl_hf.evaluation.load_report import reading_model, require_finite, require_weights
 from hssl_hf.models.configuration_base import PreTrainingConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.modules.ema import copy_to_teacher
@@ -30,7 +30,7 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> tu
     Returns:
         whether the heads are fresh, because `where` holds a backbone alone; and the origin of the weights.
     Raises:
-        UserError: if there is nothing to load, or it does not fit the model.
+        UserError: if there is nothing to load, it is damaged, or it does not fit the model.
     """
     path, _, revision = (where, "", "") if Path(where).exists() else where.partition("@")
     location = {"pretrained_model_name_or_path": path, "revision": revision or "main"}
@@ -39,14 +39,15 @@ def load_initial_weights(model: StudentTeacherPreTrainedModel, where: str) -> tu
             f"init_from={where!r} is a file; expected a folder or a Hub repository. Convert the checkpoint first, which keeps "
             "its license: hssl-hf convert FILE FOLDER"
         )
-    try:
+    with reading_model(where, "init_from is neither a folder nor a Hub repository with a model"):
         commit = None if Path(path).exists() else _commit(path, location["revision"])
         location["revision"] = commit or location["revision"]  # one commit for all files, whatever is pushed meanwhile
         config = AutoConfig.from_pretrained(**location)
         full_model = isinstance(config, PreTrainingConfig)
-        source = (AutoModelForPreTraining if full_model else AutoModel).from_pretrained(**location)
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
-        raise UserError(f"init_from={where!r} is neither a folder nor a Hub repository with a model: {error}") from error
+        auto = AutoModelForPreTraining if full_model else AutoModel
+        source, report = auto.from_pretrained(**location, output_loading_info=True, ignore_mismatched_sizes=True)
+    require_weights(report, where, complete=full_model)
+    require_finite(source, where)
     origin = read_origin(path, revision or None, commit, getattr(config, "license", None) if full_model else None)
     if full_model:
         state = _adapt_channels(source.state_dict(), model.state_dict(), model.config.num_channels)

@@ -18,7 +18,6 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import parse_flag_from_env, set_seed
 from transformers import AutoModelForPreTraining
 
-import hssl_hf
 from hssl_hf.config.recipe import Recipe, RecipeError, load_recipe, recipe_diff
 from hssl_hf.data.augmentation import Augmentation
 from hssl_hf.data.masking import MASKS
@@ -112,7 +111,6 @@ def use_all_cores(accelerator: Accelerator, bf16: bool) -> None:
 
 def build_model(recipe: Recipe) -> StudentTeacherPreTrainedModel:
     """The model of a recipe, not yet seeded or checked against the rest of the recipe."""
-    hssl_hf.register()
     model = as_recipe_error(lambda: AutoModelForPreTraining.from_config(recipe.model_config()))
     if recipe.run.activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None)  # "gradient_" before transformers 5.22

@@ -162,8 +162,8 @@ class PreTrainer:
         """Count images whose files hold further ones, with a warning for the first of them."""
         if names and not self.first_of_several and self.accelerator.is_main_process:
             logger.warning(
-                "%s holds several images (frames, pages or slices): of all such files the first is read; to train on the "
-                "others too, save each as a file of its own",
+                "%s holds several images (frames, pages or slices): only the first image of such files is read; to train on "
+                "the others too, save each as a file of its own",
                 printable(names[0]),
             )
         self.first_of_several += len(names)
@@ -221,10 +221,13 @@ class PreTrainer:
             self._restore_counts([positions[accelerator.process_index]])
         elif accelerator.is_main_process:
             self._restore_counts(positions)
-            logger.warning("resuming with %d processes a run of %d", accelerator.num_processes, len(positions))
+            logger.warning("this run had %d processes and is resumed with %d", len(positions), accelerator.num_processes)
         self.schedule.frozen_steps = state["frozen_steps"]
         if state["step"] > self.schedule.steps:
-            raise CheckpointError(f"{self.checkpoint} is of step {state['step']}, but this run has {self.schedule.steps} steps")
+            raise CheckpointError(
+                f"{self.checkpoint} is at step {state['step']}, beyond the {self.schedule.steps} steps of this recipe; set "
+                "optim.epochs as it was, or start a new run with another run.output_dir"
+            )
         return state["step"], state["seconds"]
 
     def _restore_counts(self, positions: list[dict]) -> None:

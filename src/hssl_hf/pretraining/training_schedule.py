@@ -18,7 +18,7 @@ class TrainingSchedule:
     def __init__(self, recipe: Recipe, images_per_epoch: int, fresh_heads: bool = False):
         optim, batch = recipe.optim, recipe.optim.batch_size
         if batch > images_per_epoch:
-            raise RecipeError(f"optim.batch_size={batch} is larger than the stream, which has {images_per_epoch} images")
+            raise RecipeError(f"optim.batch_size={batch} is larger than an epoch, which has {images_per_epoch} images")
         per_epoch = images_per_epoch // batch
         self.steps = max(1, round(optim.epochs * per_epoch))
         self._warmup = round(optim.warmup_epochs * per_epoch)

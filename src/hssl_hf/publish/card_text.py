@@ -75,10 +75,13 @@ The maps are those of the four stages. Inside a DETR transformers freezes a ResN
 it.""",
     "SwinBackbone": NORMALIZED,
 }
+BY_CLASS = """\
+`AutoModel` would build another model from this branch, partly with new weights; for the features of an image load the stock
+model."""
 ABOUT = {
     "main": "`pooler_output` is the representation of the image; `last_hidden_state` contains those of its patches.",
     "timm": "",
-    "backbone": "",
+    "backbone": BY_CLASS,
     "training": """\
 `model.encode(pixels)` returns the tokens of the base. The class is in the Python package `hssl-hf` (`pip install hssl-hf`),
 whose command `hssl-hf pretrain recipe.yaml init_from=...` continues the training.""",
@@ -95,8 +98,9 @@ This backbone was trained **without a norm after its last block**, so its featur
     "timm": """\
 This backbone was trained without a norm after its last block and has none here: `model.forward_features` returns the tokens as
 they were trained, and `model` itself returns the class token.""",
-    "backbone": """\
-This backbone was trained **without a norm after its last block**, so no map goes through a norm (`apply_layernorm=False`).""",
+    "backbone": f"""\
+This backbone was trained **without a norm after its last block**, so no map goes through a norm (`apply_layernorm=False`).
+{BY_CLASS}""",
 }
 
 

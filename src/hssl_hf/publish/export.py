@@ -163,8 +163,8 @@ def require_replaceable(folder: Path | str) -> None:
     if foreign := [name for name in _files(folder) if name not in written] if folder.is_dir() else ["a file of this name"]:
         rest = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise UserError(
-            f"expected an empty folder or an earlier export, got {folder} with {', '.join(foreign[:5])}{rest}, written by no "
-            "export; choose another folder"
+            f"expected an empty folder or an earlier export, got {folder} with {', '.join(foreign[:5])}{rest}, which no "
+            "export wrote; choose another folder"
         )
 
 

@@ -35,7 +35,7 @@ def require_format(name: str, file: BinaryIO) -> None:
         problem = reason(error)
     if problem:
         kind = PurePath(name).suffix.removeprefix(".")
-        raise FormatError(f"{name} is no {kind} file, or a damaged one ({problem}); remove it, or write it again")
+        raise FormatError(f"{name} is not a {kind} file, or a damaged one ({problem}); remove it, or write it again")
 
 
 def _check_png(file: BinaryIO) -> str | None:

@@ -148,8 +148,8 @@ def push(
         except (httpx.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
             raise PushError(_explain(error, repository)) from error
     raise PushError(
-        f"{repository} was changed by other pushes all the time; its branches may belong to different pushes. Push again when "
-        "they have ended"
+        f"{repository} kept being changed by other pushes; its branches may belong to different ones. Push again once they "
+        "have finished"
     )
 
 

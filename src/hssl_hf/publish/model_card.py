@@ -11,7 +11,6 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import MODEL_FOR_PRETRAINING_MAPPING, AutoConfig
 
-import hssl_hf
 from hssl_hf.fields import Section, make
 from hssl_hf.publish import card_text
 from hssl_hf.publish.citations import CITATIONS
@@ -70,7 +69,6 @@ def render(
         revision: branch of the stock model, from which the names of the others are derived.
         figures: paths of images inside the repository; only those in `card_text.FIGURES` are shown.
     """
-    hssl_hf.register()
     config, recipe = AutoConfig.for_model(**facts["config"]), facts.get("recipe", {})
     branches = {name: branch(revision, name) for name in KINDS}
     model_class = MODEL_FOR_PRETRAINING_MAPPING[type(config)].__name__

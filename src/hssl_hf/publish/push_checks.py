@@ -70,8 +70,8 @@ def _check_revision(revision: str) -> None:
         raise PushError(f"expected a branch, got {revision}, a commit or reference, which no push can change; set --revision")
     if revision in others or revision.endswith(tuple(f"-{kind}" for kind in others)):
         raise PushError(
-            f"expected the branch of the stock model, got {revision!r}; branches with {', '.join(others)} at their end hold "
-            "the other kinds of export, and a push of another revision may write them"
+            f"expected the branch of the stock model, got {revision!r}; branch names that end in {', '.join(others)} are "
+            "reserved for the other exports; set another --revision"
         )
 
 
@@ -84,6 +84,6 @@ def _check_token(token: bool | str | None, dry_run: bool) -> None:
         logger.warning("a push would be refused: %s", NO_TOKEN)
     elif not TOKEN.fullmatch(given):
         raise PushError(
-            f"expected a token of the Hub, hf_ and letters and digits without spaces, got {len(given)} characters of another "
-            "form; pass one with --token or HF_TOKEN, or log in with `hf auth login`"
+            "expected a token of the Hub, hf_ and letters and digits without spaces, but the one given is not of this form "
+            f"({len(given)} characters); pass another with --token or HF_TOKEN, or log in with `hf auth login`"
         )

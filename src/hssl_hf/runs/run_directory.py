@@ -9,7 +9,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, BitImageProcessor, PreTrainedModel
 
-import hssl_hf
 from hssl_hf.config.recipe import Recipe, load_recipe
 from hssl_hf.data.files import LinkError, read_below, require_writable
 from hssl_hf.engine.checkpoint import STATE, WEIGHTS, CheckpointError, CheckpointManager
@@ -64,7 +63,6 @@ class RunDirectory:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        hssl_hf.register()
         config, origin = self.recipe.model_config(), manifest.origin_of(self.folder, self.recipe)
         config.license = settle(config.license, None, origin)
         model = AutoModelForPreTraining.from_config(config)

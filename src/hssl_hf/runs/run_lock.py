@@ -61,8 +61,8 @@ class RunLock:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / STATUS).is_file() and (foreign := [n for n in OF_A_RUN if (self.folder / n).exists()]):
             raise RunLockError(
-                f"expected an empty folder or that of a run, got {self.folder} with {', '.join(foreign)}, which a run would "
-                "overwrite but none has written; choose another folder with run.output_dir"
+                f"expected an empty folder or that of a run, got {self.folder} with {', '.join(foreign)}, which the "
+                "run would overwrite and no earlier run wrote; choose another folder with run.output_dir"
             )
         claim = self.folder / f".{LOCK}.{os.getpid()}"
         claim.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class RunLock:
         if self.take_over or owner == self.owner or not _trains(owner, age):
             return
         raise RunLockError(
-            f"process {owner['process']} on {owner['host'].partition(' ')[0]} already trains in {self.folder} (it was there "
+            f"process {owner['process']} on {owner['host'].partition(' ')[0]} already trains in {self.folder} (last seen "
             f"{max(0, age):.0f} s ago). Stop it first, or choose another folder with run.output_dir; if it hangs or is gone, "
             "--take-over claims the folder, and that process ends when it notices"
         )
