@@ -1,14 +1,18 @@
 """Every command: files that cannot be read or written end in a message with their name, before the work where that is known."""
 
 import errno
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hssl_hf
 from hssl_hf.cli import main as cli
 from hssl_hf.config.recipe import load_recipe
+from hssl_hf.engine.launch import LAUNCH_OPTIONS
 from hssl_hf.experiments import frozen_evaluation
 from tests.conftest import SAMPLE
+from tests.faults import refused
 
 TOKEN = "hf_" + "a" * 34
 
@@ -35,6 +39,8 @@ def message(arguments: list, capsys) -> str:
     [
         ["evaluate", "x", "knn", f"data.path={SAMPLE}", "--results", "{tmp}/nowhere/r.jsonl"],
         ["evaluate", "x", "linear", f"data.path={SAMPLE}", "--results", "{tmp}/run"],
+        ["evaluate", "x", "knn", f"data.path={SAMPLE}", "--output", "{tmp}/file"],
+        ["estimate", "--output", "{tmp}/file/run"],
         ["complementarity", "x", "y", f"data.path={SAMPLE}", "--output", "{tmp}/nowhere/c.png"],
         ["complementarity", "x", "y", f"data.path={SAMPLE}", "--output", "{tmp}/c.exe"],
         ["complementarity", "x", "y", f"data.path={SAMPLE}", "--output", "{tmp}/c.png", "--results", "{tmp}/file/r.jsonl"],
@@ -47,6 +53,7 @@ def message(arguments: list, capsys) -> str:
 def test_outputs_are_refused_before_any_work(arguments, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(frozen_evaluation, "load_encoder", lambda _: pytest.fail("work was done"))
     monkeypatch.setattr("hssl_hf.convert.read_checkpoint", lambda _: pytest.fail("work was done"))
+    monkeypatch.setattr("hssl_hf.pretraining.estimate.estimate", lambda *_: pytest.fail("work was done"))
     error = message([argument.format(tmp=tmp_path) for argument in arguments], capsys)
     assert str(tmp_path) in error
 
@@ -70,6 +77,46 @@ def test_outputs_are_refused_before_any_work(arguments, run, tmp_path, capsys, m
 )
 def test_inputs_that_are_no_such_files(arguments, run, tmp_path, capsys):
     assert str(tmp_path) in message([argument.format(tmp=tmp_path) for argument in arguments], capsys)
+
+
+@pytest.mark.fault("files that cannot be read")
+@pytest.mark.parametrize(
+    "arguments",
+    [["recipes"], ["pretrain"], ["report"], ["export"], ["replay"], ["compare"], ["pretrain", "seed=1", "init_from="]],
+)
+def test_messages_stay_short_whatever_was_given(arguments, run, tmp_path, capsys):
+    *words, last = arguments
+    message([*words, last + "n" * 4000] if last.endswith("=") else [*arguments, "n" * 4000], capsys)
+
+
+@pytest.mark.fault("launchers")
+@pytest.mark.parametrize("content", [None, "{", "- 1", "compute_environment: [1"])
+def test_options_that_the_launcher_cannot_read(content, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hssl_hf.engine.launcher.STOPPING", ())  # whose handlers are those of this process
+    monkeypatch.setenv(LAUNCH_OPTIONS, "")
+    (tmp_path / "config.yaml").write_text(content or "")
+    options = "'" if content is None else f"--config_file {tmp_path / 'config.yaml'}"
+    error = message(["pretrain", "--launch", options], capsys)
+    assert ("--launch" if content is None else "accelerate launch refuses") in error
+
+
+@pytest.mark.fault("files that cannot be read")
+def test_a_program_is_no_recipe(capsys):
+    assert "/bin/ls" in message(["recipes", "/bin/ls"], capsys)
+
+
+@pytest.mark.fault("recipe values")
+@pytest.mark.parametrize("value", [{1, 2}, b"x", object(), lambda: 0])
+def test_values_in_python_that_no_recipe_has(value):
+    with refused("optim.epochs: expected texts, numbers"):
+        hssl_hf.pretrain(overrides={"optim.epochs": value})
+
+
+def test_paths_and_numbers_of_numpy_are_values_in_python(monkeypatch):
+    recipes = []
+    monkeypatch.setattr("hssl_hf.cli.programs.train", lambda recipe, folder, take_over: recipes.append(recipe) or (0, True))
+    hssl_hf.pretrain(overrides={"data.path": Path("folder"), "optim.epochs": np.float32(2.5), "optim.batch_size": np.int64(8)})
+    assert (recipes[0].data.path, recipes[0].optim.epochs, recipes[0].optim.batch_size) == ("folder", 2.5, 8)
 
 
 @pytest.mark.fault("recipe values")

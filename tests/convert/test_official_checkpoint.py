@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from hssl_hf.convert import convert_checkpoint
-from hssl_hf.convert.official_checkpoint import read_checkpoint
+from hssl_hf.convert.official_checkpoint import Checkpoint, read_checkpoint
 from tests.faults import refused
 
 STATE = {"cls_token": torch.zeros(1, 1, 4), "blocks.0.weight": torch.ones(2)}
@@ -74,6 +74,34 @@ def test_files_without_weights(content, tmp_path):
     torch.save(content, tmp_path / "file.pth")
     with refused("file.pth", "holds no weights", "model_state_dict"):
         read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.fault("damaged files of weights")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([float("-inf")]),
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, dtype=torch.complex64),
+    ],
+    ids=["NaN", "infinite", "sparse", "complex"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch, about what is read
+def test_tensors_that_are_no_weights(tensor, tmp_path):
+    torch.save({"model": {"good": torch.ones(1), "bad": tensor}}, tmp_path / "file.pth")
+    with refused("file.pth", "others in bad (1 of 2)"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.fault("damaged files of weights")
+@pytest.mark.parametrize("value", ["abc", [1], None, float("nan"), True])
+def test_arguments_that_are_no_numbers(value):
+    with refused("args.drop_path: expected a number"):
+        Checkpoint({}, {"drop_path": value}).number("drop_path", default=0.1)
+    assert Checkpoint({}).number("drop_path", default=0.1) == 0.1
+    with refused("args.norm_last_layer: expected True or False"):
+        Checkpoint({}, {"norm_last_layer": "False"}).flag("norm_last_layer")
 
 
 @pytest.mark.fault("damaged files of weights")

@@ -66,6 +66,30 @@ def test_labels_of_samples(tmp_path):
     assert [label for _, label in LabeledImages(source)] == [4, 5, 6, 6]
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.cls": b"cat", "b.json": b'{"cls": "1.e"}'}, ["cat", "1.e"]),
+        ({"a.cls": b"nan\n", "b.cls": b"-"}, ["nan", "-"]),
+        ({"a.cls": b"+3", "b.json": b'{"cls": true}'}, [3, 1]),
+    ],
+)
+def test_labels_are_numbers_or_names(tmp_path, files, expected):
+    files = dict(sorted({"a.png": png(0), "b.png": png(1), **files}.items()))
+    path = write_tar(tmp_path / "shard.tar", files)
+    assert [label for _, label in LabeledImages(Source(str(path), label_column="cls"))] == expected
+
+
+@pytest.mark.fault("labels")
+@pytest.mark.parametrize(
+    "files", [{"a.cls": b"1.7"}, {"a.json": b'{"cls": 1.7}'}, {"a.json": b'{"cls": [1]}'}, {"a.json": b"[]"}]
+)
+def test_labels_in_tar_shards_that_are_no_classes(tmp_path, files):
+    path = write_tar(tmp_path / "shard.tar", {"a.png": png(0), **files})
+    with refused("'a.png of shard.tar'", "expected a class"):
+        list(LabeledImages(Source(str(path), label_column="cls")))
+
+
 def test_shards_named_after_splits(tmp_path):
     for number, name in enumerate(["train-000", "train-001", "val-000"]):
         write_tar(tmp_path / f"{name}.tar", {"x.png": png(number)})

@@ -9,6 +9,7 @@ from hssl_hf.data.stream import EncodedImage, ImageStream
 from hssl_hf.data.views import TooManyCorruptImagesError, ViewStream
 from tests.data.test_augmentation import SMALL
 from tests.data.test_stream import png, write_parquet
+from tests.faults import refused
 
 
 def test_unequal_lists_of_views_are_refused():
@@ -35,6 +36,17 @@ def test_corrupt_images_are_skipped_and_named():
     samples = list(islice(stream, 10))
     assert [name for sample in samples for name in sample["corrupt"]] == ["image 4", "image 9"]
     assert stream.state_dict() == {"images": {}, "read": 12, "corrupt": 2}
+
+
+@pytest.mark.fault("images that cannot be used")
+@pytest.mark.parametrize(("image", "options"), [(b"broken", {"max_corrupt_fraction": 1.0}), (png(0), {"fraction": 1e-9})])
+def test_a_pass_that_gives_no_image_is_an_error(tmp_path, image, options):
+    """Where every image may be undecodable, or a tiny fraction is used."""
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(image)
+    images = ImageStream(Source(str(tmp_path)))
+    with refused(str(tmp_path), "no image of a pass", "cannot be decoded"):
+        next(iter(ViewStream(images, Augmentation(SMALL), **options)))
 
 
 def test_a_fraction_is_always_the_same_images():

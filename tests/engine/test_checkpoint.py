@@ -120,6 +120,19 @@ def test_damaged_checkpoints_are_quarantined(engine, tmp_path, damage, caplog):
 
 
 @pytest.mark.fault("checkpoints")
+@pytest.mark.parametrize(
+    "change", [{"seconds": "x"}, {"processes": "x"}, {"frozen_steps": []}, {"extra": 1}, {"files": {}}, None]
+)
+def test_a_changed_state_counts_as_damaged(engine, tmp_path, change, caplog):
+    """Its own checksum covers the values that resuming needs."""
+    checkpoints = CheckpointManager(tmp_path)
+    good, bad = (checkpoints.save(engine, step, {}, {"seconds": 1.0, "frozen_steps": 0}) for step in (1, 2))
+    state = json.loads((bad / "state.json").read_text())
+    (bad / "state.json").write_text("[" * 100_000 if change is None else json.dumps(state | change))
+    assert checkpoints.latest_valid() == good and "step-00000002 is damaged (state.json" in caplog.text
+
+
+@pytest.mark.fault("checkpoints")
 @pytest.mark.parametrize("damage", ["cut", "missing", "state", "empty"])
 def test_nothing_starts_at_step_0_where_all_checkpoints_are_damaged(engine, tmp_path, damage):
     checkpoints = CheckpointManager(tmp_path)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 
@@ -111,7 +112,46 @@ def test_damaged_files_of_a_run_are_skipped_and_named(run, name, damage, caplog)
 
 
 @pytest.mark.fault("damaged files of a run")
-@pytest.mark.parametrize("change", [{"value": float("nan")}, {"value": None}, {"settings": []}, {"subject": 3}, {"n": "many"}])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 11, "epoch": NaN}', '{"step": 11, "epoch": -1}', f'{{"step": {"9" * 401}, "loss": 1.0}}',
+        f'{{"step": 11, "loss": {"9" * 401}}}', '{"step": 11, "loss": 1.7e308}', '{"step": -1}',
+    ],
+)  # fmt: skip
+def test_absurd_numbers_of_a_log_are_skipped_and_named(run, line, caplog):
+    with (run / "log.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert "10 of 20 steps" in write_report(run).read_text() and "log.jsonl: damaged lines are skipped: line 11" in caplog.text
+
+
+@pytest.mark.fault("damaged files of a run")
+def test_an_epoch_near_0_plans_nothing(run):
+    (run / "log.jsonl").write_text('{"step": 3, "loss": 1.0, "epoch": 1e-320}\n')
+    assert "3 of 3 steps" in write_report(run).read_text()
+
+
+@pytest.mark.fault("secrets")
+def test_the_page_shows_no_secret(run):
+    address = "https://me:swordfish@host/images.tar"
+    load_recipe(None, [f"data.path={address}"]).save(run / "recipe.yaml")
+    (run / STATUS).write_text(json.dumps({"state": "failed", "message": f"hf_{'a' * 34} was refused"}))
+    page = write_report(run).read_text()
+    assert "swordfish" not in page and "aaaa" not in page and "***" in page
+
+
+@pytest.mark.fault("files of unusual names")
+def test_a_run_in_a_folder_whose_name_is_no_text(run):
+    folder = run.with_name(os.fsdecode(b"caf\xe9"))
+    run.rename(folder)
+    assert "10 of 20 steps" in write_report(folder).read_text()
+
+
+@pytest.mark.fault("damaged files of a run")
+@pytest.mark.parametrize(
+    "change",
+    [{"value": float("nan")}, {"value": None}, {"settings": []}, {"subject": 3}, {"n": "many"}, {"interval": [99, 98]}],
+)
 def test_damaged_records_are_skipped_and_named(run, change, caplog):
     (run / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (RECORD, {**RECORD, **change})))
     assert write_report(run).read_text().count("61.23 %") == 1

@@ -4,6 +4,8 @@ import os
 import pytest
 
 from hssl_hf.runs import run_lock
+from hssl_hf.runs.manifest import MANIFEST
+from hssl_hf.runs.metric_logger import LOG
 from hssl_hf.runs.run_lock import LOCK, OF_A_RUN, STALE, STATUS, RunLock, RunLockError, describe_status, read_status
 from tests.faults import refused
 
@@ -62,6 +64,33 @@ def test_files_that_no_run_has_written_are_refused(tmp_path, name):
     with refused(name, "run.output_dir"), RunLock(tmp_path) as lock:
         lock.acquire()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.fault("files of a user")
+@pytest.mark.parametrize("status", ['{"ok": true}', '{"state": "closed"}', '{"state": {}}', "[]", "mine"])
+def test_a_status_that_no_run_has_written_opens_no_folder(tmp_path, status):
+    (tmp_path / STATUS).write_text(status)
+    (tmp_path / LOG).write_text("mine")
+    with refused(LOG, "run.output_dir"), RunLock(tmp_path) as lock:
+        lock.acquire()
+    assert (tmp_path / LOG).read_text() == "mine" and (tmp_path / STATUS).read_text() == status
+
+
+def test_a_run_that_has_lost_its_status_goes_on(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"data": {}, "versions": {}, "processes": 1}')
+    (tmp_path / LOG).write_text("")
+    with RunLock(tmp_path) as lock:
+        lock.acquire()
+        lock.begin()
+    assert read_status(tmp_path)["state"] == "finished"
+
+
+@pytest.mark.fault("status of a run")
+@pytest.mark.parametrize("owner", [{**ELSEWHERE, "host": 1}, {**ELSEWHERE, "host": []}, {**ALIVE, "process": "x"}, {}])
+def test_a_damaged_lock_counts_no_longer(tmp_path, owner):
+    with RunLock(locked_by(tmp_path, owner)) as lock:
+        lock.acquire()
+        lock.require()
 
 
 @pytest.mark.fault("links in a run")

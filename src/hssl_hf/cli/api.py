@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hssl_hf.cli.programs import pretrain_with, read_recipe, search_with
 from hssl_hf.config.recipe_files import EVALUATIONS, find_recipe
+from hssl_hf.errors import UserError, shown
 from hssl_hf.evaluation.records import Record
 from hssl_hf.experiments import frozen_evaluation, head_search
 from hssl_hf.runs.run_directory import RunDirectory
@@ -113,7 +114,21 @@ def _settings(recipe, data, output_dir, overrides) -> list[str]:
 
 
 def _as_settings(values: Mapping[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return [f"{key}={_as_json(key, value)}" for key, value in values.items()]
+
+
+def _as_json(key: str, value: object) -> str:
+    """A value in JSON, which is YAML too; paths, and scalars and arrays of numpy and torch, as plain values."""
+
+    def plain(value):
+        return str(value) if isinstance(value, Path) else value.tolist()
+
+    try:
+        return json.dumps(value, ensure_ascii=False, default=plain)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{key}: expected texts, numbers, booleans, None, and lists and dictionaries of them, got {shown(value)}"
+        ) from error
 
 
 def _require_completion(code: int) -> None:

@@ -28,6 +28,7 @@ from hssl_hf.cli.programs import (
 )
 from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, TRAINING, Protocol, find_recipe, recipe_notes
 from hssl_hf.config.recipe_files import recipes as all_recipes
+from hssl_hf.errors import reading
 from hssl_hf.publish.kinds import HELP, Kind
 
 Method = Literal["siamese_im", "hssl", "ibot", "dino", "moco_v3", "mae"]
@@ -92,8 +93,11 @@ def estimate(
 ) -> None:
     """Estimate memory and time of a recipe before a launch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    from hssl_hf.data.files import require_writable
     from hssl_hf.pretraining import estimate as library
 
+    if output:
+        require_writable(output)
     result = library.estimate(read_recipe(settings)[0], engine, processes, device_memory, device_tflops)
     print(result.table())
     if output:
@@ -255,7 +259,10 @@ def replay(capture: Annotated[Path, Argument(help="RUN/captures/step-..., which 
 def recipes(name: Annotated[str | None, Argument(help="Show this recipe instead of listing all.")] = None) -> None:
     """List the recipes with their table, the paper's number and their cost."""
     if name is not None:
-        print(find_recipe(name, EVALUATIONS if name in all_recipes(EVALUATIONS) else RECIPES).read_text(), end="")
+        path = find_recipe(name, EVALUATIONS if name in all_recipes(EVALUATIONS) else RECIPES)
+        with reading(path, "name a recipe"):
+            text = path.read_text(encoding="utf-8")
+        print(text, end="")
         return
     for name, path in {**all_recipes(), **all_recipes(EVALUATIONS)}.items():
         print(f"{name}\n    " + "\n    ".join(recipe_notes(path)))
@@ -266,7 +273,9 @@ def _launch(options: str, arguments: list[str]) -> int:
     from hssl_hf.engine.launcher import run_launcher
 
     configs = {path.stem: str(path) for path in (TRAINING / "accelerate").glob("*.yaml")}
-    return run_launcher([configs.get(word, word) for word in shlex.split(options)], arguments)
+    with reading(f"--launch {options!r}", "close its quotation marks"):
+        words = shlex.split(options)
+    return run_launcher([configs.get(word, word) for word in words], arguments)
 
 
 def _words(**options: object) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import typer
 
-from hssl_hf.errors import EndedPeerError, UserError, is_about_disk, reason
+from hssl_hf.errors import LONGEST_MESSAGE, EndedPeerError, UserError, is_about_disk, reason, shown
 
 FAILED = 2
 PATIENCE = 10  # seconds in which a process that has failed reports why, before those that miss it report that
@@ -96,7 +96,9 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
             _print_error(traceback.format_exc())
         elif not isinstance(error, UserError):
             name = getattr(error, "filename", None)
-            _print_error(f"error: {f'{name} cannot be read or written: ' if name else ''}{reason(error)}")
+            _print_error(
+                f"error: {f'{shown(name)} cannot be read or written: ' if name else ''}{reason(error)[:LONGEST_MESSAGE]}"
+            )
         elif not _is_reported(error):
             message = str(error).rpartition(f"{type(error).__name__}: ")[2]  # without the traceback of a data loader worker
             _print_error(f"error: {message.strip()}")

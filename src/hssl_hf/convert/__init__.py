@@ -1,6 +1,8 @@
 """Convert official checkpoints of SiameseIM, HSSL, iBOT, DINO, MoCo v3 and MAE to our classes and to stock models."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +23,7 @@ from hssl_hf.convert.siamese_im import (
     to_siamese_im,
 )
 from hssl_hf.convert.state_dict import base_config, require_tensor
-from hssl_hf.fields import Range, check
+from hssl_hf.fields import FieldError, Range, check
 from hssl_hf.models.configuration_mae import HSSLMAEConfig
 from hssl_hf.models.configuration_siamese_im import SiameseIMConfig
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
@@ -67,6 +69,22 @@ def convert_checkpoint(
     num_heads = _attention_heads((overrides.get("backbone_kwargs") or {}).get("num_heads"), "num_attention_heads")
     if "decoder_num_attention_heads" in overrides:
         _attention_heads(overrides["decoder_num_attention_heads"], "decoder_num_attention_heads")
+    with _naming(path):
+        return _convert_to(folder, path, method, for_pretraining, num_heads, overrides)
+
+
+@contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    """Name the checkpoint in errors about its content."""
+    try:
+        yield
+    except (ConversionError, FieldError) as error:
+        raise error if str(path) in str(error) else ConversionError(f"{path}: {error}") from error
+
+
+def _convert_to(
+    folder: Path, path: Path | str, method: str | None, for_pretraining: bool, num_heads: int | None, overrides: dict
+) -> Path:
     checkpoint = read_checkpoint(path)
     if "head.weight" in checkpoint.state:  # fine-tuned
         if for_pretraining:

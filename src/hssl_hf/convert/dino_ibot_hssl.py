@@ -70,23 +70,27 @@ def _config(checkpoint: Checkpoint, method: str, num_heads: int | None) -> HSSLC
     backbone = strip_prefix(student, "backbone.")
     head = {rename(name, HEAD): value for name, value in strip_prefix(student, "head.").items()}
     lengths, directions = head.get("heads.prototypes.weight_g"), head.get("heads.prototypes.weight_v")
-    if directions is None:
+    if directions is None or (lengths is None and checkpoint.flag("norm_last_layer") is None):
+        missing = "weight_v" if directions is None else "weight_g"
         raise ConversionError(
-            f"expected a checkpoint of {method}, but 'head.last_layer.weight_v' is missing; set another --method"
+            f"expected a checkpoint of {method}, but 'head.last_layer.{missing}' is missing; set another --method"
         )
-    arguments = checkpoint.arguments
-    norm_last_layer = bool(arguments["norm_last_layer"] if "norm_last_layer" in arguments else (lengths == 1).all())
+    if directions.ndim != 2:
+        raise ConversionError(f"head.last_layer.weight_v: expected 2 axes, got {tuple(directions.shape)}")
+    norm_last_layer = checkpoint.flag("norm_last_layer")
     objective = {"objective": method, "auxiliary": None}
     if method == "hssl":
-        objective = {"objective": "ibot", "auxiliary": "convnext", "auxiliary_depth": count(backbone, "conv_blocks")}
+        if not (depth := count(backbone, "conv_blocks")):
+            raise ConversionError("expected a checkpoint of hssl, but there is no 'backbone.conv_blocks'; set another --method")
+        objective = {"objective": "ibot", "auxiliary": "convnext", "auxiliary_depth": depth}
     return HSSLConfig(
         **base_config(backbone, num_heads, method),
         **objective,
         projection_hidden_size=require_tensor(student, "head.mlp.0.weight", 2, method).shape[0],
         projection_size=require_tensor(student, "head.mlp.4.weight", 2, method).shape[0],
         num_prototypes=len(directions),
-        norm_last_layer=norm_last_layer,
-        drop_path_rate=float(arguments.get("drop_path_rate", arguments.get("drop_path", 0.1))),
+        norm_last_layer=bool((lengths == 1).all()) if norm_last_layer is None else norm_last_layer,
+        drop_path_rate=checkpoint.number("drop_path_rate", "drop_path", default=0.1),
         license=LICENSES[method],
     )
 

@@ -37,7 +37,7 @@ def from_mae(
         decoder_hidden_size=require_tensor(state, "decoder_embed.weight", 2, "MAE").shape[0],
         decoder_num_hidden_layers=count(state, "decoder_blocks"),
         decoder_num_attention_heads=decoder_num_attention_heads,
-        norm_pix_loss=bool(checkpoint.arguments.get("norm_pix_loss", True)),
+        norm_pix_loss=checkpoint.flag("norm_pix_loss", True),
     )
     model = HSSLMAEForPreTraining(config)
     positions = require_tensor(state, "decoder_pos_embed", 3, "MAE")

@@ -35,9 +35,9 @@ def from_moco_v3(checkpoint: Checkpoint, num_heads: int | None = None) -> HSSLFo
         objective="moco_v3",
         projection_hidden_size=require_tensor(encoder, "head.0.weight", 2, "MoCo v3").shape[0],
         projection_size=require_tensor(encoder, "head.6.weight", 2, "MoCo v3").shape[0],
-        contrastive_temperature=float(checkpoint.arguments.get("moco_t", 0.2)),
+        contrastive_temperature=checkpoint.number("moco_t", default=0.2),
         sincos_position_embeddings=True,
-        freeze_patch_embed=bool(checkpoint.arguments.get("stop_grad_conv1", True)),
+        freeze_patch_embed=checkpoint.flag("stop_grad_conv1", True),
         license=LICENSE,
     )
     model = HSSLForPreTraining(config)

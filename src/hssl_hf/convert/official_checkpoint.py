@@ -5,6 +5,8 @@ import codecs
 import logging
 import pickle
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,20 @@ class Checkpoint:
     state: dict[str, Tensor]
     arguments: dict = field(default_factory=dict)
 
+    def number(self, *names: str, default: float) -> float:
+        """The argument of training of the first of these names; raises a ConversionError for what is no finite number."""
+        value = next((self.arguments[name] for name in names if name in self.arguments), default)
+        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+            raise ConversionError(f"args.{names[0]}: expected a number, got {shown(value)}")
+        return float(value)
+
+    def flag(self, name: str, default: bool | None = None) -> bool | None:
+        """An argument that is true or false; raises a ConversionError for another value."""
+        value = self.arguments.get(name, default)
+        if not isinstance(value, bool | None):
+            raise ConversionError(f"args.{name}: expected True or False, got {shown(value)}")
+        return value
+
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a `.pth`, `.safetensors` or Jittor `.pkl` file without executing any code in it.
@@ -62,8 +78,19 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{path} holds no weights: expected tensors by name, at the top or under {', '.join(CONTAINERS)}, got "
             f"{f'the entries {shown([str(key) for key in content][:20])}' if content else 'no entries'}"
         )
+    if wrong := [name for name, value in state.items() if not _is_plain(value)]:
+        raise ConversionError(
+            f"{path}: expected dense tensors of real and finite numbers, got others in {', '.join(wrong[:5])} ({len(wrong)} of "
+            f"{len(state)}); the file is damaged, or was saved in another form"
+        )
     arguments = content.get("args")
     return Checkpoint(state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {})
+
+
+def _is_plain(value: Tensor) -> bool:
+    if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+        return False
+    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _find_state(content: dict, depth: int = 0) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def from_siamese_im(checkpoint: Checkpoint, **overrides) -> SiameseIMForPreTrain
         ConversionError: if a tensor is missing, unexpected or of another shape.
     """
     state = dict(checkpoint.state)
-    config = _pretraining_config(state, checkpoint.arguments, overrides)
+    config = _pretraining_config(state, checkpoint, overrides)
     model = SiameseIMForPreTraining(config)
     unused = {name: state.pop(name) for name in UNUSED if name in state}
     if config.normalize_prediction:  # by a norm with a fixed scale of 1 and shift of 0; our model has no weights for it
@@ -122,7 +122,7 @@ def classifier_from_siamese_im(checkpoint: Checkpoint, num_heads: int | None = N
     return model.eval()
 
 
-def _pretraining_config(state: dict[str, Tensor], arguments: dict, overrides: dict) -> SiameseIMConfig:
+def _pretraining_config(state: dict[str, Tensor], checkpoint: Checkpoint, overrides: dict) -> SiameseIMConfig:
     base = base_config(state, (overrides.pop("backbone_kwargs", None) or {}).get("num_heads"))
     hidden_size = require_tensor(state, "decoder_embed.weight", 2).shape[0]
     batch_norm = {".bn." in name for name in state if re.match(r"(projector|predictor)_decoder_blocks\.\d+\.norm", name)}
@@ -135,8 +135,8 @@ def _pretraining_config(state: dict[str, Tensor], arguments: dict, overrides: di
         "projector_depth": count(state, "projector_decoder_blocks"),
         "decoder_num_hidden_layers": count(state, "predictor_decoder_blocks"),
         "normalize_prediction": "student_norm.weight" in state,
-        "negative_weight": float(arguments.get("neg_weight", 0.02)),
-        "freeze_patch_embed": not arguments.get("train_patch_embed", False),
+        "negative_weight": checkpoint.number("neg_weight", default=0.02),
+        "freeze_patch_embed": not checkpoint.flag("train_patch_embed", False),
         "license": LICENSE,
     }
     return SiameseIMConfig(**{**values, **overrides})

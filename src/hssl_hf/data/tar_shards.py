@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from hssl_hf.data.remote import web_options
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 CHUNK = 2**20
 MAGIC, MAGIC_OFFSET = b"ustar", 257  # of a header
+NUMBERS = {int: r"[-+]?\d+", float: r"[-+]?\d*\.\d*(e[-+]?\d+)?"}  # as files with a label write them
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
+def _label_in(text: str) -> int | float | str:
+    """What a file with a label holds: a number, or the name of a class."""
+    kind = next((kind for kind, form in NUMBERS.items() if re.fullmatch(form, text)), str)
+    return kind(text)
+
+
 class TarShards(LocalDataset):
     """The images in tar files on this machine or behind URLs, one row each; a damaged part is a row without bytes.
 
@@ -170,10 +178,7 @@ class TarShards(LocalDataset):
         reading: str = "",
         left_out: LeftOut | None = None,
     ):
-        features = {"image": datasets.Image(decode=False)}
-        if label_column is not None:
-            features[label_column] = datasets.Value("int64")
-        super().__init__(paths, datasets.Features(features))
+        super().__init__(paths, datasets.Features({"image": datasets.Image(decode=False)}))
         self.field, self.label_column, self.reading, self.left_out = field, label_column, reading, left_out or LeftOut()
 
     def __len__(self) -> int:
@@ -227,15 +232,15 @@ class TarShards(LocalDataset):
         name = f"damaged part from byte {member.offset} on" if member.name is None else member.name
         return {"bytes": member.data, "path": f"{name} of {basename(path)}"}
 
-    def _label(self, name: str | None, files: dict[str, bytes]) -> int | None:
+    def _label(self, name: str | None, files: dict[str, bytes]) -> object:
         """The label of an image from the files of its sample; those whose names share most with its own come first."""
         stem = name or ""
         while stem:
-            data = files.get(f"{stem}.{self.label_column}")
-            if data is None and f"{stem}.json" in files:
-                data = json.loads(files[f"{stem}.json"]).get(self.label_column)
-            if data is not None:
-                return int(data)
+            if (text := files.get(f"{stem}.{self.label_column}")) is not None:
+                return _label_in(text.decode(errors="replace").strip())
+            values = json.loads(files.get(f"{stem}.json", b"null"))
+            if isinstance(values, dict) and values.get(self.label_column) is not None:
+                return values[self.label_column]
             stem = stem.rpartition(".")[0] if "." in basename(stem) else ""
         return None
 

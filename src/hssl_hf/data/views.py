@@ -15,6 +15,7 @@ from torch import Tensor
 from hssl_hf.data import color_opencv, color_torch
 from hssl_hf.data.augmentation import Augmentation, ViewConfig
 from hssl_hf.data.decode import CorruptImageError
+from hssl_hf.data.errors import StreamError
 from hssl_hf.data.stream import ImageStream
 from hssl_hf.errors import UserError
 
@@ -114,6 +115,7 @@ class ViewStream(torch.utils.data.IterableDataset):
         fraction: of the images to use, chosen by a checksum of their bytes.
     Raises:
         TooManyCorruptImagesError: while iterating, if more images cannot be decoded.
+        StreamError: while iterating, if a pass over the images gives none.
     """
 
     def __init__(
@@ -137,7 +139,14 @@ class ViewStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         skipped: list[str] = []
+        unused_since: int | None = None  # epoch of the first of the images that have given nothing in succession
         for encoded in self.images:
+            unused_since = encoded.epoch if unused_since is None else unused_since
+            if encoded.epoch > unused_since + 1:
+                raise StreamError(
+                    f"no image of a pass over {self.images.source.path!r} can be used: {self._corrupt} of {self._read} cannot "
+                    f"be decoded, and others are not among the data.fraction={self.fraction:g} that are used"
+                )
             if zlib.crc32(encoded.data) >= self.fraction * 2**32:
                 continue
             self._read += 1
@@ -154,4 +163,4 @@ class ViewStream(torch.utils.data.IterableDataset):
                     ) from error
             else:
                 yield {**sample, "corrupt": skipped, "label": encoded.label}
-                skipped = []
+                skipped, unused_since = [], None

@@ -24,6 +24,7 @@ from hssl_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 STATE, WEIGHTS, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
+CHECKSUM = "checksum"  # in the state, of its other values
 
 
 class CheckpointError(UserError):
@@ -165,8 +166,13 @@ def _process_file(index: int) -> str:
 
 
 def write_state(folder: Path, step: int, **state) -> None:
-    """Write down the step of a checkpoint, further state, and the checksums of its files, which are complete."""
-    (folder / STATE).write_text(json.dumps({"step": step, **state, "files": _checksums(folder)}, indent=1))
+    """Write down the step of a checkpoint, further state, the checksums of its files, which are complete, and that of these."""
+    values = {"step": step, **state, "files": _checksums(folder)}
+    (folder / STATE).write_text(json.dumps({**values, CHECKSUM: _checksum_of(values)}, indent=1))
+
+
+def _checksum_of(values: dict) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
@@ -189,20 +195,20 @@ def _step(path: Path) -> int | None:
 
 
 def _state(path: Path) -> dict:
-    """The state of a checkpoint; empty if it cannot be read."""
+    """The state of a checkpoint; empty if it cannot be read, or is not as it was written."""
     try:
         state = json.loads((path / STATE).read_text())
-    except (OSError, ValueError):
+        return state if state.pop(CHECKSUM, None) == _checksum_of(state) else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint; empty if it is valid."""
     state, checksums = _state(path), _checksums(path)
     expected = state.get("files")
-    if not isinstance(expected, dict) or "step" not in state:
-        return f"{STATE} cannot be read"
+    if expected is None:
+        return f"{STATE} cannot be read, or was changed"
     if state["step"] != _step(path):
         return f"its state is that of step {state['step']}"
     wrong = [name for name in {WEIGHTS: None, **expected} if name not in checksums or checksums[name] != expected.get(name)]

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -13,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from hssl_hf.engine.launch import LAUNCH_OPTIONS, LaunchError
 from hssl_hf.engine.signals import STOPPING
+from hssl_hf.errors import reason
 
 PROGRAM = "hssl_hf"  # as in `python -m`; not what else may be a child of this process
 
@@ -35,8 +37,9 @@ def run_launcher(options: list[str], arguments: list[str]) -> int:
     def forward(number: int, _frame) -> None:
         received.append(number)
         for child in psutil.Process().children():
-            if PROGRAM in child.cmdline():
-                child.send_signal(number)
+            with suppress(psutil.Error):  # it may end at this moment
+                if PROGRAM in child.cmdline():
+                    child.send_signal(number)
 
     for number in STOPPING:
         signal.signal(number, forward)
@@ -47,8 +50,10 @@ def run_launcher(options: list[str], arguments: list[str]) -> int:
         return _exit_code([failure.exitcode for failure in error.failures.values()], received)
     except subprocess.CalledProcessError as error:
         return _exit_code([error.returncode], received)
-    except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
-        raise LaunchError(f"accelerate launch refuses {' '.join(options)}: {error}") from error
+    except Exception as error:  # of the launcher or of YAML, about any options and files
+        raise LaunchError(f"accelerate launch refuses {' '.join(options)}: {reason(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 

@@ -100,7 +100,7 @@ class FeatureCache:
                 settings = json.loads((folder / SETTINGS).read_text())
                 source = settings["source"]
                 row = {"encoder": settings["encoder"], "dataset": source["path"], "split": source["split"]}
-            except (OSError, ValueError, LookupError, TypeError):
+            except (OSError, ValueError, LookupError, TypeError, RecursionError):
                 what = "interrupted linear probe" if any(folder.glob("*.pt")) else "damaged"
                 row = {"encoder": what, "dataset": "", "split": ""}
             used = datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="minutes")

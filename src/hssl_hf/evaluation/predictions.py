@@ -58,7 +58,24 @@ class Predictions:
         with reading(path, "evaluate the model again"):
             tensors, extra = read_tensors(path.parent, path.name)
             result = Classification(*(tensors.pop(name) for name in ("ranking", "confidence", "labels")))
-            return cls(**extra, result=result, **tensors)
+            predictions = cls(**extra, result=result, **tensors)
+            predictions._require_consistency()
+            return predictions
+
+    def _require_consistency(self) -> None:
+        """Raise a ValueError for shapes and types that do not go together."""
+        result, texts = self.result, (self.subject, self.protocol, self.dataset, self.split, *(self.classes or ()))
+        images, mistakes, integers = len(result.labels), len(self.mistaken), (torch.int64, torch.int32)
+        shapes = [tuple(value.shape) for value in (result.confidence, result.labels, self.positions, self.mistakes)]
+        if not all(isinstance(text, str) for text in texts) or not images or result.ranking.shape[:-1] != (images,):
+            raise ValueError("expected names, and ranked classes of at least one image")
+        if shapes != [(images,), (images,), (images, 2), (mistakes, 3, SIDE, SIDE)] or self.mistakes.dtype != torch.uint8:
+            raise ValueError(f"expected predictions of {images} images and {mistakes} mistakes, got tensors of {shapes}")
+        numbers = (result.ranking, result.labels, self.mistaken)
+        if any(value.dtype not in integers for value in numbers) or any((value < 0).any() for value in numbers):
+            raise ValueError("expected classes and images as integers from 0 on")
+        if (self.mistaken >= images).any():
+            raise ValueError(f"expected mistakes among {images} images")
 
     def class_name(self, number: int) -> str:
         return str(number) if self.classes is None or number >= len(self.classes) else self.classes[number]

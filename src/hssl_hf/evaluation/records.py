@@ -75,3 +75,5 @@ def _check_record(line: dict) -> None:
     """Raise a ValueError for an object that is no record, or one whose value is no finite number."""
     for name, kind in KINDS.items():
         check(kind, line.get(name), name)
+    if (interval := line.get("interval")) is not None and not interval[0] <= line["value"] <= interval[1]:
+        raise ValueError(f"interval: expected one around {line['value']}, got {interval}")

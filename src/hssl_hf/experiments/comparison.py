@@ -55,8 +55,8 @@ def protocol_of(record: dict) -> str:
     """The protocol of a record, with the settings in which its figures differ."""
     protocol, settings = record["metric"].removesuffix("_top1"), record["settings"]
     details = [f"k={settings['num_neighbors']}"] if "num_neighbors" in settings else []
-    details += [settings["features"]] if settings.get("features", "cls") != "cls" else []
-    details += [f"{settings['blocks']} blocks"] if settings.get("blocks", 1) > 1 else []
+    details += [str(settings["features"])] if settings.get("features", "cls") != "cls" else []
+    details += [f"{settings['blocks']} blocks"] if settings.get("blocks", 1) != 1 else []
     return " ".join([protocol, *details])
 
 

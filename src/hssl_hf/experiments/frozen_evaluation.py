@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hssl_hf.config.evaluation_recipe import EvaluationRecipe, load_evaluation_recipe
-from hssl_hf.data.files import require_output
+from hssl_hf.data.files import require_output, require_writable
 from hssl_hf.engine.distributed import make_accelerator, on_main_process
 from hssl_hf.errors import UserError, writing
 from hssl_hf.evaluation.augmented_features import features_of_two_crops
@@ -85,6 +85,8 @@ def evaluate(
         raise UserError(f"expected a protocol of {list(PROTOCOLS)}, got {protocol!r}")
     export, seed = str(export), check(Seed, seed, "seed")
     require_output(results, "results")
+    if output is not None:
+        require_writable(output)
     configuration = load_evaluation_recipe(protocol, recipe, list(settings))
     extractor, encoder = prepare(export, configuration, revision, token)
     encoders = {subject or (f"{export}@{revision}" if revision else export): encoder}

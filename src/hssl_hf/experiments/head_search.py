@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hssl_hf.config.recipe import Recipe, RecipeError
 from hssl_hf.data.files import write_below
 from hssl_hf.errors import UserError
+from hssl_hf.fields import Depth, PositiveFraction, check
 from hssl_hf.models.configuration_head_search import FAMILIES, HeadSearchConfig
 from hssl_hf.models.configuration_hssl import HSSLConfig
 from hssl_hf.runs.metric_logger import LOG, read_log
@@ -52,8 +53,7 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
     """
     if recipe.model_type() != HSSLConfig.model_type:
         raise RecipeError(f"heads can be searched only for HSSL, got model.model_type={recipe.model_type()!r}")
-    if not 0 < data_fraction <= 1:
-        raise RecipeError(f"expected a fraction of the images above 0 and up to 1, got {data_fraction}")
+    data_fraction, depth = check(PositiveFraction, data_fraction, "data_fraction"), check(Depth, depth, "depth")
     replaced = {"auxiliary", "auxiliary_connection", "model_type"}
     if recipe.model.get("auxiliary", "") is None:
         replaced.add("cls_supervision")

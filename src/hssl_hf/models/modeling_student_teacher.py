@@ -71,8 +71,10 @@ class StudentTeacherPreTrainedModel(BackbonePreTrainedModel):
         """The "teacher" or the "student"; None for `default_network`.
 
         Raises:
-            ValueError: if this method has no teacher.
+            ValueError: for another name, or if this method has no teacher.
         """
+        if name not in ("teacher", "student", None):
+            raise ValueError(f"network: expected 'teacher', 'student' or None, got {name!r}")
         if name == "teacher" and self.teacher is None:
             raise ValueError("this method has no teacher; use the student (run.export_network=student)")
         return getattr(self, name or self.default_network)

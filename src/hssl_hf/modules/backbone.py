@@ -195,10 +195,14 @@ def create_timm_model(name: str, image_size: int, kwargs: dict, drop_path_rate: 
     patch = kwargs.get("patch_size", 1)
     if type(patch) is int and patch > 0 and image_size % patch:
         raise ValueError(f"crops of {image_size} pixels do not divide into patches of {patch} pixels")
+    arguments = {"num_classes": 0, "drop_path_rate": drop_path_rate, **timm_arguments(name, image_size, kwargs)}
     try:
-        return timm.create_model(name, num_classes=0, drop_path_rate=drop_path_rate, **timm_arguments(name, image_size, kwargs))
+        model = timm.create_model(name, **arguments)
     except Exception as error:  # of any kind: timm does not check these arguments
         raise ValueError(f"timm cannot make {name!r} with backbone_kwargs={kwargs}: {error}") from error
+    if not len(getattr(model, "blocks", [model])):
+        raise ValueError(f"expected at least one block, got {name!r} without any, by backbone_kwargs={kwargs}")
+    return model
 
 
 def timm_arguments(name: str, image_size: int, kwargs: dict) -> dict:

@@ -91,9 +91,13 @@ class RunArtifacts:
         self.manifest |= {
             "steps": steps, "images_seen": steps * self.recipe.optim.batch_size,
             "undecodable": len(corrupt), "first_of_several": several,
-            "seconds": round(self.seconds, 1), "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
-            "images_per_second": round(median(line["images_per_second"] for line in log), 2),
+            "seconds": round(self.seconds, 1),
         }  # fmt: skip
+        if log:  # which a user may have removed before the run was resumed
+            self.manifest |= {
+                "peak_memory_gib": round(max(line["memory_gib"] for line in log), 3),
+                "images_per_second": round(median(line["images_per_second"] for line in log), 2),
+            }
         manifest.write(self.folder, self.manifest)
         lines = [f"{len(corrupt)} images could not be decoded: {', '.join(corrupt[:5])}"] if corrupt else []
         lines += [f"{several} files hold several images, of which the first was read"] if several else []
@@ -113,7 +117,9 @@ class RunArtifacts:
     def _record(self) -> list[str]:
         """Records of the last probe, of the untrained backbone and of raw pixels; returns lines for the screen."""
         probe, log = self.recipe.probe, [line for line in read_log(self.logger.path) if "knn_top1" in line]
-        start = next(line for line in log if "knn_top1_pixels" in line)
+        start = next((line for line in log if "knn_top1_pixels" in line), None)
+        if start is None:
+            return [f"no records of the k-NN probe, since its first figures are missing in {self.logger.path}"]
         accuracies = {
             "pre-trained backbone": log[-1]["knn_top1"],
             UNTRAINED: start["knn_top1"],

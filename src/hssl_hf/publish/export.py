@@ -24,6 +24,7 @@ from hssl_hf.errors import UserError, reading, writing
 from hssl_hf.modules.backbone import Backbone, has_norm, timm_arguments
 from hssl_hf.publish import model_card, parity
 from hssl_hf.publish.image_processor import image_processor
+from hssl_hf.publish.kinds import KINDS
 from hssl_hf.publish.onnx import save_onnx
 from hssl_hf.publish.origin import FACTS
 from hssl_hf.publish.parity import ExportError
@@ -86,6 +87,8 @@ def export_backbone(
         UserError: if the folder contains anything that no export has written, or the kind "backbone" does not exist for this
             architecture.
     """
+    if kind not in KINDS or kind == "training":
+        raise UserError(f"kind: expected one of {', '.join(KINDS)} but training, which export_model writes, got {kind!r}")
     network, context = network or model.default_network, context or CardContext()
     base, size = model.get_network(network).base, model.config.image_size
     processor, backbone = processor or _default_processor(model), to_backbone(base, size)
@@ -159,7 +162,7 @@ def require_replaceable(folder: Path | str) -> None:
     require_writable(folder.absolute().parent)
     if not folder.exists():
         return
-    written = read_below(folder, MARKER).decode().splitlines() if (folder / MARKER).is_file() else []
+    written = read_below(folder, MARKER).decode(errors="replace").splitlines() if (folder / MARKER).is_file() else []
     if foreign := [name for name in _files(folder) if name not in written] if folder.is_dir() else ["a file of this name"]:
         rest = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise UserError(

@@ -8,16 +8,19 @@ from jinja2 import Environment
 
 from hssl_hf.config.recipe import Recipe, load_recipe
 from hssl_hf.data.files import read_lines, require_output, write_below
+from hssl_hf.data.local_dataset import printable
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.records import read_records
 from hssl_hf.publish import card_text
 from hssl_hf.publish.model_card import METRICS
+from hssl_hf.publish.secret_scan import redact
 from hssl_hf.runs import manifest
 from hssl_hf.runs.metric_logger import CURVES, LOG, read_log
 from hssl_hf.runs.run_directory import ALARMS, RECIPE, RESULTS, read_figures
 from hssl_hf.runs.run_lock import describe_status
 from hssl_hf.visualization.curves import curves_png
 
+SHORTEST = 1e-9  # epoch from which the length of a run is extrapolated
 TEMPLATE = Path(__file__).with_name("report.html")
 HEADLINES = {
     "loss": ("loss", "{:.3f}"),
@@ -63,8 +66,8 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
     values = {name: form.format(last[key]) for name, (key, form) in HEADLINES.items() if key in last}
     return {
         "title": card_text.title(config, "main"),
-        "description": f"{config.describe()[1]} · {folder.resolve().name}",
-        "status": describe_status(folder),
+        "description": f"{config.describe()[1]} · {printable(folder.resolve().name)}",
+        "status": redact(describe_status(folder)),
         "done": done, "steps": steps, "percent": round(100 * done / max(1, steps), 1),
         "headlines": {"of the steps": f"{done / max(1, steps):.0%}", **values},
         "alarms": read_lines(folder / ALARMS),
@@ -74,11 +77,11 @@ def _content(folder: Path, recipe: Recipe, log: list[dict]) -> dict:
             for name, caption in card_text.FIGURES.items() if figures.get(name)
         ],
         "training": card_text.training(known) if known else [],
-        "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110),
+        "recipe": redact(yaml.safe_dump(recipe.to_dict(), sort_keys=False, default_flow_style=None, width=110)),
     }  # fmt: skip
 
 
 def _planned(recipe: Recipe, log: list[dict]) -> int | None:
     """Steps of the full run, from the fraction of an epoch that the logged ones took."""
-    lines = [line for line in log if line.get("epoch")]
+    lines = [line for line in log if line.get("epoch", 0) > SHORTEST]
     return round(recipe.optim.epochs * lines[-1]["step"] / lines[-1]["epoch"]) if lines else None

@@ -1,6 +1,7 @@
 """The log of a run: JSON lines always, a plot of its curves, trackers on request."""
 
 import json
+from math import inf
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +14,7 @@ from hssl_hf.data.files import append_line, read_lines, write_below
 from hssl_hf.visualization.curves import draw_curves
 
 LOG, CURVES = "log.jsonl", "curves.png"
+LARGEST = 1e30  # number of a log, whose curves are drawn
 
 
 class MetricLogger:
@@ -95,8 +97,11 @@ def read_log(path: Path | str) -> list[dict]:
 
 
 def _check_line(line: dict) -> None:
-    """Raise a ValueError for what is no line of a log: a step and further numbers."""
-    if not isinstance(line.get("step"), int):
+    """Raise a ValueError for what is no line of a log: a step, and numbers, which may be infinite or NaN but not absurd."""
+    if not isinstance(step := line.get("step"), int) or not 0 <= step < LARGEST:
         raise ValueError("without a step")
-    if wrong := [name for name, value in line.items() if not isinstance(value, Real | None)]:
+    numbers = {name: value for name, value in line.items() if value is not None}
+    if wrong := [name for name, value in numbers.items() if not isinstance(value, Real) or LARGEST < abs(value) < inf]:
         raise ValueError(f"{', '.join(wrong)[:80]}: expected numbers")
+    if not 0 <= line.get("epoch", 0) < LARGEST:
+        raise ValueError("epoch: expected a number from 0 on")

@@ -59,7 +59,7 @@ class RunLock:
             OSError: if it cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / STATUS).is_file() and (foreign := [n for n in OF_A_RUN if (self.folder / n).exists()]):
+        if not self._is_of_a_run() and (foreign := [n for n in OF_A_RUN if (self.folder / n).exists()]):
             raise RunLockError(
                 f"expected an empty folder or that of a run, got {self.folder} with {', '.join(foreign)}, which the "
                 "run would overwrite and no earlier run wrote; choose another folder with run.output_dir"
@@ -76,6 +76,11 @@ class RunLock:
             claim.unlink(missing_ok=True)
         self._held = True
         threading.Thread(target=self._renew, daemon=True).start()
+
+    def _is_of_a_run(self) -> bool:
+        """Whether a run has written the status, or at least a manifest."""
+        known = (_read(self.folder / MANIFEST) or {}).keys() >= {"data", "versions", "processes"}
+        return known or str(read_status(self.folder).get("state")) in STATES
 
     def begin(self) -> None:
         """Mark the folder as that of a run which is under way, once nothing speaks against it."""
@@ -195,7 +200,8 @@ def _is_alive(owner: dict) -> bool:
 def _read_owner(path: Path) -> dict | None:
     """The process of a lock; None if there is none, or one that cannot be read."""
     owner = _read(path)
-    return owner if owner and owner.keys() >= {"host", "process", "started"} else None
+    kinds = {"host": str, "process": int, "started": float}
+    return owner if owner and all(isinstance(owner.get(name), kind) for name, kind in kinds.items()) else None
 
 
 def _read(path: Path) -> dict | None:
