@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 import hssl_hf
+from hssl_hf.config.evaluation_recipe import EvaluationRecipe
 from hssl_hf.config.recipe import Recipe, load_recipe
 from hssl_hf.config.strict_yaml import build
-from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.experiments.study import Study
 from hssl_hf.fields import Section, check, describe
 from hssl_hf.models.auto import configuration_classes
@@ -37,12 +37,12 @@ MODELS = {
 }
 OTHERS = {
     **{f"{method}.image_size": config.declarations()["image_size"] for method, config in configuration_classes().items()},
-    **{f"linear.{name}": kind for name, kind in LinearConfig.declarations().items()},
+    **fields_of(EvaluationRecipe, "evaluation."),
     **{f"study.{name}": kind for name, kind in Study.declarations().items()},
 }
 ALL = {**RECIPE, **MODELS, **OTHERS}
 STUDY = {"recipe": "a.yaml", "baseline": "a", "variants": {}}
-CLASSES = {"linear": LinearConfig, "study": lambda **values: Study(**{**STUDY, **values}), **configuration_classes()}
+CLASSES = {"study": lambda **values: Study(**{**STUDY, **values}), **configuration_classes()}
 
 
 def descriptions(kind) -> Iterator[str]:
@@ -58,10 +58,10 @@ def descriptions(kind) -> Iterator[str]:
 def set_value(key: str, value) -> None:
     """Set a value as its users would: in a recipe, in the part `model` of one, or from Python."""
     owner, _, name = key.partition(".")
-    if key in RECIPE:
-        for part in reversed(key.split(".")):
+    if key in RECIPE or owner == "evaluation":
+        for part in reversed((key if key in RECIPE else name).split(".")):
             value = {part: value}
-        build(Recipe, value)
+        build(Recipe if key in RECIPE else EvaluationRecipe, value)
     elif key in MODELS:
         build(Recipe, {"model": {"model_type": owner, name: value}})
     else:

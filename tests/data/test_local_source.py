@@ -1,5 +1,9 @@
 """What a path of this machine is taken for."""
 
+import bz2
+import gc
+import gzip
+import lzma
 import shutil
 from itertools import islice
 
@@ -46,9 +50,39 @@ def test_missing_splits_of_a_saved_dataset_are_refused(tmp_path):
 
 
 @pytest.mark.fault("local data")
-def test_a_damaged_saved_dataset_is_refused(tmp_path):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves the file open
+@pytest.mark.parametrize(("column", "words"), [(None, "columns that are known only"), ("imgae", "imgae")])
+def test_the_column_of_a_table_without_types_is_named(tmp_path, column, words):
+    fill(tmp_path, *in_each("a"))
+    (tmp_path / "list.csv").write_text("\n".join(["image", *in_each("a")]))
+    with refused("list.csv", words, "data.image_column"):
+        epoch_length(DataConfig(str(tmp_path / "list.csv"), image_column=column))
+    gc.collect()
+
+
+@pytest.mark.fault("local data")
+@pytest.mark.parametrize("name", ["list.csv", "shard.tar", "folder/images.parquet"])
+def test_a_missing_file_is_no_repository_of_the_hub(name):
+    with refused(name, "does not exist"):
+        count_images(Source(name))
+
+
+@pytest.mark.fault("local data")
+@pytest.mark.parametrize(("compress", "kind"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_compressed_tar_file_is_named(tmp_path, compress, kind, in_folder):
+    path = write_tar(tmp_path / "x.tar", {"x.png": png(0)})
+    path.write_bytes(compress(path.read_bytes()))
+    with refused("x.tar", f"compressed by {kind}", "decompress"):
+        count_images(Source(str(tmp_path if in_folder else path)))
+
+
+@pytest.mark.fault("local data")
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]"], ids=["cut", "deep", "a list"])
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+def test_a_damaged_saved_dataset_is_refused(tmp_path, name, content):
     path = saved(tmp_path / "saved", 4)
-    (tmp_path / "saved" / "state.json").write_text("{")
+    (tmp_path / "saved" / name).write_text(content)
     with refused("save_to_disk", path):
         count_images(Source(path))
 

@@ -64,5 +64,5 @@ def measure(rank: int, port: int, engine: str, recipe: tuple, results: dict) -> 
 
 def estimated(recipe: tuple, engine: str) -> float:
     """Bytes of the tensors of a process of the same run, as they are estimated."""
-    result = estimate(load_recipe(*recipe), engine, 1 if engine == "single" else 2, memory=80.0, tflops=1.0)
+    result = estimate(load_recipe(*recipe), engine, 1 if engine == "single" else 2, device_memory=80.0, device_tflops=1.0)
     return result.needed - result.memory_items["runtime"]

@@ -37,7 +37,7 @@ def followed(monkeypatch):
 
 def test_engines_divide_memory_as_documented(followed):
     """Of P trained parameters of 4 bytes: AdamW holds 2 P more, ZeRO's full copy 1 more, divided among the processes."""
-    estimates = {engine: estimate(recipe(), engine, 2 if engine != "single" else 1, memory=80.0) for engine in ENGINES}
+    estimates = {engine: estimate(recipe(), engine, 2 if engine != "single" else 1, device_memory=80.0) for engine in ENGINES}
     trained = 4 * estimates["ddp"].parameters["all that is trained"]
     held = {engine: item.memory_items["optimizer"] / trained for engine, item in estimates.items()}
     assert held == {"single": 2, "ddp": 2, "fsdp2": 1, "zero1": 1.5, "zero2": 1.5}
@@ -52,28 +52,33 @@ def test_engines_divide_memory_as_documented(followed):
 def test_engines_divide_gradients_as_documented(followed, monkeypatch):
     late = (Moment(0, 0, 0), Moment(GIB, BLOCKS, REST))
     monkeypatch.setattr(estimate_module, "follow_step", lambda *_, **__: late)
-    steps = {name: estimate(recipe(), name, 1 + (name != "single"), memory=80.0).memory_items["step"] - GIB for name in ENGINES}
+    steps = {
+        name: estimate(recipe(), name, 1 + (name != "single"), device_memory=80.0).memory_items["step"] - GIB
+        for name in ENGINES
+    }
     full = BLOCKS + REST
     assert steps == {"single": full, "ddp": full, "fsdp2": BLOCKS / 2 + REST, "zero1": full, "zero2": 0}
 
 
 def test_time_and_verdict(followed):
     """25 steps an epoch; at 1 TFLOPS and 1 GFLOP an image a device sees a thousand images a second."""
-    result = estimate(recipe("optim.epochs=4"), "ddp", processes=2, memory=1.0, tflops=1.0)
+    result = estimate(recipe("optim.epochs=4"), "ddp", processes=2, device_memory=1.0, device_tflops=1.0)
     assert (result.steps, result.images, result.images_per_second) == (100, 32, 2000.0)
     assert result.hours == pytest.approx(6400 / 2000 / 3600) and result.memory_items["step"] == 2 * GIB
     lines = [line.split()[:3] for line in result.table().splitlines()]
     assert lines[lines.index(["of", "it", "logits"]) - 1] == ["step:", "activations,", "gradients"]
     assert "DOES NOT FIT" in result.table() and "optim.gradient_accumulation_steps" in result.table()
     assert "speed of this machine" not in result.table()
-    assert "fits" in estimate(recipe(), "ddp", 2, memory=80.0).table()
-    assert "speed of this machine" in estimate(recipe(), "ddp", 2, memory=80.0).table()
-    assert estimate(recipe("data.fraction=0.5", "optim.epochs=4"), memory=80.0).steps == 48, "800 images are 12 full batches"
-    assert estimate(recipe(), memory=80.0).images_per_second == pytest.approx(100.0)
+    assert "fits" in estimate(recipe(), "ddp", 2, device_memory=80.0).table()
+    assert "speed of this machine" in estimate(recipe(), "ddp", 2, device_memory=80.0).table()
+    assert estimate(recipe("data.fraction=0.5", "optim.epochs=4"), device_memory=80.0).steps == 48, (
+        "800 images are 12 full batches"
+    )
+    assert estimate(recipe(), device_memory=80.0).images_per_second == pytest.approx(100.0)
 
 
 def test_data_workers_are_counted_beside_devices_and_within_processors(followed):
-    result = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2, memory=80.0)
+    result = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2, device_memory=80.0)
     assert result.workers == 3 and result.worker_bytes > 3 * PROCESS
     assert "data workers" not in result.memory_items and "2 x 3 data workers take up to" in result.table()
     here = estimate(recipe("data.num_workers=3", "data.shuffle_buffer_size=100"), "ddp", 2)
@@ -85,9 +90,9 @@ def test_data_workers_are_counted_beside_devices_and_within_processors(followed)
     [
         ({"processes": 0}, "processes: expected a whole number from 1 to 1048576, got 0"),
         ({"processes": -2}, "processes: expected a whole number from 1 to"),
-        ({"memory": 0.0}, "memory: expected a number above 0 or null, got 0"),
-        ({"memory": math.nan}, "memory: expected a number above 0 or null, got nan"),
-        ({"tflops": 0}, "tflops: expected a number above 0 or null, got 0"),
+        ({"device_memory": 0.0}, "device_memory: expected a number above 0 or null, got 0"),
+        ({"device_memory": math.nan}, "device_memory: expected a number above 0 or null, got nan"),
+        ({"device_tflops": 0}, "device_tflops: expected a number above 0 or null, got 0"),
         ({"engine": "zero3"}, "engine: expected one of 'single', 'ddp', 'fsdp2', 'zero1', 'zero2', got 'zero3'"),
         ({"engine": "single", "processes": 2}, "processes: expected 1 with the engine 'single', got 2"),
     ],
@@ -111,7 +116,7 @@ def test_impossible_launches_are_refused(followed):
 
 
 def test_estimate_is_kept_for_the_run(followed, tmp_path):
-    result = estimate(recipe(), "ddp", 2, memory=80.0)
+    result = estimate(recipe(), "ddp", 2, device_memory=80.0)
     write_estimate(tmp_path / "run", result)
     record = json.loads((tmp_path / "run" / ESTIMATE).read_text())
     assert (

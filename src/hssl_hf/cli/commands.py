@@ -134,14 +134,7 @@ def cache(clear: Annotated[bool, Option("--clear", help="Remove all of them.")] 
     from hssl_hf.evaluation.feature_cache import FeatureCache
 
     features = FeatureCache()
-    if clear:
-        print(f"removed {features.clear():.2f} GiB from {features.folder}")
-        return
-    entries = features.entries()
-    for entry in entries:
-        state = "" if entry["complete"] else "  (incomplete)"
-        print("{used}  {gib:8.3f} GiB  {encoder}  {dataset} {split}".format(**entry) + state)
-    print(f"{sum(entry['gib'] for entry in entries):.2f} GiB in {features.folder}")
+    print(f"removed {features.clear():.2f} GiB from {features.folder}" if clear else features.table())
 
 
 def complementarity(

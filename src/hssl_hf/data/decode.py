@@ -186,6 +186,8 @@ def _decoder_errors_as_corrupt():
             warnings.simplefilter("ignore")  # Pillow warns of large and of untidy files; both are checked here
             yield
     except UnidentifiedImageError as error:
-        raise CorruptImageError(f"this is not an image of a format that can be read ({', '.join(FORMATS)})") from error
+        raise CorruptImageError(
+            f"this is not an image of a format that can be read ({', '.join(FORMATS)}; TIFF of integers of 8 or 16 bits)"
+        ) from error
     except DECODER_ERRORS as error:
         raise CorruptImageError(str(error) or type(error).__name__) from error

@@ -148,10 +148,11 @@ def require_output(path: Path | str | None, option: str, *endings: str) -> None:
     if path is None:
         return
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() or not folder.is_dir():
+    if path.is_dir():
+        raise UserError(f"{option}: expected a file, got the folder {path}; add the name of a file")
+    if not path.parent.is_dir():
         raise UserError(f"{option}: expected a file in a folder that exists, got {path}; create {path.parent} or name another")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{option}: {path} cannot be written, for lack of permission; name another file")
     if endings and path.suffix.lower().removeprefix(".") not in endings:
         raise UserError(f"{option}: expected a file name that ends with one of .{', .'.join(endings)}, got {path}")

@@ -13,11 +13,13 @@ from hssl_hf.data.local_dataset import LocalDataset
 from hssl_hf.data.plain_paths import plain_path
 from hssl_hf.data.splits import EVERYTHING, select_split
 from hssl_hf.data.tar_shards import TarShards
+from hssl_hf.errors import reading
 
 if TYPE_CHECKING:
     from hssl_hf.data.source import Source
 
 TAR = ".tar"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by their first bytes
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".jsonl": "json"}  # and their builders in `datasets`
 EXPECTED = f"a Hub dataset id, a folder of images, parquet files or tar shards, or one such file ({TAR}, {', '.join(TABLES)})"
 
@@ -37,10 +39,11 @@ def open_local(source: "Source", label_column: str | None) -> LocalDataset | dat
         return _open_folder(path, source, label_column)
     suffix = Path(path).suffix.lower()
     if isfile(path) and suffix == TAR:
+        _require_uncompressed([path])
         return TarShards([path], source.image_column, label_column)
     if isfile(path) and suffix not in TABLES:
         raise StreamError(f"data.path={source.path!r} is a file of another kind. Expected {EXPECTED}")
-    if not exists(path) and (isabs(path) or source.path.startswith(".")):
+    if not exists(path) and (isabs(path) or source.path.startswith(".") or suffix in (TAR, *TABLES)):
         raise StreamError(f"data.path={source.path!r} does not exist. Expected {EXPECTED}")
     return None
 
@@ -71,7 +74,17 @@ def _open_tars(listing: Listing, images: int, source: "Source", label_column: st
     if images:
         left_out.add(f"image file{'s' * (images > 1)} beside the shards", listing.folders[0].path(0), images)
     paths = [join(listing.root, names[index]) for index in selection.indices]
+    _require_uncompressed(paths)
     return TarShards(paths, source.image_column, label_column, selection.reading, left_out)
+
+
+def _require_uncompressed(paths: list[str]) -> None:
+    """Raise a StreamError for tar files that are compressed, whatever they are called."""
+    for path in paths:
+        with reading(path), Path(path).open("rb") as file:
+            start = file.read(6)
+        if kind := next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None):
+            raise StreamError(f"{path} is compressed by {kind}; expected a plain tar file: decompress it, and name the result")
 
 
 def _open_saved(path: str, source: "Source") -> datasets.Dataset:

@@ -39,6 +39,10 @@ def read_shard(dataset: Dataset, number: int, first: int, source: Source) -> Ite
                 ) from error
             warnings.warn(f"reading shard {number} of {source.path!r} again from row {row}: {error}", stacklevel=2)
             sleep(BACKOFF_SECONDS * 2 ** (attempts - 1))
+        except KeyError as error:  # of a csv or jsonl file, whose columns are known only when it is read
+            raise StreamError(
+                f"{source.path!r} lacks a column ({error.args[0]}); name another with data.image_column=... or label_column=..."
+            ) from error
         except Exception as error:  # of pandas, pyarrow and others that read what others have written
             raise StreamError(
                 f"shard {number} of {source.path!r} is damaged near row {row}, or not of the expected types: {error}"

@@ -191,9 +191,10 @@ def _image_column(dataset: datasets.IterableDataset, source: Source) -> str:
     if source.image_column is None:
         if len(images) == 1:
             return images[0]
+        columns = f"{len(images)} image columns ({', '.join(images) or 'none'}) among {sorted(features)}"
         raise StreamError(
-            f"{source.path!r} has {len(images)} image columns ({', '.join(images) or 'none'}) among {sorted(features)}; "
-            "name the one to use with data.image_column=..."
+            f"{source.path!r} has {columns if features else 'columns that are known only when it is read'}; name the one to "
+            "use with data.image_column=..."
         )
     if features and source.image_column not in features:
         near = difflib.get_close_matches(source.image_column, features, n=1)

@@ -108,6 +108,13 @@ class FeatureCache:
             kept.append({"key": folder.name, **row, "gib": _size(folder) / GIB, "used": used, "complete": complete})
         return kept
 
+    def table(self) -> str:
+        """`entries`, a line each, and the size of all."""
+        entries = self.entries()
+        form = "{used}  {gib:8.3f} GiB  {encoder}  {dataset} {split}"
+        lines = [form.format(**entry) + ("" if entry["complete"] else "  (incomplete)") for entry in entries]
+        return "\n".join([*lines, f"{sum(entry['gib'] for entry in entries):.2f} GiB in {self.folder}"])
+
     def clear(self) -> float:
         """Remove everything; returns how many GiB it took."""
         size = sum(map(_size, self._folders()))

@@ -36,8 +36,8 @@ ZERO_BUCKET = 4 * 5 * 10**8  # bytes of the buffer through which DeepSpeed reduc
 RANGES = {
     "engine": Literal[ENGINES],
     "processes": Annotated[int, Range(1, 2**20)],
-    "memory": Annotated[float, Range(above=0)] | None,
-    "tflops": Annotated[float, Range(above=0)] | None,
+    "device_memory": Annotated[float, Range(above=0)] | None,
+    "device_tflops": Annotated[float, Range(above=0)] | None,
 }
 
 
@@ -93,26 +93,31 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, engine: str = "single", processes: int = 1, memory: float | None = None, tflops: float | None = None
+    recipe: Recipe,
+    engine: str = "single",
+    processes: int = 1,
+    device_memory: float | None = None,
+    device_tflops: float | None = None,
 ) -> Estimate:
     """
     Args:
         recipe: to be launched.
         engine: one of `ENGINES`.
         processes: how many devices, at least 1.
-        memory: of a device in GiB, above 0; None for this machine's, divided among its processes.
-        tflops: speed of a device in training, in 10^12 operations per second, above 0; None for the speed of this machine.
+        device_memory: of a device in GiB, above 0; None for this machine's, divided among its processes.
+        device_tflops: speed of a device in training, in 10^12 operations per second, above 0; None for this machine's.
     Raises:
         FieldError: for values out of these ranges.
         RecipeError: if the recipe cannot be launched like that, or the batch does not divide.
     """
-    for name, value in {"engine": engine, "processes": processes, "memory": memory, "tflops": tflops}.items():
+    values = {"engine": engine, "processes": processes, "device_memory": device_memory, "device_tflops": device_tflops}
+    for name, value in values.items():
         check(RANGES[name], value, name)
     if engine == "single" and processes > 1:
         raise FieldError(
             f"processes: expected 1 with the engine 'single', got {processes}; or choose ddp, fsdp2, zero1 or zero2"
         )
-    on_device = memory is not None
+    on_device = device_memory is not None
     recipe = recipe if on_device else with_supported_precision(recipe)
     images = recipe.images_per_process(processes)
     with torch.device("meta"):
@@ -120,22 +125,22 @@ def estimate(
     with attention_as_in_training(recipe, on_device):
         moments = follow_step(recipe, images, processes)
         operations, logits = count_operations(recipe)
-        seconds = None if tflops else seconds_per_image(recipe, operations, images)
+        seconds = None if device_tflops else seconds_per_image(recipe, operations, images)
     for library in LIBRARIES:
         import_module(library)
     runtime = CONTEXT if on_device else psutil.Process().memory_info().rss  # with what the timed steps have left behind
     memory_items = _memory_items(model, moments, images * logits, engine, processes) | {"runtime": runtime}
     workers, worker_bytes = worker_memory(recipe, model, images)
     memory_items |= {} if on_device else {"data workers": worker_bytes}
-    available = memory * GIB if on_device else total(torch.device("cpu")) / processes
+    available = device_memory * GIB if on_device else total(torch.device("cpu")) / processes
     images_per_epoch = recipe.data.images_per_epoch  # where it is set, the data need not be here
     length = round(images_per_epoch * recipe.data.fraction) if images_per_epoch else epoch_length(recipe.data)
     schedule = TrainingSchedule(recipe, length)
-    speed = processes * tflops * 1e12 / operations if tflops else 1 / seconds
+    speed = processes * device_tflops * 1e12 / operations if device_tflops else 1 / seconds
     hours = schedule.steps * recipe.optim.batch_size / speed / 3600
     return Estimate(
-        engine, processes, images, memory_items, available, _parameters(model), schedule.steps, speed, hours, tflops is None,
-        workers, worker_bytes,
+        engine, processes, images, memory_items, available, _parameters(model), schedule.steps, speed, hours,
+        device_tflops is None, workers, worker_bytes,
     )  # fmt: skip
 
 
