@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hssl_hf.modules.ema import copy_to_teacher
-from hssl_hf.pretraining.diagnostics import TrainingMonitor, add_diagnostics, diagnose, rank_me
+from hssl_hf.pretraining.diagnostics import TrainingMonitor, add_diagnostics, diagnose
 from tests.conftest import siamese_views, tiny_model, tiny_siamese, tiny_views
 
 
@@ -23,7 +23,7 @@ def metrics(model, views: dict, steps: int = 3, **arguments) -> tuple[dict, int 
     values = {"loss": output.loss.item(), **{name: value.item() for name, value in (output.losses | output.metrics).items()}}
     if output.get("discrepancy") is not None:
         values["discrepancy"] = output.discrepancy.item()
-    rank = add_diagnostics(values, output.get("teacher_pooler_output"))
+    rank = add_diagnostics(values, output.losses, output.get("teacher_pooler_output"))
     return values, rank
 
 
@@ -99,7 +99,23 @@ def test_rank_me_counts_dimensions(dimensions):
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(32, 32)).Q[:dimensions]
     coordinates = torch.linalg.qr(torch.randn(100, dimensions)).Q
-    assert rank_me(coordinates @ basis) == pytest.approx(dimensions, rel=1e-4)
+    values = {}
+    assert add_diagnostics(values, (), coordinates @ basis) == 32
+    assert values == {"rank_me": pytest.approx(dimensions, rel=1e-3)}
+
+
+@pytest.mark.parametrize("features", [torch.zeros(4, 8), torch.ones(1, 8)])
+def test_features_without_rank_do_not_end_a_run(features):
+    values = {}
+    add_diagnostics(values, (), features)
+    assert values == {"rank_me": 1.0}
+
+
+@pytest.mark.parametrize("terms", [{"pixels": 3.0, "representations": 1.0}, {"positive": -3.0, "negative": 1.0}])
+def test_fractions_of_the_terms_of_every_method(terms):
+    values = {"loss": 4.0, **terms}
+    add_diagnostics(values, terms, None)
+    assert [values[f"loss_fraction_{name}"] for name in terms] == [0.75, 0.25]
 
 
 def test_alarms_need_patience_are_raised_once_and_recorded(tmp_path, caplog):

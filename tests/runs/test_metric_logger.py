@@ -48,7 +48,8 @@ def test_non_finite_values_stop_with_a_report(tmp_path):
 
 def test_progress_shows_terms_discrepancy_and_data_wait():
     values = {"loss": 2.0, "cls_auxiliary_to_base": 1.5, "patch_base_to_base": 0.5, "discrepancy": 0.1}
-    shown = progress_metrics({**values, "images_per_second": 99.6, "data_wait": 0.25})
+    terms = ["cls_auxiliary_to_base", "patch_base_to_base"]
+    shown = progress_metrics({**values, "images_per_second": 99.6, "data_wait": 0.25}, terms)
     assert shown == {"loss": "2.000", "cls aux→base": "1.500", "patch base→base": "0.500", "disc": "0.100"} | {
         "img/s": "100",
         "wait": "25%",
@@ -56,7 +57,8 @@ def test_progress_shows_terms_discrepancy_and_data_wait():
 
 
 def test_progress_shows_collapse():
-    shown = progress_metrics({"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0})
+    values = {"loss": 1.0, "positive": 0.9, "collapse": 0.25, "images_per_second": 1.0, "data_wait": 0.0}
+    shown = progress_metrics(values, ["positive"])
     assert shown == {"loss": "1.000", "collapse": "0.250", "img/s": "1", "wait": "0%"}
 
 

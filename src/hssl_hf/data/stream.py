@@ -61,6 +61,16 @@ class Position:
     window: int = 0
 
 
+def group_of(worker: int, workers: int, shards: int) -> tuple[int, int, int, int]:
+    """Which shards and rows a worker reads: groups of equally many workers take turns at shards, the workers of one at rows.
+
+    Returns:
+        its group and the number of groups, at most one per shard; its place in the group, and how many are in it.
+    """
+    groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= shards)
+    return worker % groups, groups, worker // groups, workers // groups
+
+
 class ImageStream(torch.utils.data.IterableDataset):
     """An endless stream of encoded images; each worker of each process reads its own images.
 
@@ -158,9 +168,8 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _remaining(self, worker: int, workers: int) -> Iterator[EncodedImage]:
         """This worker's unread images of others: all of some workers, or every n-th image of one."""
         unread, states = self._resharded, self._resharded["states"]
-        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= len(states))
-        stride, offset = workers // groups, worker // groups
-        for number in range(worker % groups, len(states), groups)[unread["finished"] :]:
+        group, groups, offset, stride = group_of(worker, workers, len(states))
+        for number in range(group, len(states), groups)[unread["finished"] :]:
             other = copy(self)
             other.minimum = 0  # its images can be fewer than a batch of this worker, which has those of others too
             other.load_state_dict(states[number])
@@ -174,9 +183,8 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _rows(self, dataset, worker: int, workers: int) -> Iterator[tuple[EncodedImage, Position]]:
         """The rest of this worker's epoch in the order of the files; each image with the position after it."""
         start = self._start
-        groups = max(n for n in range(1, workers + 1) if workers % n == 0 and n <= dataset.num_shards)
-        stride, offset = workers // groups, worker // groups
-        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[worker % groups :: groups]
+        group, groups, offset, stride = group_of(worker, workers, dataset.num_shards)
+        order = np.random.default_rng([self.seed, start.epoch]).permutation(dataset.num_shards)[group::groups]
         seen = start.seen
         for position, number in enumerate(order[start.shard :].tolist(), start.shard):
             for row, cells in read_shard(dataset, number, start.row if position == start.shard else 0, self.source):

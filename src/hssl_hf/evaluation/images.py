@@ -18,6 +18,7 @@ from hssl_hf.data.image_cells import image_bytes
 from hssl_hf.data.local_dataset import LeftOut
 from hssl_hf.data.shard_reader import read_shard
 from hssl_hf.data.source import Source, load_source, resolve_classes
+from hssl_hf.data.stream import group_of
 from hssl_hf.evaluation.labels import Label, label_of, require_label_column
 
 logger = logging.getLogger(__name__)
@@ -214,9 +215,9 @@ class LabeledImages(IterableDataset):
         rank, world_size = self._share
         own, workers = (rank * worker.num_workers + worker.id, world_size * worker.num_workers) if worker else self._share
         is_limited = (self.limit, self.limit_per_class) != (None, None)
-        groups = 1 if is_limited else max(n for n in range(1, workers + 1) if workers % n == 0 and n <= dataset.num_shards)
+        group, groups, offset, stride = group_of(own, workers, 1 if is_limited else dataset.num_shards)
         counts, read = Counter(), 0
-        for shard in range(own % groups, dataset.num_shards, groups):
+        for shard in range(group, dataset.num_shards, groups):
             for row, cells in read_shard(dataset, shard, 0, self.source):
                 image = cells["image"] or {}
                 label = label_of(cells[self.source.label_column], image.get("path"), self.source) if self.labeled else 0
@@ -228,6 +229,6 @@ class LabeledImages(IterableDataset):
                         continue
                 if self.limit is not None and read >= self.limit:
                     return
-                if read % (workers // groups) == own // groups:
+                if read % stride == offset:
                     yield Position(shard, row), image, label
                 read += 1

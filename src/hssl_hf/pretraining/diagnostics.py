@@ -8,15 +8,15 @@ often student and teacher agree, and the fraction of the loss in each term.
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hssl_hf.data.files import append_line, write_below
 from hssl_hf.errors import UserError
+from hssl_hf.evaluation.label_free import rank_me
 from hssl_hf.runs.run_directory import ALARMS
 
 logger = logging.getLogger(__name__)
@@ -43,35 +43,25 @@ class Alarm:
         return f"{self.name}: {self.finding}. {self.cause} {self.remedy}"
 
 
-def rank_me(features: Tensor) -> float:
-    """Effective number of dimensions of (N, C) features: the exponential of the entropy of their singular values.
-
-    Returns:
-        between 1 (all features on a line) and min(N, C); of at most 256 images.
-    Source: RankMe, arXiv 2210.02885, equation 2.
-    """
-    values = torch.linalg.svdvals(features[:RANK_IMAGES].float().cpu())
-    fractions = values / values.sum().clamp(min=1e-12)
-    return math.exp(-(fractions * fractions.clamp(min=1e-12).log()).sum().item())
-
-
-def add_diagnostics(values: dict[str, float], features: Tensor | None) -> int | None:
+def add_diagnostics(values: dict[str, float], terms: Iterable[str], features: Tensor | None) -> int | None:
     """Add RankMe and the fractions of the loss terms, where there are several, to a line of the log.
 
     Args:
         values: averages by name, to which they are added.
-        features: (N, C) of the teacher, or None.
+        terms: names of the terms of the loss.
+        features: (N, C) of the teacher, of which at most 256 are used; or None.
     Returns:
         the largest value that RankMe could have; None without features.
     """
-    terms = {name: abs(value) for name, value in values.items() if name.startswith(("cls_", "patch_"))}
-    total = sum(terms.values())
-    if len(terms) > 1 and total > 0:
-        values |= {f"loss_fraction_{name}": value / total for name, value in terms.items()}
+    sizes = {name: abs(values[name]) for name in terms}
+    total = sum(sizes.values())
+    if len(sizes) > 1 and total > 0:
+        values |= {f"loss_fraction_{name}": size / total for name, size in sizes.items()}
     if features is None:
         return None
-    values["rank_me"] = rank_me(features)
-    return min(RANK_IMAGES, *features.shape)
+    used = features[:RANK_IMAGES].cpu()
+    values["rank_me"] = rank_me(used) if len(used) > 1 and used.any() else 1.0
+    return min(used.shape)
 
 
 def diagnose(values: Mapping[str, float], prototypes: int | None = None, rank: int | None = None) -> list[Alarm]:
@@ -131,7 +121,7 @@ def _metric_alarms(values: Mapping[str, float], rank: int | None):
                 "Strengthen views.jitter, views.global_crop_scale or views.global_crop_blur; remove duplicates from the data.",
             )  # fmt: skip
     for term, fraction in _family(values, "loss_fraction_"):
-        if fraction < 0.005:
+        if fraction < 0.005 and "_to_" in term:
             yield Alarm(
                 "a term of the loss has no weight", f"{term} is {100 * fraction:.2f} % of the loss",
                 "Its teacher is easy to predict, so that the other terms alone are learned.",

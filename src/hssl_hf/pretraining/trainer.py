@@ -90,6 +90,7 @@ class PreTrainer:
         self.monitor = TrainingMonitor(folder, prototypes, first_step=self.schedule.warmup_end)
         recorded = 1 if self.accelerator.device.type == "cpu" else min(16, recipe.run.logging_steps)
         self.recorder = BatchRecorder(recorded * recipe.optim.gradient_accumulation_steps)
+        self.loss_terms: tuple[str, ...] = ()
         self.teacher_features: Tensor | None = None  # of the last micro-batch
         self.summary: list[str] = []  # of the finished run
 
@@ -171,7 +172,7 @@ class PreTrainer:
     def _collect(self, output) -> None:
         values = {"loss": output.loss, **output.losses, **(output.get("metrics") or {})}
         self.metrics.add(values | {"discrepancy": output.get("discrepancy")}, self.images * self.accelerator.num_processes)
-        self.teacher_features = output.get("teacher_pooler_output")
+        self.loss_terms, self.teacher_features = tuple(output.losses), output.get("teacher_pooler_output")
 
     def _require_finite_gradients(self) -> None:
         if (step := int(self.engine.bad_step)) >= 0:
@@ -196,9 +197,9 @@ class PreTrainer:
         memory.reset_peak(self.accelerator.device)
         values["epoch"] = done * self.recipe.optim.batch_size / self.images_per_epoch
         if self.accelerator.is_main_process:
-            self.monitor.examine(done, values, add_diagnostics(values, self.teacher_features))
+            self.monitor.examine(done, values, add_diagnostics(values, self.loss_terms, self.teacher_features))
         self.logger.log(done, values)
-        bar.set_postfix(progress_metrics(values), refresh=False)
+        bar.set_postfix(progress_metrics(values, self.loss_terms), refresh=False)
         return stop > 0
 
     def _save(self, done: int) -> None:

@@ -1,6 +1,7 @@
 """The log of a run: JSON lines always, a plot of its curves, trackers on request."""
 
 import json
+from collections.abc import Sequence
 from math import inf
 from numbers import Real
 from pathlib import Path
@@ -79,10 +80,9 @@ class MetricAccumulator:
         return averages, values[len(sums) :]
 
 
-def progress_metrics(values: dict[str, float]) -> dict[str, str]:
+def progress_metrics(values: dict[str, float], terms: Sequence[str]) -> dict[str, str]:
     """What a progress bar shows of a line of the log: loss, its terms, discrepancy, speed, fraction of time without data."""
     shown = {"loss": f"{values['loss']:.3f}"}
-    terms = [name for name in values if name.startswith(("cls_", "patch_"))]
     for name in terms if len(terms) > 1 else []:
         shown[name.replace("auxiliary", "aux").replace("_to_", "→").replace("_", " ")] = f"{values[name]:.3f}"
     for name, short in (("discrepancy", "disc"), ("collapse", "collapse")):
