@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from hssl_hf.config.recipe import RecipeError, load_recipe
+from hssl_hf.errors import UserError
 from hssl_hf.evaluation.splits import Splits
 from hssl_hf.experiments.study import PIXELS, PREDICTIONS, UNTRAINED, Measurement, Study, Value, study_recipe
 from hssl_hf.experiments.study_runner import run
@@ -86,7 +87,7 @@ class Fakes:
 
     def train(self, variant: str, seed: int) -> None:
         if (variant, seed) in self.failing:
-            raise RuntimeError(f"{variant} with seed {seed} ended with code 1")
+            raise UserError(f"{variant} with seed {seed} ended with code 1")
         self.trained.append((variant, seed))
 
     def measure(self, variant: str, seed: int, folder) -> None:
@@ -115,7 +116,7 @@ class Fakes:
 def test_a_study_continues_with_what_has_no_record(jobs):
     """A run that fails ends the study and loses nothing; the next call trains the rest, and nothing twice."""
     study, fakes = Study.read(CIFAR10), Fakes(failing={("resmlp", 1)})
-    with pytest.raises(RuntimeError, match="resmlp with seed 1 ended with code 1"):
+    with pytest.raises(UserError, match="resmlp with seed 1 ended with code 1"):
         run(study, fakes, fakes, jobs)
     assert fakes.stopped and fakes.references == [0, 1, 2] and len(fakes.records) >= 12
     measured, trained = set(fakes.records), len(fakes.trained)

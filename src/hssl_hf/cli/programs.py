@@ -1,5 +1,6 @@
 """The programs that `accelerate launch` starts; libraries are imported when they run."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from posixpath import isfile
@@ -8,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from hssl_hf.cli.console import new_app, run
-from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, Protocol, find_recipe
+from hssl_hf.config.recipe_files import EVALUATIONS, RECIPES, TRAINING, Protocol, find_recipe
 from hssl_hf.engine.signals import stopping_signals
 
 Settings = Annotated[
@@ -168,5 +169,9 @@ def train(recipe, folder: Path, take_over: bool = False) -> tuple[int, bool]:
 
 
 def launch(program: Callable[..., int], arguments: list[str] | None = None) -> int:
-    """Run one of the programs above with command-line arguments, by default those of this process; returns its exit code."""
+    """Run a program with command-line arguments, by default those of this process; returns its exit code.
+
+    The folder of a launcher leaves the import path, since `evaluate.py` in it would be taken for the library of this name.
+    """
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != TRAINING]
     return run(new_app(program, add_completion=False), arguments)

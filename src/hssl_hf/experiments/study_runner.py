@@ -32,8 +32,7 @@ class Runner:
         """Train one run to its end.
 
         Raises:
-            RuntimeError: if it fails; its output is in train.log of its folder.
-            UserError: if that is a link, or cannot be written.
+            UserError: if it fails, with its output in train.log of its folder, or if that is a link or cannot be written.
         """
         folder, core = self.folder_of(variant, seed), self.cores.pop()
         folder.mkdir(parents=True, exist_ok=True)
