@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 TABLES = sorted((ROOT / "tests" / "papers").glob("*.yaml"))
 SERVER = "server"  # in the place of an evaluation: a split that only a server can score
 EVALUATIONS = {  # where a figure is found; None for evaluations that rows wait for
-    "k-NN": "`hssl-hf evaluate RUN/export knn`",
-    "discrepancy": "`discrepancy` in the run's `log.jsonl`",
+    "k-NN": "`hssl-hf evaluate RUN/export knn knn_imagenet`, with the run's `data.classes`",
+    "discrepancy": "`python training/study.py STUDY`, of a study of these recipes",
     "cost": "the run's `manifest.json`",
-    "solved samples": "`training/study.py`",
-    "linear": "`hssl-hf evaluate RUN/export linear` with the recipe of the method in training/evaluations",
+    "solved samples": "`python training/study.py STUDY`, of a study of these recipes",
+    "linear": "`hssl-hf evaluate RUN/export linear RECIPE`, with the recipe of the method in training/evaluations",
     "fine-tuning": None,
     "1 % of the labels": None,
     "transfer": None,
@@ -35,6 +35,11 @@ EVALUATIONS = {  # where a figure is found; None for evaluations that rows wait 
     "unsupervised segmentation": None,
     "detection": None,
     "robustness": None,
+}
+
+
+NOTES = {  # on what is printed
+    ("HSSL", "8"): "Differs: the titles of the two columns are taken as exchanged, since iBOT's own 51.2 is of boxes.",
 }
 
 
@@ -116,7 +121,8 @@ def render() -> list[str]:
     """All tables, for the page."""
     lines = []
     for (paper, table), rows in groupby(read_rows(), key=lambda row: (row.paper, row.table)):
-        lines += ["", f"## {paper}, Table {table}", "", *_table(list(rows))]
+        note = NOTES.get((paper, table))
+        lines += ["", f"## {paper}, Table {table}", "", *([note, ""] if note else []), *_table(list(rows))]
     return [*lines, ""]
 
 

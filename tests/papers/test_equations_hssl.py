@@ -149,7 +149,7 @@ def test_equation_9_concatenates_heads_along_the_channels():
 
 
 def test_equation_11_contrasts_with_a_queue_times_the_2t_of_moco_v3():
-    """As printed -log(exp(z2·z1 / T) / sum over the bank), where the sum has the positive too, as MoCo's own; times 2T."""
+    """Printed is -log(exp(z2·z1 / T) / sum over the bank), alone and without 2T; MoCo's sum, and ours, has the positive too."""
     temperature = 0.2
     objective = MoCoV3(tiny_config(objective="moco_v3", queue_size=12, contrastive_temperature=temperature))
     draw = np.random.default_rng(0)
@@ -157,9 +157,19 @@ def test_equation_11_contrasts_with_a_queue_times_the_2t_of_moco_v3():
     queue = objective.queues["auxiliary"]
     bank = queue.keys.numpy().astype(np.float64)
     own, negatives = np.exp((queries * keys).sum(1) / temperature), np.exp(queries @ bank.T / temperature).sum(1)
-    expected = -np.log(own / (own + negatives))
+    printed = -np.log(own / negatives)
+    expected = np.log1p(np.exp(printed))
     tensors = [torch.from_numpy(x).float() for x in (queries, keys)]
     for image in range(4):
         loss = objective._contrast(*(x[image : image + 1] for x in tensors), queue).item()
         assert loss == pytest.approx(2 * temperature * expected[image], rel=1e-4)
     assert objective._contrast(*tensors, queue).item() == pytest.approx(2 * temperature * expected.mean(), rel=1e-4)
+
+
+def test_equation_11_adds_the_term_of_each_view():
+    """L = L(z1, z2') + L(z2, z1'), for one arrow."""
+    model = tiny_model(objective="moco_v3", queue_size=12, cls_supervision=["base->base"], auxiliary=None).eval()
+    terms, plain = [], model.objective._contrast
+    model.objective._contrast = lambda *arguments: terms.append(plain(*arguments)) or terms[-1]
+    output = model(pixel_values=tiny_views()["pixel_values"])
+    assert len(terms) == 2 and output.loss.item() == pytest.approx(sum(terms).item(), rel=1e-6)

@@ -47,7 +47,7 @@ def complementarity(
         images that single backbones classify right: `only_first`, `only_second` and `both`.
     Raises:
         FieldError: for other numbers of points.
-    Source: HSSL, section 3.3 and figures 7-8.
+    Source: HSSL, appendix A and figures 7-8, where the task is segmentation; here it is classification.
     Differs: two backbones share no space in which their features could be added, so that here their similarities are, which is
         a concatenation with weights; alpha = 0 and 1 are the single backbones.
     """

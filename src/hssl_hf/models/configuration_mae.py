@@ -26,7 +26,7 @@ class HSSLMAEConfig(TwoBranchConfig):
     Raises:
         FieldError: for combinations that do not exist.
     Source: HSSL, appendix D; MAE, arXiv 2111.06377.
-    Differs: two sentences of the paper define who reconstructs what. How the head gets a dense map, whose representation is
+    Differs: one sentence of the paper defines who reconstructs what. How the head gets a dense map, whose representation is
         predicted, the size of the second decoder and the weights are choices of this package, and values of this configuration.
     """
 

@@ -82,7 +82,7 @@ class SiameseIMConfig(PreTrainingConfig):
 
     def describe(self) -> tuple[str, str]:
         variant = self.target, self.views, self.level
-        if variant[:2] == ("pixel", "same"):
+        if variant[:2] == ("pixel", "same") and self.final_norm and not self.projector_depth:
             return "MAE", "masked autoencoding (MAE, arXiv 2111.06377)"
         if variant == ("feature", "different", "dense"):
             return "SiameseIM", "siamese image modeling (SiameseIM, arXiv 2206.01204)"

@@ -38,7 +38,7 @@ class MoCoV3(Objective):
 
     Source: MoCo v3, algorithm 1; MoCo, arXiv 1911.05722, section 3.1, for the queue; with an auxiliary head: HSSL, equation 11.
     Differs: HSSL writes the loss with a queue and names MoCo v3, which has none; both forms have the heads of MoCo v3 here, and
-        its factor 2T.
+        its factor 2T. The sum of equation 11 is over other images alone; here it has the positive too, as in MoCo.
     """
 
     num_views = 2

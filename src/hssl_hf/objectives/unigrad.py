@@ -43,7 +43,7 @@ def normalize(features: Tensor, rule: str) -> Tensor:
         rule: "layer_norm", mean 0 and variance 1 over the channels (epsilon 1e-5), so that the squared length is D; or
             "batch_norm_l2", first mean 0 and variance 1 of every channel over all other positions and all processes, then
             length 1.
-    Source: SiameseIM, section 3.2; Table 3, whose footnote calls them MAE-like (of targets) and MoCo-like (of both sides).
+    Source: SiameseIM, sections 4.1 and 4.3; Table 3, whose footnote calls them MAE-like (targets) and MoCo-like (both sides).
     """
     features = features.float()
     if rule == "layer_norm":
