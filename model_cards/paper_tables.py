@@ -39,7 +39,7 @@ EVALUATIONS = {  # where a figure is found; None for evaluations that rows wait 
 
 
 NOTES = {  # on what is printed
-    ("HSSL", "8"): "Differs: the titles of the two columns are taken as exchanged, since iBOT's own 51.2 is of boxes.",
+    ("HSSL", "8"): "Differs: the titles of the two columns are taken as exchanged, since iBOT's own 51.2 is of boxes."
 }
 
 

@@ -54,12 +54,22 @@ def test_a_recipe_builds_its_model(name):
 
 NO_COLOR = "views.global_crop_blur views.global_crop_solarize views.gray_probability views.jitter.probability"
 ONE_VIEW = "model.views views.global_crop_blur views.global_crop_solarize"
+OTHER_HEADS = ("poolformer", "resmlp", "resnet", "swin", "vit")
 DIFFERENCES = {  # variant: the recipe that it is compared with, and the only keys in which it differs from that
     "s300_depth3": ("s300_vits16_convnext", "model.auxiliary_depth"),
     "s300_shortcut": ("s300_vits16_convnext", "model.auxiliary_first_shortcut"),
     "s300_convnext_and_resmlp": ("s300_vits16_convnext", "model.auxiliary"),
-    "s300_vits16_swin": ("s300_vits16_convnext", "model.auxiliary"),
-    "s300_resnet50_swin": ("s300_resnet50_convnext", "model.auxiliary"),
+    **{f"s300_vits16_{head}": ("s300_vits16_convnext", "model.auxiliary") for head in OTHER_HEADS},
+    **{f"s300_resnet50_{head}": ("s300_resnet50_convnext", "model.auxiliary") for head in OTHER_HEADS},
+    "s300_resnet50_convnext": ("s300_dino_resnet50", "model.auxiliary model.auxiliary_depth model.cls_supervision"),
+    "s300_hssl_ibot_vits16": ("s300_ibot_vits16", "model.auxiliary model.auxiliary_depth model.cls_supervision"),
+    "ibot_vitb16_400": ("ibot_vitb16", "optim.epochs"),
+    "ibot_vits16_800": ("ibot_vits16", "optim.epochs"),
+    "hssl_ibot_vitb16_150": ("hssl_ibot_vitb16", "optim.epochs"),
+    "s50_ibot_vits16": ("ibot_vits16_2crops", "data.classes data.images_per_epoch optim.epochs"),
+    "s919_ibot_vits16": ("ibot_vits16_2crops", "data.classes data.images_per_epoch"),
+    "s300_ibot_vits16": ("ibot_vits16_2crops", "data.classes data.images_per_epoch"),
+    "s300_dino_vits16": ("dino_vits16_2crops", "data.classes data.images_per_epoch"),
     "s300_dino_resnet50": ("s300_dino_vits16", "model.backbone model.drop_path_rate"),
     "s300_vits16_convnext": ("s300_dino_vits16", "model.auxiliary model.auxiliary_depth model.cls_supervision"),
     "table14_a": ("s300_vits16_convnext", "model.cls_supervision"),

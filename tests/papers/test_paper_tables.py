@@ -12,7 +12,7 @@ from hssl_hf.evaluation.linear import BASE_BATCH_SIZE, LinearClassifiers
 from model_cards import paper_tables
 from model_cards.paper_tables import EVALUATIONS, SERVER, Row
 from tests.conftest import ROOT
-from tests.papers.recipe_settings import SETTINGS
+from tests.papers.recipe_settings import SETTINGS, heads
 
 NUMBER_OF_ROWS = {
     "HSSL": {
@@ -64,6 +64,22 @@ def test_recipes_have_the_printed_settings(row):
     recipe = load_recipe(recipes()[row.recipe])
     printed = {name: value for name, value in row.settings.items() if name not in OF_EVALUATIONS | {"Row"}}
     assert {name: SETTINGS[name](recipe) for name in printed} == printed
+
+
+@pytest.mark.parametrize("row", [row for row in WITH_RECIPE if row.paper == "HSSL"], ids=identify)
+def test_heads_are_those_of_section_4_1(row):
+    """What a table does not vary: ConvNeXt, depth 3 (1 in studies on ImageNet-S300), no first shortcut, both arrows."""
+    recipe = load_recipe(recipes()[row.recipe])
+    if not heads(recipe):
+        return
+    studies = {"1", "2", "3", "4", "14", "15", "16", "17", "19"}
+    expected = {"Auxiliary Head": "ConvNext", "Depth": 1 if row.table in studies else 3, "The first shortcut": "Removal"}
+    expected["Supervision"] = "A→A + A→B"
+    varied = set(row.settings) | ({"Auxiliary Head"} if row.table == "17" else set())
+    if row.settings.get("Image-level") is False or recipe.model_type() != "hssl":
+        varied.add("Supervision")
+    kept = {name: value for name, value in expected.items() if name not in varied}
+    assert {name: SETTINGS[name](recipe) for name in kept} == kept
 
 
 def test_the_linear_probe_of_siamese_im_has_the_printed_settings():
