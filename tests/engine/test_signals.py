@@ -62,6 +62,8 @@ def pairwise(rows: list[tuple]) -> list[tuple]:
 
 
 CASES = TABLE if os.environ.get("HSSL_HF_SIGNAL_TABLE") == "full" else pairwise(TABLE)
+FAST = [(signal.SIGTERM, "accelerate launch", 2, 2, "training"), (signal.SIGINT, "hssl-hf", 1, 0, "saving")]
+MARKED = [*FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in CASES if row not in FAST)]
 
 
 def command_of(target: str, processes: int) -> list[str]:
@@ -75,11 +77,10 @@ def command_of(target: str, processes: int) -> list[str]:
     return ["-m", "accelerate.commands.accelerate_cli", "launch", *options, str(SCRIPT)]
 
 
-@pytest.mark.slow
 @pytest.mark.fault("signals")
-@pytest.mark.parametrize(("number", "target", "processes", "workers", "phase"), CASES)
+@pytest.mark.parametrize(("number", "target", "processes", "workers", "phase"), MARKED)
 def test_signals_through_launchers(tmp_path, number, target, processes, workers, phase):
-    """HSSL_HF_SIGNAL_TABLE=full runs every combination, else every pair of two columns occurs.
+    """HSSL_HF_SIGNAL_TABLE=full with the slow tests runs every combination, without it every pair of two columns occurs.
 
     The launcher's own exit code is checked where the launcher is ours.
     """
