@@ -50,7 +50,7 @@ def test_every_command_works_without_a_checkout(command, tmp_path):
     evaluated = command(
         "hssl-hf", "evaluate", run / "export", "knn", f"data.path={SAMPLE}", "data.train_images=200", "data.test_images=50"
     )
-    assert "k-NN top1" in evaluated
+    assert "k-NN k=20   top1" in evaluated
     assert "images per second" in command("hssl-hf", "estimate", *SHORT, "--engine", "single")
     assert str(tmp_path / "timm") in command("hssl-hf", "export", run, tmp_path / "timm", "--kind", "timm")
     assert "would be uploaded" in command("hssl-hf", "push", run, "user/name", "--dry-run")

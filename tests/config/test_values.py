@@ -129,6 +129,7 @@ RELATIONS = [
     (["model={model_type: siamese_im, decoder_hidden_size: 36}"], ["model.decoder_num_attention_heads", "divisor", "36"]),
     (["model={model_type: hssl_mae, decoder_hidden_size: 30}"], ["model.decoder_hidden_size: expected a multiple of 4"]),
     (["model={model_type: hssl_search, shared_projection: true}"], ["model.shared_projection: expected false"]),
+    (["model={model_type: hssl_search, cls_supervision: [base->base]}"], ["model.cls_supervision: expected an arrow of the"]),
     (["model={model_type: hssl_search, candidates: [vit]}"], ["model.candidates", "of 2 to 6 values"]),
     (["model.backbone_kwargs={in_chans: 7}"], ["model.backbone_kwargs.in_chans from 1 to 4"]),
     (["model.image_size=32"], ["model.image_size: follows from views.global_crop_size"]),

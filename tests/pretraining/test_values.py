@@ -95,9 +95,10 @@ PROFILE = {
     "run.export": fixed(False),
     "run.report_to": fixed([], ["tensorboard"]),
 }
+TWO_BLOCKS = {"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 1}
 MODEL_PROFILE = {
     "backbone": fixed("vit_tiny_patch16_224", "vit_small_patch16_224"),
-    "backbone_kwargs": fixed({"patch_size": 14, "embed_dim": 32, "depth": 2, "num_heads": 1}),
+    "backbone_kwargs": fixed(TWO_BLOCKS),
     "auxiliary": fixed(None, "convnext", "poolformer", "resmlp", "resnet", "swin", "vit", ["vit", "resmlp"]),
     "auxiliary_connection": fixed("serial"),
     "auxiliary_depth": FEW,
@@ -105,6 +106,8 @@ MODEL_PROFILE = {
     "objective": with_others(fixed("dino", "moco_v3", "ibot"), lambda objective: OBJECTIVES[objective]),
     "cls_supervision": fixed(*ARROWS),
     "patch_supervision": fixed([], *ARROWS),
+    "shallow_block": with_others(fixed(None, 1), lambda block: {} if block is None else SHALLOW),
+    "visible_patches_only": with_others(fixed(False, True), lambda visible: VISIBLE if visible else {}),
     "candidates": fixed(["vit", "swin"], ["convnext", "poolformer", "resmlp", "resnet", "swin", "vit"]),
     "shared_projection": fixed(False, True),
     "projection_hidden_size": SMALL,
@@ -124,10 +127,20 @@ OBJECTIVES = {
     "dino": {"model.objective": "dino", "model.patch_supervision": []},
     "moco_v3": {"model.objective": "moco_v3", "model.patch_supervision": [], "views.num_local_crops": 0},
 }
+ALONE = {"model.auxiliary": None, "model.cls_supervision": ["base->base"]}
+SHALLOW = {
+    **OBJECTIVES["dino"],
+    **ALONE,
+    "model.backbone_kwargs": TWO_BLOCKS,
+    "model.cls_supervision": ["base->base", "base->shallow"],
+}
+VISIBLE = {**OBJECTIVES["moco_v3"], **ALONE, "masks.shape": "random", "masks.ratios": [0.5], "masks.ratio_jitter": [0.0]}
+NOT_OF_A_SEARCH = ("auxiliary", "cls_supervision", "shallow_block", "shared_projection", "visible_patches_only")
 SAME = {"views.global_crop_blur": [0.0], "views.global_crop_solarize": [0.0]}
 KEYS = [key for key, kind in RECIPE.items() if not hasattr(kind, "declarations") and key != "model"]  # whose keys follow
 KEYS += [f"{method}: model.{name}" for method in BASES for name in configuration_classes()[method].declarations()]
-KEYS = [key for key in KEYS if not key.endswith("model.image_size") and key != "hssl_search: model.shared_projection"]
+KEYS = [key for key in KEYS if not key.endswith("model.image_size")]
+KEYS = [key for key in KEYS if key not in {f"hssl_search: model.{name}" for name in NOT_OF_A_SEARCH}]
 QUICK = ["masks.ratios", "hssl_mae: model.decoder_hidden_size", "siamese_im: model.level"]
 
 
@@ -154,7 +167,7 @@ def train(tmp_path_factory, monkeypatch):
         folder = tmp_path_factory.mktemp("run")
         recipe = next((value for value in BASES[method] if value.endswith(".yaml")), QUICKSTART)
         values = [value for value in (*BASES[method], *TWO_STEPS) if value != recipe]
-        values += [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        values += [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
         assert PreTrainer(load_recipe(ROOT / recipe, values), folder).train() == 0
         return read_log(folder / "log.jsonl")
 

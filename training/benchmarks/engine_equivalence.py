@@ -138,11 +138,11 @@ def same_bits(results: tuple, others: tuple) -> bool:
 
 
 def largest(ours: dict, theirs: dict, network: str) -> float:
-    """The largest difference of a network's weights; infinite where names or types differ."""
+    """The largest difference of a network's weights; infinite where names or types differ, 0 where there is no such network."""
     names = [name for name in theirs if name.startswith(network)]
     if ours.keys() != theirs.keys() or any(ours[name].dtype != torch.float32 for name in names if "num_batches" not in name):
         return float("inf")
-    return max((_learned(name, ours) - _learned(name, theirs)).abs().max().item() for name in names)
+    return max(((_learned(name, ours) - _learned(name, theirs)).abs().max().item() for name in names), default=0.0)
 
 
 def _learned(name: str, weights: dict) -> torch.Tensor:

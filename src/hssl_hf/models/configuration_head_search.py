@@ -26,6 +26,11 @@ class HeadSearchConfig(HSSLConfig):
             raise FieldError(
                 "shared_projection: expected false, since in a search base and candidate need their own projections"
             )
+        if not any("auxiliary" in arrow for arrow in self.cls_arrows):
+            arrows = list(self.cls_supervision)
+            raise FieldError(
+                f"cls_supervision: expected an arrow of the auxiliary head, by which a search compares, got {arrows}"
+            )
 
     def describe(self) -> tuple[str, str]:
         heads = ", ".join(self.candidates)
