@@ -87,7 +87,7 @@ def test_images_of_several_sizes_are_refused(tmp_path):
         Image.new("RGB", (width, 8)).save(tmp_path / label / "image.png")
     uncropped = BitImageProcessor(size={"shortest_edge": 8}, do_center_crop=False)
     runner = Extractor(accelerator(), uncropped, ExtractionConfig(num_workers=0, cache=False))
-    with refused("several sizes", "crop"):
+    with refused("different sizes", "crop"):
         runner.extract(raw_pixel_encoder, LabeledImages(Source(str(tmp_path))), CLS)
 
 

@@ -150,5 +150,5 @@ def test_settings_that_train_nothing_are_refused(change):
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(ValueError, match="1 training images do not divide"):
+    with pytest.raises(ValueError, match="1 training images are too few"):
         accuracy_of(pixels_of("train", 1), pixels_of("train", 1), SHORT)

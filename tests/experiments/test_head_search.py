@@ -34,7 +34,7 @@ def test_recipe_of_a_search_is_the_same_but_for_head_and_fraction():
 def test_what_cannot_be_searched_is_refused():
     with pytest.raises(RecipeError, match=r"only for HSSL, got model\.model_type='siamese_im'"):
         search_recipe(load_recipe(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"), None, 0.1)
-    with pytest.raises(UserError, match="data_fraction: expected a number above 0 and at most 1, got 0"):
+    with pytest.raises(UserError, match="data_fraction: expected a number above 0 and of at most 1, got 0"):
         search_recipe(load_recipe(QUICKSTART), None, 0.0)
 
 

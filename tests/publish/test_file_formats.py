@@ -47,7 +47,7 @@ def test_what_exports_write_passes(name):
 @pytest.mark.parametrize(("name", "content"), BAD)
 def test_other_content_is_refused(name, content, tmp_path):
     (tmp_path / "file").write_bytes(content)
-    with refused(name, f"no {name.rpartition('.')[2]} file"):
+    with refused(name, f"not a {name.rpartition('.')[2]} file"):
         require_formats({name: tmp_path / "file"})
     with pytest.raises(FormatError):
         require_format(name, BytesIO(content))
