@@ -117,6 +117,16 @@ def tiny_siamese(seed: int = 0, **changes):
     return SiameseIMForPreTraining(SiameseIMConfig(**arguments))
 
 
+def write_stock_backbone(folder: Path) -> Path:
+    """A tiny ViT of transformers with its image processor, as an export has them, but for card and marker."""
+    from hssl_hf.publish.image_processor import image_processor
+    from hssl_hf.publish.to_transformers import to_transformers
+
+    to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
+    image_processor(32).save_pretrained(folder)
+    return folder
+
+
 MAE = {
     "target": "pixel",
     "views": "same",

@@ -9,7 +9,7 @@ import hssl_hf
 from hssl_hf.cli import main as cli
 from hssl_hf.config.strict_yaml import parse
 from hssl_hf.errors import UserError
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import ROOT, SAMPLE, write_stock_backbone
 from tests.launches import TINY, losses, weights
 from tests.processes import Program
 
@@ -66,12 +66,7 @@ def test_a_signal_ends_the_program(monkeypatch):
 
 
 def test_evaluate_is_the_command(tmp_path, capsys):
-    from hssl_hf.publish.image_processor import image_processor
-    from hssl_hf.publish.to_transformers import to_transformers
-    from tests.conftest import tiny_model
-
-    to_transformers(tiny_model().teacher.base, 32).save_pretrained(tmp_path)
-    image_processor(32).save_pretrained(tmp_path)
+    write_stock_backbone(tmp_path)
     images = {"data.train_images": 200, "data.test_images": 50}
     records = hssl_hf.evaluate(tmp_path, data=SAMPLE, overrides=images, results=tmp_path / "results.jsonl")
     assert {record.n for record in records} == {50} and (tmp_path / "results.jsonl").is_file()

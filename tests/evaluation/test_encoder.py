@@ -14,16 +14,13 @@ from hssl_hf.evaluation.encoder import load_encoder, untrained
 from hssl_hf.publish.image_processor import image_processor
 from hssl_hf.publish.to_backbone import to_backbone
 from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import tiny_model, tiny_siamese
+from tests.conftest import tiny_model, tiny_siamese, write_stock_backbone
 from tests.faults import refused
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
-    image_processor(32).save_pretrained(folder)
-    return folder
+    return write_stock_backbone(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hssl_hf.cli import main as cli
-from hssl_hf.publish.image_processor import image_processor
-from hssl_hf.publish.to_transformers import to_transformers
-from tests.conftest import SAMPLE, tiny_model
+from tests.conftest import SAMPLE, write_stock_backbone
 from tests.faults import ends_well
 from tests.hub_server.server import OTHER_TOKEN, TOKEN
 
@@ -19,10 +17,7 @@ IMAGES = (f"data.path={SAMPLE}", "data.train_images=300", "data.test_images=50")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    to_transformers(tiny_model().teacher.base, 32).save_pretrained(folder)
-    image_processor(32).save_pretrained(folder)
-    return folder
+    return write_stock_backbone(tmp_path_factory.mktemp("export"))
 
 
 def test_every_figure_stands_beside_those_of_the_untrained_backbone_and_raw_pixels(folder, tmp_path, capsys):
