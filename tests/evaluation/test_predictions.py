@@ -1,5 +1,7 @@
 """Predictions in a file: what can be read from them, and which images are shown."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,3 +55,25 @@ def test_the_most_certain_mistakes_are_read_again(tmp_path):
     ((mistakes, numbers),) = most_certain_mistakes([result], split, images)
     assert numbers.tolist() == list(range(1, 33, 2)) and mistakes.shape == (16, 3, 96, 96)
     assert mistakes[:, 0, 0, 0].tolist() == numbers.tolist()
+
+
+@pytest.mark.fault("damaged evaluations")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"subject": 3},
+        {"classes": [1]},
+        {"positions": torch.zeros(3, dtype=torch.int64)},
+        {"mistakes": torch.zeros(1, 3, 96, 96)},
+        {"mistaken": torch.tensor([9])},
+        {"result": Classification(torch.zeros(3, 1), torch.ones(3), torch.zeros(3, dtype=torch.int64))},
+        {"result": Classification(torch.zeros(3, 1, dtype=torch.int64), torch.ones(2), torch.zeros(3, dtype=torch.int64))},
+        {"result": Classification(*(torch.zeros(shape, dtype=torch.int64) for shape in ((0, 1), 0, 0)))},
+    ],
+    ids=["name", "classes", "positions", "kind of images", "numbers", "kind of classes", "lengths", "none"],
+)
+def test_predictions_that_do_not_go_together_are_refused(tmp_path, change):
+    replace(predictions([0, 1, 1], [0, 0, 1]), **change).save(tmp_path)
+    (path,) = tmp_path.iterdir()
+    with refused(path.name, "expected", "evaluate the model again"):
+        Predictions.load(path)

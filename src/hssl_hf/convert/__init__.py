@@ -79,7 +79,9 @@ def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (ConversionError, FieldError) as error:
-        raise error if str(path) in str(error) else ConversionError(f"{path}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def _convert_to(
