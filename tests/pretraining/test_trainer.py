@@ -83,6 +83,15 @@ def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000, "drawn at the end, without a probe too"
 
 
+@pytest.mark.fault("damaged files of a run")
+def test_a_finished_run_that_has_lost_its_log_ends_again(pretrain, tmp_path, unchecked, capsys):
+    settings = ["optim.epochs=0.016", f"probe.path={SAMPLE}", "probe.train_images=50", "probe.test_images=20"]
+    assert pretrain(*settings) == 0
+    (tmp_path / "run" / "log.jsonl").unlink()
+    assert pretrain(*settings, "resume_from_checkpoint=auto") == 0
+    assert "no records of the k-NN probe" in capsys.readouterr().out
+
+
 def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked, capsys):
     """Weights that are not for commercial use give a run, its export and its full model of the same license."""
     config = read_recipe(settings_of("hssl"))[0].model_config()

@@ -49,7 +49,8 @@ def search_recipe(recipe: Recipe, candidates: list[str] | None, data_fraction: f
         data_fraction: of the images, between 0 and 1.
         depth: blocks of every candidate.
     Raises:
-        RecipeError: if the recipe is of another method, or the fraction is not in (0, 1].
+        RecipeError: if the recipe is of another method.
+        FieldError: for a fraction or depth out of its range.
     """
     if recipe.model_type() != HSSLConfig.model_type:
         raise RecipeError(f"heads can be searched only for HSSL, got model.model_type={recipe.model_type()!r}")
