@@ -11,7 +11,7 @@ from hssl_hf.engine.checkpoint import CheckpointManager
 from hssl_hf.runs.metric_logger import read_log
 from hssl_hf.runs.run_lock import read_status
 from tests.conftest import ROOT, SAMPLE
-from tests.processes import Program
+from tests.processes import Program, wait_until
 
 SCRIPT = ROOT / "training" / "pretrain.py"
 TINY = [
@@ -90,8 +90,7 @@ def wait_for_phase(process, phase: str, folder) -> None:
     else:
         pattern = ".step-*.draft/*" if phase == "saving" else "step-00000024"
         reached = lambda: list(folder.glob(f"checkpoints/{pattern}"))  # noqa: E731
-    while not reached():
-        assert process.poll() is None, f"ended early with code {process.returncode}"
+    wait_until(process, reached)
 
 
 def stopped_well(folder, errors: str) -> None:

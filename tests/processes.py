@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import select
 import socket
 import subprocess
 import sys
@@ -101,6 +102,16 @@ class Program:
         output = self._output.read_text()
         self._output.unlink()
         return output, errors
+
+
+def wait_until(process, reached: Callable[[], bool]) -> None:
+    """Return as soon as `reached` is true, asked a hundred times a second; fails if the process ends before."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        while not reached():
+            assert not select.select([ended], [], [], 0.01)[0] or reached(), f"ended early with code {process.poll()}"
+    finally:
+        os.close(ended)
 
 
 def run_code(command: list[str], **_) -> subprocess.CompletedProcess:

@@ -17,17 +17,6 @@ def test_help_imports_no_library():
     assert not {"'torch'", "'transformers'", "'datasets'", "'numpy'"} & set(done.stdout.replace("[", " ").split())
 
 
-def test_naming_the_package_imports_no_library_and_registers_late():
-    code = """
-import sys, hssl_hf
-assert not {"torch", "transformers"} & set(sys.modules)
-hssl_hf.HSSLConfig
-from transformers import AutoConfig
-AutoConfig.for_model("hssl")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 """Engines are the same training; the full table is `make equivalence`."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -50,6 +51,14 @@ def test_other_stages_of_zero_are_refused(monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", str(stage))
     with pytest.raises(LaunchError, match=rf"ZeRO-{stage} is not supported: .* deepspeed_zero2, or fsdp2"):
+        make_accelerator(bf16=False, accumulate=1, images_per_process=4)
+
+
+@pytest.mark.fault("missing extras")
+def test_the_extra_of_deepspeed_is_named_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with refused("DeepSpeed is not installed", "pip install 'hssl-hf[deepspeed]'"):
         make_accelerator(bf16=False, accumulate=1, images_per_process=4)
 
 

@@ -62,7 +62,7 @@ def pairwise(rows: list[tuple]) -> list[tuple]:
 
 
 CASES = TABLE if os.environ.get("HSSL_HF_SIGNAL_TABLE") == "full" else pairwise(TABLE)
-FAST = [(signal.SIGTERM, "accelerate launch", 2, 2, "training")]
+FAST = [(signal.SIGTERM, "accelerate launch", 1, 2, "training")]
 MARKED = [*FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in CASES if row not in FAST)]
 
 

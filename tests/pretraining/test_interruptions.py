@@ -26,7 +26,7 @@ from tests.launches import (
     wait_for_step,
     weights,
 )
-from tests.processes import Program
+from tests.processes import Program, wait_until
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers, method):
     reference.communicate()
     assert reference.returncode == 0 and killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "export").exists()
-    resumed = start(tmp_path / "killed", *arguments, "resume_from_checkpoint=auto", method=method)
+    resumed = start(tmp_path / "killed", *arguments, "resume_from_checkpoint=auto", "run.export=false", method=method)
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
     assert losses(tmp_path / "killed") == losses(tmp_path / "reference") and len(losses(tmp_path / "reference")) == 24
@@ -146,8 +146,7 @@ def test_a_second_run_in_the_folder_is_refused_until_it_takes_over(tmp_path):
     folder = tmp_path / "run"
     first = start(folder, "data.num_workers=0", "run.save_steps=4", "optim.epochs=1", "run.logging_steps=100")
     wait_for_step(first, 4)
-    while not list(folder.glob("checkpoints/step-*")):
-        assert first.poll() is None
+    wait_until(first, lambda: any(folder.glob("checkpoints/step-*")))
     second = start(folder, "resume_from_checkpoint=auto", "optim.epochs=1")
     output, errors = second.communicate()
     done = subprocess.CompletedProcess([], second.returncode, output, errors)
@@ -307,8 +306,7 @@ def test_twenty_five_kills_change_nothing(tmp_path, workers):
             wait_for_step(process, done + dice.randrange(4))
         else:
             drafts = folder / "checkpoints"
-            while process.poll() is None and not list(drafts.glob(".*.draft/*")):
-                pass
+            wait_until(process, lambda: any(drafts.glob(".*.draft/*")))
             saving += 1
         process.kill()
         process.communicate()

@@ -43,7 +43,7 @@ def pretrain(tmp_path, monkeypatch, forked_parity):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_complete_run_through_accelerate_launch(tmp_path):
+def test_complete_run_through_accelerate_launch(tmp_path, forked_parity):
     """Train, probe, export, evaluate, report; then export once more from the checkpoint and load it as users do."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", str(SCRIPT)]
@@ -118,7 +118,7 @@ def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, 
     assert "weights of `before`, whose license is **unknown**" in (tmp_path / "main" / "README.md").read_text()
 
 
-@pytest.mark.fault("trackers")
+@pytest.mark.fault("missing extras")
 @pytest.mark.parametrize(
     ("name", "hint"), [("comet_ml", "pip install comet-ml"), ("trackio", "pip install 'hssl-hf[trackers]'")]
 )

@@ -1,5 +1,7 @@
 """ONNX files compute what the card recommends, by the code of the card."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from PIL import Image
 from transformers import AutoModel
 
 from hssl_hf.publish.export import export_backbone
+from hssl_hf.publish.onnx import save_onnx
 from tests.conftest import MAE, TINY_VIT, tiny_model, tiny_siamese
+from tests.faults import refused
 from tests.publish.test_export import run_snippet
 
 ONNX = {
@@ -23,8 +27,11 @@ ONNX = {
 
 
 @pytest.mark.parametrize("name", ONNX)
-def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_path, unchecked, monkeypatch):
-    """By the code of the card, which gives the same features as its code for transformers; axes have names."""
+def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_path, forked_parity, monkeypatch):
+    """By the code of the card, which gives the same features as its code for transformers; axes have names.
+
+    The export has compared the outputs at two sizes, and the card reports the difference of each.
+    """
     make, kind, outputs = ONNX[name]
     folder = export_backbone(make(), tmp_path / "export", kind=kind, onnx=True)
     Image.fromarray((np.arange(40 * 40 * 3) % 251).astype(np.uint8).reshape(40, 40, 3)).save(tmp_path / "image.png")
@@ -37,6 +44,10 @@ def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_pa
     assert (pixels.name, pixels.shape[0], scope["session"].get_outputs()[0].shape[0]) == ("pixel_values", "batch", "batch")
     assert kind == "timm" or "layer scale" in name or pixels.shape == ["batch", 3, "height", "width"]
     if kind == "main":
+        parity_facts = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
+        assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(parity_facts)
+        assert ("size_48/onnx_hidden_states" in parity_facts) == ("hidden_states" in outputs)
+        assert max(parity_facts.values()) <= 1e-4 and "size_48/onnx_pooler_output" in card
         with torch.no_grad():
             expected = run_snippet(card, folder, tmp_path / "image.png")
         for value in {"features", "cls"} & expected.keys():
@@ -50,14 +61,14 @@ def test_onnxruntime_computes_the_features_that_the_card_recommends(name, tmp_pa
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_siamese], ids=["hssl", "siamese_im"])
-def test_vision_transformers_in_timm_and_onnx(make, tmp_path, forked_parity):
-    """The export compares the outputs and reports the difference of each in the card."""
-    model = make().eval()
-    folder = export_backbone(model, tmp_path / "timm", kind="timm")
+def test_vision_transformers_in_timm(make, tmp_path, forked_parity):
+    folder = export_backbone(make().eval(), tmp_path / "timm", kind="timm")
     assert yaml.safe_load((folder / "facts.yaml").read_text())["parity"]["size_32/timm"] <= 1e-4
-    folder = export_backbone(model, tmp_path / "main", onnx=True)
-    parity_facts = yaml.safe_load((folder / "facts.yaml").read_text())["parity"]
-    assert {"size_32/onnx_pooler_output", "size_48/onnx_last_hidden_state"} <= set(parity_facts)
-    assert ("size_48/onnx_hidden_states" in parity_facts) == (make is tiny_siamese)
-    assert max(parity_facts.values()) <= 1e-4
-    assert "size_48/onnx_pooler_output" in (folder / "README.md").read_text()
+
+
+@pytest.mark.fault("missing extras")
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_the_extra_of_onnx_is_named_where_it_is_not_installed(monkeypatch, tmp_path, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with refused(missing, "pip install 'hssl-hf[onnx]'"):
+        save_onnx(tmp_path, image_size=32, num_channels=3)

@@ -17,6 +17,7 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
+    is_deepspeed_available,
 )
 from torch import Tensor, nn
 from torch.distributed import DistBackendError, DistNetworkError
@@ -145,10 +146,9 @@ def _forget_cpu() -> None:
 
 
 def _deepspeed_plugin(bf16: bool, accumulate: int, images_per_process: int) -> DeepSpeedPlugin:
-    try:
-        plugin = DeepSpeedPlugin(gradient_accumulation_steps=accumulate)
-    except ImportError as error:
-        raise LaunchError(f"DeepSpeed is not installed; pip install 'hssl-hf[deepspeed]' ({error})") from error
+    if not is_deepspeed_available():
+        raise LaunchError("DeepSpeed is not installed; pip install 'hssl-hf[deepspeed]'")
+    plugin = DeepSpeedPlugin(gradient_accumulation_steps=accumulate)
     if plugin.zero_stage not in (1, 2):
         raise LaunchError(
             f"ZeRO-{plugin.zero_stage} is not supported: the teacher follows full weights, which stage 3 partitions, and "
