@@ -305,8 +305,7 @@ def test_twenty_five_kills_change_nothing(tmp_path, workers):
         if dice.random() < 0.5:
             wait_for_step(process, done + dice.randrange(4))
         else:
-            drafts = folder / "checkpoints"
-            wait_until(process, lambda: any(drafts.glob(".*.draft/*")))
+            wait_until(process, lambda: any(folder.glob("checkpoints/.*.draft/*")))
             saving += 1
         process.kill()
         process.communicate()
