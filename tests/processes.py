@@ -105,7 +105,7 @@ class Program:
 
 
 def wait_until(process, reached: Callable[[], bool]) -> None:
-    """Return as soon as `reached` is true, asked a hundred times a second; fails if the process ends before."""
+    """Return as soon as `reached` is true, looked at every hundredth of a second; fails if the process ends before."""
     ended = os.pidfd_open(process.pid)
     try:
         while not reached():
