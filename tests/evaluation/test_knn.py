@@ -60,7 +60,7 @@ def test_metric_counts_the_k_best():
 def test_raw_pixels_classify_the_embedded_images_well():
     """1,000 training and 200 test images of the sample: far above the chance of 10 %."""
     probe = Probe(ProbeConfig(path=str(SAMPLE), train_images=1000, test_images=200), processor(28), accelerator())
-    result = probe.knn(raw_pixel_encoder, "k-NN")
+    result = probe.classify(raw_pixel_encoder, "k-NN")["knn_top1"]
     assert len(result) == 200 and 65 < result.accuracy(1) < 85 < result.accuracy(5)
 
 

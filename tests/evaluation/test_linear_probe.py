@@ -11,9 +11,9 @@ from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
 from hssl_hf.evaluation.feature_cache import FeatureCache
 from hssl_hf.evaluation.features import Representation
 from hssl_hf.evaluation.linear import LinearConfig
-from hssl_hf.evaluation.linear_probe import linear_probe
+from hssl_hf.evaluation.linear_probe import cached_probe, linear_probe
 from hssl_hf.evaluation.probe_state import ProbeState
-from hssl_hf.evaluation.splits import LabeledData
+from hssl_hf.evaluation.splits import LabeledData, extract_splits
 from hssl_hf.publish.export import export_backbone
 from tests.conftest import SAMPLE, TINY_VIT, tiny_model
 from tests.evaluation.extractors import accelerator, extractor, processor
@@ -29,6 +29,14 @@ def test_a_probe_on_random_crops_learns():
     result = linear_probe(extractor(28), raw_pixel_encoder, DATA, Representation(), CROPS)
     assert len(result.classification) == 100 and 55 < result.classification.accuracy() <= result.best_on_test
     assert result.settings["learning_rate"] in CROPS.learning_rates and 45 < result.settings["validation_top1"] < 95
+
+
+def test_a_probe_stops_between_two_epochs():
+    splits = extract_splits(extractor(28), raw_pixel_encoder, DATA, Representation(), "linear")
+    asked = []
+    assert cached_probe(accelerator(), splits, LinearConfig(epochs=5), lambda: asked.append(1) or len(asked) > 2) is None
+    assert len(asked) == 3
+    assert cached_probe(accelerator(), splits, LinearConfig(epochs=5)) is not None
 
 
 def test_images_that_choose_the_rate_train_nothing():

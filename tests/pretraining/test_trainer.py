@@ -19,6 +19,7 @@ from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli import main as cli
 from hssl_hf.cli.programs import launch, read_recipe
 from hssl_hf.cli.programs import pretrain as pretrain_program
+from hssl_hf.experiments.frozen_evaluation import evaluate
 from hssl_hf.pretraining.setup import require_trackers
 from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
@@ -48,6 +49,7 @@ def test_complete_run_through_accelerate_launch(tmp_path, forked_parity):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", str(SCRIPT)]
     command += [*TINY, f"run.output_dir={folder}", f"probe.path={SAMPLE}", "probe.train_images=500", "probe.test_images=100"]
+    command += ["probe.linear=true"]
     command += ["probe.every_epochs=0.016", "optim.mixed_precision=bf16", "run.report_to=[tensorboard]"]
     one_core = {min(os.sched_getaffinity(0))}  # threads of so small a model only wait for each other
     pin = lambda: os.sched_setaffinity(0, one_core)  # noqa: E731
@@ -57,17 +59,22 @@ def test_complete_run_through_accelerate_launch(tmp_path, forked_parity):
     assert "img/s" in done.stderr and "wait" in done.stderr and "aux→base" in done.stderr
     log = read_log(folder / "log.jsonl")
     assert [line["step"] for line in log if "knn_top1" in line] == [0, 10, 20, 24]
+    assert [line["step"] for line in log if "linear_top1" in line] == [0, 24]
     assert {"loss", "images_per_second", "data_wait", "cls_auxiliary_to_base"} <= set(log[1])
     assert (folder / "curves.png").stat().st_size > 10_000 and list((folder / "hssl_hf").glob("events*"))
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000020", "step-00000024"]
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert [r["subject"] for r in records] == ["pre-trained backbone", "untrained backbone", "raw pixels"]
+    assert [r["metric"] for r in records] == [*3 * ["knn_top1"], *3 * ["linear_top1"]]
+    assert [r["subject"] for r in records] == [*2 * ["pre-trained backbone", "untrained backbone", "raw pixels"]]
     assert all(0 < r["value"] < 100 and r["n"] == 100 for r in records)
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["optim"]["batch_size"] == 16
 
     assert cli.main(["export", str(folder), str(tmp_path / "again")]) == 0
     first, second = (AutoModel.from_pretrained(path).state_dict() for path in (folder / "export", tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    data = [f"data.path={SAMPLE}", "data.train_images=500", "data.test_images=100"]
+    anew = {r.metric: r.value for r in evaluate(tmp_path / "again", "linear", settings=data, baselines=False)}
+    assert anew["linear_top1"] == records[3]["value"]
 
 
 def test_a_resumed_run_logs_no_step_twice(pretrain, tmp_path):
@@ -88,8 +95,9 @@ def test_a_finished_run_that_has_lost_its_log_ends_again(pretrain, tmp_path, unc
     settings = ["optim.epochs=0.016", f"probe.path={SAMPLE}", "probe.train_images=50", "probe.test_images=20"]
     assert pretrain(*settings) == 0
     (tmp_path / "run" / "log.jsonl").unlink()
-    assert pretrain(*settings, "resume_from_checkpoint=auto") == 0
-    assert "no records of the k-NN probe" in capsys.readouterr().out
+    assert pretrain(*settings, "probe.linear=true", "resume_from_checkpoint=auto") == 0
+    shown = capsys.readouterr().out
+    assert "no records of k-NN" in shown and "no records of linear probe" in shown
 
 
 def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked, capsys):

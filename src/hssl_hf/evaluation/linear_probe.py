@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hssl_hf.engine.distributed import any_process
 from hssl_hf.errors import UserError
 from hssl_hf.evaluation.augmented_features import AugmentedFeatures
 from hssl_hf.evaluation.classification import Classification, rank_classes
@@ -109,8 +110,16 @@ def linear_probe(
     return train_classifiers(extractor.accelerator, features, validation, test, features.num_classes, config, state)
 
 
-def cached_probe(accelerator: Accelerator, splits: Splits, config: LinearConfig) -> LinearResult:
-    """A linear probe on features that are there already; errors as of `linear_probe`."""
+def cached_probe(
+    accelerator: Accelerator, splits: Splits, config: LinearConfig, stop: Callable[[], bool] = lambda: False
+) -> LinearResult | None:
+    """A linear probe on features that are there already; errors as of `linear_probe`.
+
+    Args:
+        stop: whether this process is to stop.
+    Returns:
+        None if a process is to stop.
+    """
     train, test = splits
     held_out = round(config.validation_fraction * len(train))
     if not held_out < len(train) or (config.validation_fraction and not held_out):
@@ -123,7 +132,7 @@ def cached_probe(accelerator: Accelerator, splits: Splits, config: LinearConfig)
     device = accelerator.device
     features = CachedFeatures(train.features[rest].to(device), train.labels[rest].to(device), config)
     state = ProbeState(None, accelerator)
-    return train_classifiers(accelerator, features, validation, test, int(train.labels.max()) + 1, config, state)
+    return train_classifiers(accelerator, features, validation, test, int(train.labels.max()) + 1, config, state, stop)
 
 
 def train_classifiers(
@@ -134,7 +143,8 @@ def train_classifiers(
     classes: int,
     config: LinearConfig,
     state: ProbeState,
-) -> LinearResult:
+    stop: Callable[[], bool] = lambda: False,
+) -> LinearResult | None:
     """Train the classifiers of all learning rates, each process those of some, and choose one.
 
     Args:
@@ -142,6 +152,9 @@ def train_classifiers(
         test: features to classify.
         classes: number of classes of the training split.
         state: from which an interrupted training continues.
+        stop: whether this process is to stop.
+    Returns:
+        None if a process is to stop.
     """
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     own = config.learning_rates[rank::processes]
@@ -152,7 +165,7 @@ def train_classifiers(
     judges = [None if split is None else (split.features.to(device), split.labels.to(device)) for split in (validation, test)]
     epoch, best_on_test = _restore(state.load(), classifiers, optimizer, training)
     bar = ProgressBar(total=config.epochs, initial=epoch, desc="linear probe", unit="epoch", leave=False, disable=rank != 0)
-    while epoch < config.epochs:
+    while epoch < config.epochs and not stop():
         classifiers.train()
         for number, (features, labels) in enumerate(training.epoch()):
             if own:
@@ -166,6 +179,8 @@ def train_classifiers(
             "optimizer": optimizer and optimizer.state_dict(), "training": training.state_dict(),
         })  # fmt: skip
     bar.close()
+    if any_process(accelerator, epoch < config.epochs):
+        return None
     state.remove()
     return _chosen(accelerator, classifiers, judges[0], test, config, best_on_test)
 

@@ -1,4 +1,4 @@
-"""The probe of a training run: k-NN on labeled images, with the same code as every other evaluation."""
+"""The probe of a training run: k-NN and a linear probe on labeled images, with the same code as every other evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,19 +11,22 @@ from hssl_hf.evaluation.encoder import Encoder
 from hssl_hf.evaluation.extraction import ExtractionConfig, Extractor
 from hssl_hf.evaluation.features import Features, Representation
 from hssl_hf.evaluation.knn import KNNConfig, knn_accuracy
+from hssl_hf.evaluation.linear import LinearConfig
+from hssl_hf.evaluation.linear_probe import cached_probe
 from hssl_hf.evaluation.splits import LabeledData, extract_splits
 from hssl_hf.fields import Images, Range, Temperature
 
 
 @dataclass(frozen=True)
 class ProbeConfig(LabeledData):
-    """Labeled images on which a k-NN classifier is evaluated periodically; it never influences the training.
+    """Labeled images on which the backbone is evaluated periodically, frozen; this never influences the training.
 
     Args:
         path: None for no probe.
         every_epochs: how often.
         features: as `Representation.features`.
         num_neighbors, temperature: of the weighted k-NN.
+        linear: also train a linear classifier, before the first step and after the last, as `hssl-hf evaluate MODEL linear`.
         crop_pct: side of the center crop as a fraction of the resized image's short side.
     Differs: while they train, the recipes of the papers compare with 50,000 training images; the papers' figures are with all
         of them, as `hssl-hf evaluate` computes them.
@@ -33,6 +36,7 @@ class ProbeConfig(LabeledData):
     features: Features = "cls"
     num_neighbors: Images = 20
     temperature: Temperature = 0.07
+    linear: bool = False
     crop_pct: Annotated[float, Range(0.1, 1)] = 0.875
 
     @property
@@ -45,7 +49,7 @@ class ProbeConfig(LabeledData):
 
 
 class Probe:
-    """Weighted k-NN on labeled images, by all processes of a run.
+    """Classifiers on labeled images, by all processes of a run.
 
     Args:
         config: images and protocol.
@@ -67,9 +71,19 @@ class Probe:
         extraction = ExtractionConfig(num_workers=num_workers)
         self.extractor = Extractor(accelerator, processor, extraction, stop=stop)
 
-    def knn(self, encoder: Encoder | Callable, progress: str) -> Classification | None:
-        """Classes of the test images; None if a process is to stop. All processes have to call this."""
+    def classify(self, encoder: Encoder | Callable, progress: str, *, linear: bool = False) -> dict[str, Classification] | None:
+        """Classes of the test images by k-NN, and by a linear classifier; None if a process is to stop.
+
+        All processes have to call this.
+        """
         splits = extract_splits(self.extractor, encoder, self.config, self.config.representation, progress)
         if splits is None:
             return None
-        return knn_accuracy(self.extractor.accelerator, *splits, self.config.knn)[self.config.num_neighbors]
+        accelerator, number = self.extractor.accelerator, self.config.num_neighbors
+        results = {"knn_top1": knn_accuracy(accelerator, *splits, self.config.knn)[number]}
+        if linear:
+            probe = cached_probe(accelerator, splits, LinearConfig(), self.extractor.stop)
+            if probe is None:
+                return None
+            results["linear_top1"] = probe.classification
+        return results

@@ -1,6 +1,7 @@
 """What a run produces: measurements during training; the export, evaluations and a report at the end."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -9,11 +10,13 @@ from hssl_hf.config.recipe import Recipe
 from hssl_hf.engine.distributed import on_main_process
 from hssl_hf.evaluation.classification import accuracy_interval
 from hssl_hf.evaluation.encoder import raw_pixel_encoder
+from hssl_hf.evaluation.linear import LinearConfig
 from hssl_hf.evaluation.probe import Probe
 from hssl_hf.evaluation.records import PIXELS, UNTRAINED
 from hssl_hf.evaluation.splits import split_record
 from hssl_hf.models.modeling_student_teacher import StudentTeacherPreTrainedModel
 from hssl_hf.publish.export import CardContext, export_backbone, update_card
+from hssl_hf.publish.model_card import SUBJECT
 from hssl_hf.publish.origin import Origin
 from hssl_hf.runs import manifest
 from hssl_hf.runs.metric_logger import MetricLogger, read_log
@@ -56,22 +59,25 @@ class RunArtifacts:
         """Wall time of the run so far, without time lost between the last checkpoint and an interruption."""
         return self.before + perf_counter() - self.started
 
-    def measure(self, method: StudentTeacherPreTrainedModel | None, step: int) -> None:
-        """k-NN with the network that will be exported, and once with the raw pixels; the curves are redrawn.
+    def measure(self, method: StudentTeacherPreTrainedModel | None, step: int, *, last: bool = False) -> None:
+        """Evaluate the network that will be exported, and once the raw pixels; the curves are redrawn.
 
         All processes have to call this. Nothing is logged if one of them is to stop.
 
         Args:
             method: with full weights; None where there is no probe.
+            last: whether this is the last step, after which, as before the first, a linear probe belongs to it.
         """
         if method is not None:
             base = method.get_network(self.recipe.run.export_network).base
             base.to(self.logger.accelerator.device).eval()
-            results = {"knn_top1": self.probe.knn(lambda pixels: base(pixels)[0], f"k-NN at step {step}")}
+            linear = self.recipe.probe.linear and (step == 0 or last)
+            results = self.probe.classify(lambda pixels: base(pixels)[0], f"probe at step {step}", linear=linear)
             base.train()
-            if step == 0:
-                results["knn_top1_pixels"] = self.probe.knn(raw_pixel_encoder, "k-NN of raw pixels")
-            if None not in results.values():
+            if step == 0 and results:
+                pixels = self.probe.classify(raw_pixel_encoder, "probe of raw pixels", linear=linear)
+                results = pixels and results | {f"{name}_pixels": result for name, result in pixels.items()}
+            if results:
                 self.logger.log(step, {name: result.accuracy() for name, result in results.items()})
                 self.test_images = len(results["knn_top1"])
         on_main_process(self.logger.accelerator, self.logger.draw)
@@ -116,22 +122,23 @@ class RunArtifacts:
 
     def _record(self) -> list[str]:
         """Records of the last probe, of the untrained backbone and of raw pixels; returns lines for the screen."""
-        probe, log = self.recipe.probe, [line for line in read_log(self.logger.path) if "knn_top1" in line]
-        start = next((line for line in log if "knn_top1_pixels" in line), None)
-        if start is None:
-            return [f"no records of the k-NN probe, since its first figures are missing in {self.logger.path}"]
-        accuracies = {
-            "pre-trained backbone": log[-1]["knn_top1"],
-            UNTRAINED: start["knn_top1"],
-            PIXELS: start["knn_top1_pixels"],
-        }
-        lines = [f"k-NN top-1 on {self.test_images} images ({probe.test_split}), neighbors from {probe.train_split}:"]
-        results = self.folder / RESULTS
+        probe, log = self.recipe.probe, read_log(self.logger.path)
+        protocols = {"knn_top1": ("k-NN", {"num_neighbors": probe.num_neighbors, "temperature": probe.temperature})}
+        if probe.linear:
+            protocols["linear_top1"] = ("linear probe", asdict(LinearConfig()))
+        results, lines = self.folder / RESULTS, []
         results.unlink(missing_ok=True)
-        used = {"num_neighbors": probe.num_neighbors, "temperature": probe.temperature}
-        for subject, value in accuracies.items():
-            interval = accuracy_interval(value, self.test_images)
-            settings = (probe, probe.representation, used, subject, self.recipe.seed)
-            split_record("knn_top1", value, self.test_images, *settings, interval=interval).append_to(results)
-            lines.append(f"  {subject:22s}{value:6.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]")
+        for metric, (title, used) in protocols.items():
+            start = next((line for line in log if f"{metric}_pixels" in line), None)
+            if start is None:
+                lines.append(f"no records of {title}, since its first figures are missing in {self.logger.path}")
+                continue
+            end = [line for line in log if metric in line][-1]
+            accuracies = {SUBJECT: end[metric], UNTRAINED: start[metric], PIXELS: start[f"{metric}_pixels"]}
+            lines.append(f"{title} top-1 on {self.test_images} images ({probe.test_split}), trained on {probe.train_split}:")
+            for subject, value in accuracies.items():
+                interval = accuracy_interval(value, self.test_images)
+                settings = (probe, probe.representation, used, subject, self.recipe.seed)
+                split_record(metric, value, self.test_images, *settings, interval=interval).append_to(results)
+                lines.append(f"  {subject:22s}{value:6.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]")
         return lines

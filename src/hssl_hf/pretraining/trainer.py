@@ -236,13 +236,13 @@ class PreTrainer:
         self.first_of_several = sum(position.get("first_of_several", 0) for position in positions)
 
     def _probe(self, done: int, method: StudentTeacherPreTrainedModel | None = None) -> bool:
-        """k-NN by all processes; returns whether a signal stops the run, after which it is repeated.
+        """Evaluate by all processes; returns whether a signal stops the run, after which it is repeated.
 
         Args:
             method: with full weights, where they are at hand.
         """
         method = None if self.recipe.probe.path is None else method or unsharded_model(self.engine)
-        self.artifacts.measure(method, done)
+        self.artifacts.measure(method, done, last=done == self.schedule.steps)
         memory.reset_peak(self.accelerator.device)
         return any_process(self.accelerator, self.signals.number > 0)
 

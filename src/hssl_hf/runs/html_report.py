@@ -25,7 +25,9 @@ TEMPLATE = Path(__file__).with_name("report.html")
 HEADLINES = {
     "loss": ("loss", "{:.3f}"),
     "k-NN top-1": ("knn_top1", "{:.1f} %"),
-    "raw pixels": ("knn_top1_pixels", "{:.1f} %"),
+    "k-NN of raw pixels": ("knn_top1_pixels", "{:.1f} %"),
+    "linear probe top-1": ("linear_top1", "{:.1f} %"),
+    "linear probe of raw pixels": ("linear_top1_pixels", "{:.1f} %"),
     "discrepancy": ("discrepancy", "{:.3f}"),
     "RankMe of the teacher": ("rank_me", "{:.1f}"),
     "images per second": ("images_per_second", "{:.0f}"),

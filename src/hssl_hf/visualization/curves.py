@@ -58,6 +58,7 @@ def _panels(lines: list[dict]) -> dict[str, list[str]]:
         "entropy (nats)": sorted(key for key in names if key.startswith(("teacher_entropy", "student_entropy"))),
         "RankMe of the teacher": ["rank_me"],
         "k-NN top-1 (%)": ["knn_top1", "knn_top1_pixels"],
+        "linear probe top-1 (%)": ["linear_top1", "linear_top1_pixels"],
         "learning rate": ["learning_rate"],
     }
     return {title: shown for title, keys in panels.items() if (shown := [key for key in keys if key in names])}
@@ -65,10 +66,10 @@ def _panels(lines: list[dict]) -> dict[str, list[str]]:
 
 def _draw_panel(axes, title: str, curves: dict[str, list[tuple[int, float]]]) -> None:
     for key, points in curves.items():
-        if key == "knn_top1_pixels":
+        if key.endswith("_pixels"):
             axes.axhline(points[0][1], color="gray", linestyle="--", linewidth=1, label="raw pixels")
         else:
-            label = {"knn_top1": "backbone"}.get(key, key.replace("_", " "))
+            label = "backbone" if key.endswith("_top1") else key.replace("_", " ")
             axes.plot(*zip(*points, strict=True), marker=None if len(points) > 40 else ".", linewidth=1.2, label=label)
     axes.set(title=title, xlabel="step")
     if title.startswith("discrepancy"):
