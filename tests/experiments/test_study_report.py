@@ -1,9 +1,11 @@
 """Tables and plots from records, and from nothing else."""
 
+import statistics
+
 import pytest
 
 from hssl_hf.experiments.study import PIXELS, UNTRAINED, Study
-from hssl_hf.experiments.study_report import Findings, draw, rank_table, spearman, table
+from hssl_hf.experiments.study_report import Findings, draw, interval, rank_table, spearman, table
 
 HEADS = ("vit", "swin", "resmlp")
 STUDY = Study(
@@ -42,20 +44,28 @@ def test_rank_correlation_is_that_of_the_ranks():
     assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(1 - 6 * 2 / (4 * 15)), "1 - 6 sum d² / (n (n² - 1))"
     lines = rank_table(Findings(STUDY, records()))
     assert lines[2:] == [
-        "| D of the single runs | – | +1.00, +1.00 |",
-        "| D in the search | -1.00, +1.00 | -1.00, +1.00 |",
-        "| D in the long search | +0.50, +0.50 | +0.50, +0.50 |",
+        "| D of the single runs | – | +1.00, +1.00 [+1.00, +1.00] |",
+        "| D in the search | -1.00, +1.00 [-1.00, +1.00] | -1.00, +1.00 [-1.00, +1.00] |",
+        "| D in the long search | +0.50, +0.50 [+0.50, +0.50] | +0.50, +0.50 [+0.50, +0.50] |",
     ]
     lacking = [r for r in records() if (r["metric"], r["subject"], r["seed"]) != ("discrepancy", "swin", 0)]
     lines = rank_table(Findings(STUDY, lacking))
     assert lines[2] == "| D of the single runs | – | +1.00 |", "a seed that lacks a head has no rank"
 
 
+@pytest.mark.parametrize(("values", "t"), [([1, 2], 12.706), ([3, 1, 5], 4.303), ([4, 1, 2, 7], 3.182), (range(10), 2.262)])
+def test_intervals_are_those_of_student(values, t):
+    """The two-sided 95 % points of Student's t with 1, 2, 3 and 9 degrees of freedom, from the usual tables."""
+    low, high = interval(values)
+    half = t * statistics.stdev(values) / len(values) ** 0.5
+    assert (low, high) == pytest.approx((statistics.mean(values) - half, statistics.mean(values) + half), abs=2e-3 * half)
+
+
 def test_the_table_has_what_was_measured(tmp_path):
     lines = table(Findings(STUDY, records()))
     assert lines[2].startswith("| raw pixels | 45.00 | 45.00 | – |") and lines[3].startswith("| untrained base | 30.50 |")
     assert lines[4].startswith("| plain | 40.50 | 40.00, 41.00 | – |")
-    assert lines[5].startswith("| vit | 42.00 | 41.00, 43.00 | +1.50 ± 0.71 | 0.100 | – | – | – |")
+    assert lines[5].startswith("| vit | 42.00 | 41.00, 43.00 | +1.50 [-4.85, +7.85] | 0.100 | – | – | – |")
     begun = Findings(STUDY, records()[:4])
     assert len(table(begun)) == 5 and rank_table(begun) == []
     (tmp_path / "private.png").write_text("private")

@@ -1,5 +1,7 @@
 """Records of a study -> table, plots, and how well the search predicts the single runs."""
 
+import math
+from collections.abc import Collection
 from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
@@ -60,8 +62,20 @@ def spearman(first: list[float], second: list[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def interval(values: Collection[float]) -> tuple[float, float]:
+    """95 % confidence interval of the mean of n > 1 independent values, by Student's t with n - 1 degrees of freedom.
+
+    With t = sqrt(f) tan(angle), f degrees of freedom give the angle a density that is proportional to cos(angle)^(f - 1).
+    """
+    freedom, angles = len(values) - 1, np.linspace(0, math.pi / 2, 100_001)[:-1]
+    mass = np.cumsum(np.cos(angles) ** (freedom - 1))
+    t = math.sqrt(freedom) * math.tan(angles[np.searchsorted(mass, 0.95 * mass[-1])])
+    half = t * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
 def table(findings: Findings) -> list[str]:
-    """Lines of Markdown: references, baseline, variants."""
+    """Lines of Markdown: references, baseline, variants; gains with their intervals over the seeds."""
     lines = ["| | k-NN (%) | seeds | gain, paired | D | N_s | sIoU | k-NN of the head |", "|---|---|---|---|---|---|---|---|"]
     for subject in (PIXELS, UNTRAINED, *findings.study.variants):
         accuracies = findings.of("knn_top1", subject)
@@ -69,7 +83,7 @@ def table(findings: Findings) -> list[str]:
             continue
         gains = findings.gains(subject) if subject not in (PIXELS, UNTRAINED, findings.study.baseline) else {}
         cells = [subject, _mean(accuracies, ".2f"), ", ".join(f"{value:.2f}" for value in accuracies.values())]
-        cells += [_mean(gains, "+.2f", spread=True)]
+        cells += [_mean(gains, "+.2f", with_interval=True)]
         cells += [_mean(findings.of(metric, subject), form) for metric, form in FORMATS.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -81,7 +95,7 @@ def summary(findings: Findings) -> list[str]:
     lines = [f"| | k-NN (%) | gain over {study.baseline}, paired | seeds |", "|---|---|---|---|"]
     for subject in (PIXELS, UNTRAINED, study.baseline, *study.heads):
         accuracies = findings.of("knn_top1", subject)
-        gain = _mean(findings.gains(subject), "+.2f", spread=True) if subject in study.heads else "–"
+        gain = _mean(findings.gains(subject), "+.2f", with_interval=True) if subject in study.heads else "–"
         label = f"with a {subject} head" if subject in study.heads else subject
         lines.append(f"| {label} | {_mean(accuracies, '.2f')} | {gain} | {len(accuracies)} |")
     return lines
@@ -96,9 +110,9 @@ def rank_table(findings: Findings) -> list[str]:
     for name, values in rows.items():
         cells = [findings.rank_correlation(values, other) if values is not other else [] for other in (single, gains)]
         if any(cells):
-            lines.append(f"| {name} | {' | '.join(', '.join(f'{r:+.2f}' for r in cell) or '–' for cell in cells)} |")
+            lines.append(f"| {name} | {' | '.join(map(_coefficients, cells))} |")
     heads = len(findings.study.heads)
-    title = f"| rank correlation of {heads} heads, a value per seed | with D of the single runs | with their gains |"
+    title = f"| rank correlation of {heads} heads, every seed | with D of the single runs | with their gains |"
     return [title, "|---|---|---|", *lines] if lines else []
 
 
@@ -142,8 +156,20 @@ def _scatter(axes, across: dict[int, float], up: dict[int, float], marker: str, 
     axes.plot([across[seed] for seed in seeds], [up[seed] for seed in seeds], marker, **style)
 
 
-def _mean(values: dict[int, float], form: str, spread: bool = False) -> str:
+def _mean(values: dict[int, float], form: str, with_interval: bool = False) -> str:
     if not values:
         return "–"
     text = format(mean(values.values()), form)
-    return f"{text} ± {stdev(values.values()):.2f}" if spread and len(values) > 1 else text
+    if not with_interval or len(values) == 1:
+        return text
+    low, high = interval(values.values())
+    return f"{text} [{low:{form}}, {high:{form}}]"
+
+
+def _coefficients(values: list[float]) -> str:
+    """Rank correlations of all seeds, and the interval of their mean within its range."""
+    text = ", ".join(f"{value:+.2f}" for value in values)
+    if len(values) < 2:
+        return text or "–"
+    low, high = interval(values)
+    return f"{text} [{max(low, -1):+.2f}, {min(high, 1):+.2f}]"
