@@ -25,6 +25,7 @@ from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
 from tests.data.test_decode import ONE, SEVERAL
+from tests.data.test_files import full_disk
 from tests.data.test_stream import write_parquet
 from tests.faults import refused
 from tests.launches import SCRIPT, TINY, losses, settings_of, weights
@@ -98,6 +99,21 @@ def test_a_finished_run_that_has_lost_its_log_ends_again(pretrain, tmp_path, unc
     assert pretrain(*settings, "probe.linear=true", "resume_from_checkpoint=auto") == 0
     shown = capsys.readouterr().out
     assert "no records of k-NN" in shown and "no records of linear probe" in shown
+
+
+@pytest.mark.fault("full disks")
+def test_a_full_disk_at_a_picture_or_an_export_is_named_and_leaves_nothing(pretrain, tmp_path, capsys):
+    probe = [f"probe.path={SAMPLE}", "probe.train_images=50", "probe.test_images=20"]
+    with full_disk(8_000):
+        assert pretrain(*probe) == 2
+    text = capsys.readouterr().err
+    assert "curves.png" in text and "make room" in text and "Traceback" not in text
+    assert pretrain("optim.epochs=0.016", "run.export=false", "resume_from_checkpoint=auto") == 0
+    with full_disk(8_000):
+        assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "export")]) == 2
+    text = capsys.readouterr().err
+    assert f"{tmp_path / 'export'} cannot be written" in text and "make room" in text and "Traceback" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, unchecked, capsys):
