@@ -1,5 +1,6 @@
 """The wheel alone, outside of any checkout, with the recipes, configurations and images that it brings."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLE
 from tests.launches import TINY, losses, weights
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 SHORT = [*TINY, "optim.epochs=0.0064", "data.num_workers=0"]  # 4 steps
@@ -73,3 +75,10 @@ def test_launching_the_module_equals_launching_the_script(command, tmp_path):
     ours, theirs = (weights(tmp_path / name, step=4) for name in ("module", "script"))
     assert len(losses(tmp_path / "module")) == 4 and losses(tmp_path / "module") == losses(tmp_path / "script")
     assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_processes_are_launched_by_the_name_of_a_configuration(command, tmp_path):
+    launch = f"--config_file cpu --num_processes 2 --main_process_port {free_port()}"
+    folder = tmp_path / "run"
+    command("hssl-hf", "pretrain", *SHORT, f"run.output_dir={folder}", "run.export=false", "--launch", launch)
+    assert json.loads((folder / "manifest.json").read_text())["processes"] == 2 and len(losses(folder)) == 4

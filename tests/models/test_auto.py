@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hssl_hf.auxiliary import BLOCKS
 from hssl_hf.models.auto import configuration_classes
@@ -100,6 +101,11 @@ def test_every_method_has_what_cards_and_reports_need():
         values = config()
         assert values.citation.startswith("@") and len(values.describe()) == 2 and values.described_in(), name
         assert {"backbone", "image_size", "license"} <= set(config.declarations())
+
+
+def test_no_model_of_transformers_has_the_name_of_a_method():
+    """Else loading one of them would give the other."""
+    assert not configuration_classes().keys() & CONFIG_MAPPING_NAMES.keys()
 
 
 def test_families_of_heads_are_those_that_exist():
