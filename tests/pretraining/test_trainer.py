@@ -102,7 +102,7 @@ def test_a_finished_run_that_has_lost_its_log_ends_again(pretrain, tmp_path, unc
 
 
 @pytest.mark.fault("full disks")
-def test_a_full_disk_at_a_picture_or_an_export_is_named_and_leaves_nothing(pretrain, tmp_path, capsys):
+def test_a_full_disk_at_a_figure_or_an_export_is_named_and_leaves_nothing(pretrain, tmp_path, capsys):
     probe = [f"probe.path={SAMPLE}", "probe.train_images=50", "probe.test_images=20"]
     with full_disk(8_000):
         assert pretrain(*probe) == 2
