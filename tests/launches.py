@@ -26,6 +26,7 @@ TINY = [
     "run.logging_steps=1",
     "run.save_steps=5",
     "probe.path=null",
+    "probe.linear=false",
 ]
 SIAMESE = [
     str(ROOT / "training" / "recipes" / "siamese_im_cifar10.yaml"),

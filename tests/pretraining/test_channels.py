@@ -1,20 +1,16 @@
 """Gray and multi-band images from the files to the export: training, probe, figures, export, evaluation, replay."""
 
 import json
-import os
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from timm.models import adapt_input_conv
 from transformers import AutoImageProcessor, AutoModel
 
 from hssl_hf.cli import main as cli
-from hssl_hf.cli.programs import launch
-from hssl_hf.cli.programs import pretrain as pretrain_program
 from hssl_hf.config.recipe import load_recipe
 from hssl_hf.data.views import collate
 from hssl_hf.evaluation.encoder import load_encoder
@@ -35,18 +31,8 @@ COLORLESS = ["views.jitter.saturation=0", "views.jitter.hue=0", "views.gray_prob
 FOUR = ["views.mean=[0.4, 0.5, 0.5, 0.6]", "views.std=[0.2, 0.2, 0.3, 0.3]", *COLORLESS]
 
 
-@pytest.fixture
-def pretrain(tmp_path, monkeypatch, forked_parity):
-    """Run the program in this process with tiny settings for images of some channels; returns its exit code."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one thread
-
-    def run(channels: int, *arguments: str, method: str = "hssl") -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        fixed = [*settings_of(method), f"run.output_dir={tmp_path}/run", "data.num_workers=0", "optim.epochs=0.0064"]
-        return launch(pretrain_program, [*fixed, f"model.backbone_kwargs.in_chans={channels}", *arguments])
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
+def channels(number: int) -> list[str]:
+    return ["optim.epochs=0.0064", f"model.backbone_kwargs.in_chans={number}"]
 
 
 @pytest.fixture
@@ -68,7 +54,7 @@ def bands(tmp_path):
 def test_gray_images_from_their_files_to_the_evaluation(pretrain, tmp_path, capsys):
     """The embedded images are gray. The export is a stock model of one channel, which `hssl-hf evaluate` reads."""
     probe = [f"probe.path={SAMPLE}", "probe.train_images=100", "probe.test_images=40"]
-    assert pretrain(1, *probe) == 0
+    assert pretrain(*channels(1), *probe) == 0
     folder = tmp_path / "run"
     records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [record["n"] for record in records] == [40, 40, 40]
@@ -91,7 +77,7 @@ def test_gray_images_from_their_files_to_the_evaluation(pretrain, tmp_path, caps
 @pytest.mark.parametrize("method", ["mae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hssl", "siamese_im"))])
 def test_four_bands_from_their_files_to_the_export(method, pretrain, tmp_path, bands):
     arguments = [*FOUR, f"data.path={bands}", f"probe.path={bands}", "probe.test_split=test", "optim.epochs=0.4"]
-    assert pretrain(4, *arguments, method=method) == 0
+    assert pretrain(*channels(4), *arguments, method=method) == 0
     folder = tmp_path / "run"
     assert [line["step"] for line in read_log(folder / "log.jsonl") if "loss" in line] == [1, 2, 3]
     model, report = AutoModel.from_pretrained(folder / "export", output_loading_info=True)
@@ -104,7 +90,7 @@ def test_four_bands_from_their_files_to_the_export(method, pretrain, tmp_path, b
 
 
 def test_images_of_other_bands_end_the_run_with_a_name(pretrain, tmp_path, bands, capsys):
-    assert pretrain(1, f"data.path={bands}") == 2
+    assert pretrain(*channels(1), f"data.path={bands}") == 2
     message = capsys.readouterr().err
     assert "100 of 100 images cannot be decoded" in message and "expected images of 1 bands, got one of 4 (RGBA)" in message
     assert "the last one is" in message and "model.backbone_kwargs.in_chans" in message
@@ -114,7 +100,7 @@ def test_images_of_other_bands_end_the_run_with_a_name(pretrain, tmp_path, bands
 
 
 def test_a_step_on_gray_images_is_replayed(pretrain, tmp_path):
-    assert pretrain(1, "optim.base_learning_rate=1e38", "optim.max_grad_norm=null", "optim.warmup_epochs=0") == 2
+    assert pretrain(*channels(1), "optim.base_learning_rate=1e38", "optim.max_grad_norm=null", "optim.warmup_epochs=0") == 2
     (capture,) = (tmp_path / "run" / "captures").iterdir()
     (report,) = replay(capture)
     assert report.not_finite

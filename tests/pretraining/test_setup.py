@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hssl_hf.config.recipe import load_recipe
-from hssl_hf.pretraining.setup import with_supported_precision
+from hssl_hf.pretraining.setup import require_trackers, with_supported_precision
+from tests.faults import refused
 
 
 @pytest.fixture
@@ -39,3 +40,13 @@ def test_an_accelerator_that_is_not_to_be_used_does_not_count(machine, monkeypat
     machine(bf16=False, accelerator=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert with_supported_precision(load_recipe(None)).optim.mixed_precision == "no"
+
+
+@pytest.mark.fault("missing extras")
+@pytest.mark.parametrize(
+    ("name", "hint"), [("comet_ml", "pip install comet-ml"), ("trackio", "pip install 'hssl-hf[trackers]'")]
+)
+def test_the_hint_names_the_package_of_the_tracker(monkeypatch, name, hint):
+    monkeypatch.setattr("hssl_hf.pretraining.setup.get_available_trackers", list)
+    with refused("run.report_to", name, hint):
+        require_trackers((name,))

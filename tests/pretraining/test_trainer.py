@@ -11,38 +11,20 @@ import datasets
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hssl_hf import HSSLForPreTraining
 from hssl_hf.cli import main as cli
-from hssl_hf.cli.programs import launch, read_recipe
-from hssl_hf.cli.programs import pretrain as pretrain_program
+from hssl_hf.cli.programs import read_recipe
 from hssl_hf.experiments.frozen_evaluation import evaluate
-from hssl_hf.pretraining.setup import require_trackers
 from hssl_hf.publish.export import export_model
 from hssl_hf.runs.metric_logger import read_log
 from tests.conftest import SAMPLE
 from tests.data.test_decode import ONE, SEVERAL
 from tests.data.test_files import full_disk
 from tests.data.test_stream import write_parquet
-from tests.faults import refused
 from tests.launches import SCRIPT, TINY, losses, settings_of, weights
-
-
-@pytest.fixture
-def pretrain(tmp_path, monkeypatch, forked_parity):
-    """Run the program in this process with tiny settings; returns its exit code."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one thread
-
-    def run(*arguments: str, method: str = "hssl") -> int:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        fixed = [*settings_of(method), f"run.output_dir={tmp_path}/run", "data.num_workers=0"]
-        return launch(pretrain_program, [*fixed, *arguments])
-
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_complete_run_through_accelerate_launch(tmp_path, forked_parity):
@@ -140,16 +122,6 @@ def test_license_and_origin_survive_resuming_and_the_export(pretrain, tmp_path, 
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "main")]) == 0
     assert "weights of `before`, whose license is **unknown**" in (tmp_path / "main" / "README.md").read_text()
-
-
-@pytest.mark.fault("missing extras")
-@pytest.mark.parametrize(
-    ("name", "hint"), [("comet_ml", "pip install comet-ml"), ("trackio", "pip install 'hssl-hf[trackers]'")]
-)
-def test_the_hint_names_the_package_of_the_tracker(monkeypatch, name, hint):
-    monkeypatch.setattr("hssl_hf.pretraining.setup.get_available_trackers", list)
-    with refused("run.report_to", name, hint):
-        require_trackers((name,))
 
 
 def test_infinite_loss_stops_with_a_report(pretrain, tmp_path, capsys):
@@ -282,68 +254,6 @@ def test_files_with_several_images_are_named_once_and_counted(pretrain, tmp_path
 def _real() -> list[bytes]:
     rows = datasets.load_dataset("parquet", data_dir=str(SAMPLE), split="train", streaming=True)
     return [row["image"]["bytes"] for row in rows.cast_column("image", datasets.Image(decode=False)).take(200)]
-
-
-VARIANTS = {
-    "mae": [
-        "model.target=pixel",
-        "model.views=same",
-        "model.decoder_norm=layer",
-        "model.projector_depth=0",
-        "model.final_norm=true",
-    ],
-    "pixels of another view": ["model.target=pixel"],
-    "global": ["model.level=global"],
-    "random masks, moco": ["model.loss_normalization=batch_norm_l2", "masks.shape=random", "model.decoder_norm=layer"],
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_siamese_variants_train_and_export(pretrain, tmp_path, variant, capsys):
-    """Six steps of every kind of variant through the program; the export loads, its card explains how to read it."""
-    one_view = ["views.global_crop_blur=[0.0]", "views.global_crop_solarize=[0.0]"] if variant == "mae" else []
-    assert pretrain("optim.epochs=0.0096", *VARIANTS[variant], *one_view, method="siamese_im") == 0
-    log = read_log(tmp_path / "run" / "log.jsonl")
-    assert len(log) == 6 and ("reconstruction" if "pixel" in " ".join(VARIANTS[variant]) else "collapse") in log[-1]
-    assert AutoModel.from_pretrained(tmp_path / "run" / "export").config.model_type == "vit"
-    card = (tmp_path / "run" / "export" / "README.md").read_text()
-    assert ("hidden_states[-1]" in card) == (variant != "mae") and "The student's base" in card
-    if variant == "global":
-        assert cli.main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
-        pair = [load_file(folder / "model.safetensors") for folder in (tmp_path / "run" / "export", tmp_path / "again")]
-        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
-
-
-def test_siamese_teacher_follows_the_official_momentum(pretrain, tmp_path):
-    """Momentum 0, 1/2 and 1 for the steps 0, 1 and 2: after step 0 the teacher moves by half, then it is frozen."""
-    settings = ["optim.epochs=0.0032", "optim.teacher_momentum=[0.0, 1.0]", "optim.warmup_epochs=0"]
-    assert pretrain(*settings, "run.save_steps=1", "model.drop_path_rate=0.0", method="siamese_im") == 0
-    name = "base.model.blocks.0.mlp.fc1.weight"
-    first, second = (
-        load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (1, 2)
-    )
-    assert torch.equal(first[f"teacher.{name}"], second[f"teacher.{name}"])
-    assert not torch.equal(first[f"teacher.{name}"], first[f"student.{name}"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run.export_network=teacher", "model.target=pixel"], "this method has no teacher"),
-        (["model.views=same"], "this method takes 1 global views, got 2"),
-        (["masks.shape=block"], "set masks.shape to fixed_count_block or random"),
-        (["masks.ratio_jitter=[0.1]"], "and masks.ratio_jitter=[0.0]"),
-        (["masks.ratios=[0.2, 0.6]", "masks.ratio_jitter=[0.0, 0.0]"], "one ratio in masks.ratios"),
-        (["model.decoder_num_attention_heads=5"], "set decoder_num_attention_heads"),
-        (["model.objective=dino"], "model.objective: unknown key"),
-        (["model.backbone=resnet18", "model.backbone_kwargs=null"], "needs a vision transformer"),
-        (["views.num_local_crops=1"], "takes no local views, got 1"),
-    ],
-)
-def test_siamese_mistakes_end_in_one_clear_line(pretrain, capsys, arguments, message):
-    assert pretrain(*arguments, method="siamese_im") == 2
-    errors = capsys.readouterr().err
-    assert message in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(("objective", "frozen_epochs"), [("dino", 0.0096), ("ibot", 0.0)])

@@ -66,7 +66,7 @@ class RunArtifacts:
 
         Args:
             method: with full weights; None where there is no probe.
-            last: whether this is the last step, after which, as before the first, a linear probe belongs to it.
+            last: whether the training has ended; a linear probe is trained then and before the first step.
         """
         if method is not None:
             base = method.get_network(self.recipe.run.export_network).base
@@ -135,7 +135,7 @@ class RunArtifacts:
                 continue
             end = [line for line in log if metric in line][-1]
             accuracies = {SUBJECT: end[metric], UNTRAINED: start[metric], PIXELS: start[f"{metric}_pixels"]}
-            lines.append(f"{title} top-1 on {self.test_images} images ({probe.test_split}), trained on {probe.train_split}:")
+            lines.append(f"{title} top-1 on {self.test_images} images ({probe.test_split}), labels from {probe.train_split}:")
             for subject, value in accuracies.items():
                 interval = accuracy_interval(value, self.test_images)
                 settings = (probe, probe.representation, used, subject, self.recipe.seed)
